@@ -1,1 +1,24 @@
-//! Placeholder until the first step of this crate lands.
+//! The contract of minipod: the objects of the API (Kubernetes v1 shapes) and its services.
+//!
+//! One set of types, [`v1`], is wire, store and manifest. prost makes it of `proto/minipod/v1/*.proto`; `build.rs` adds serde
+//! attributes from the same descriptors, so that JSON and YAML have exactly the Kubernetes form.
+#![forbid(unsafe_code)]
+
+pub mod base64;
+mod json;
+mod objects;
+pub mod quantity;
+pub mod resources;
+pub mod scalar;
+pub mod schema;
+
+pub use objects::{DEFAULT_GRACE_SECONDS, Kind, Phase, Resource, RestartPolicy};
+
+/// The generated types: messages of core.proto and api.proto, and the services' clients and servers.
+#[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
+pub mod v1 {
+    tonic::include_proto!("minipod.v1");
+}
+
+/// The encoded FileDescriptorSet of all .proto files, for the reflection service.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

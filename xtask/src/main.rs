@@ -1,1 +1,66 @@
-fn main() {}
+//! What a person or CI types: `cargo xtask demo`, `cargo xtask test`. Standard library only, so that it builds in a second.
+
+mod bench;
+mod compose;
+mod images;
+mod run;
+mod setup;
+mod suite;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  demo [--keep] [--fast]  set up, build, start a cluster on this machine, run the examples, take it down (--keep: leave it up)
+  test [FILTER]           everything CI runs; with FILTER only the tests whose names contain it
+  setup                   install the Debian packages that are missing
+  images                  build target/images/*.oci.tar from Debian's packages
+  bench NAME              run a benchmark: podstart, footprint (release build; podstart compares with podman)
+  compose up|down|test    the cluster of deploy/compose.yaml, in containers
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match args.as_slice() {
+        ["demo", flags @ ..] => demo(flags),
+        ["test", filter @ ..] => suite::test(filter),
+        ["setup"] => setup::install(setup::BASE),
+        ["images"] => setup::install(setup::BASE).and_then(|()| images::build_all()),
+        ["bench", name, rest @ ..] => bench::run(name, rest),
+        ["compose", verb @ ("up" | "down" | "test")] => compose::run(verb),
+        [] | ["help" | "-h" | "--help"] => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        other => Err(format!("no such command: {}\n\n{USAGE}", other.join(" "))),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("xtask: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Set up, build, and let `minictl demo` do the rest.
+fn demo(flags: &[&str]) -> Result<(), String> {
+    for flag in flags {
+        if !["--keep", "--fast"].contains(flag) {
+            return Err(format!("demo: unknown flag {flag}: only --keep and --fast are known"));
+        }
+    }
+    setup::install(setup::BASE)?;
+    run::step("build the binaries");
+    run::cargo(&["build", "--workspace", "--bins"])?;
+    images::build_all()?;
+    let root = run::root();
+    let mut demo = std::process::Command::new(run::bin_dir().join("minictl"));
+    demo.arg("demo").args(flags);
+    demo.arg("--bin-dir").arg(run::bin_dir());
+    demo.arg("--images").arg(images::dir());
+    demo.arg("--examples").arg(root.join("deploy/examples"));
+    run::command(&mut demo)
+}

@@ -1,0 +1,333 @@
+//! What all tasks of the agent share.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use minipod_proto::v1::{Node, NodeStatus, Routes};
+use tokio::sync::{Notify, Semaphore, watch};
+
+use crate::clock::{boot_ms, wall_ms};
+use crate::config::Config;
+use crate::image::{ImageError, ImageStore, StoreOptions};
+use crate::net::{Cidr, NetConfig, NetError, Network, NodeRoute};
+use crate::node::{self, Machine, Pressure};
+use crate::outbox::Outbox;
+use crate::paths::Paths;
+use crate::pods::{Desired, Pods, Spawn};
+use crate::want::Uid;
+use crate::worker::PodView;
+
+/// How often the machine is measured.
+const MEASURE_EVERY_MS: u64 = 10_000;
+/// How long a pod's network waits for the node's: within it the first registration is over.
+const NETWORK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A directory cannot be made.
+    #[error("create {}", path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// podshim or pause.
+    #[error("{0}")]
+    Helper(String),
+    /// The image store.
+    #[error("open the image store")]
+    Images(#[from] ImageError),
+    /// `--run-dir` makes paths that no socket can have.
+    #[error("run directory {0} is too long for the sockets in it: at most {1} bytes")]
+    RunDir(String, usize),
+    /// Another agent runs on these directories.
+    #[error("run directory {} is in use by another agent", .0.display())]
+    InUse(PathBuf),
+    /// The endpoint for metrics and health.
+    #[error("serve metrics: {0}")]
+    Metrics(String),
+}
+
+/// What all tasks of the agent share.
+#[derive(Debug)]
+pub struct Agent {
+    /// The command line.
+    pub config: Config,
+    /// This node's name.
+    pub name: String,
+    /// Facts of the machine.
+    pub machine: Machine,
+    /// Where things are.
+    pub paths: Paths,
+    /// What the API server does not know yet.
+    pub outbox: Outbox,
+    /// The pods.
+    pub pods: Pods,
+    /// The images.
+    pub images: Arc<ImageStore>,
+    /// Images were loaded.
+    pub images_changed: Notify,
+    /// The supervisor's binary.
+    pub podshim: PathBuf,
+    /// The infra container's binary.
+    pub pause: PathBuf,
+    node_ip: Mutex<IpAddr>,
+    network: watch::Sender<Option<(Cidr, Arc<Network>)>>,
+    node_status: Mutex<Option<(u64, NodeStatus)>>,
+    connected: AtomicBool,
+    /// Requests that may be served at a time.
+    pub streams: Arc<Semaphore>,
+    views: Mutex<HashMap<Uid, watch::Receiver<PodView>>>,
+    /// Held as long as the agent lives.
+    _lock: std::fs::File,
+}
+
+/// Starts workers; the agent owns the set of pods, so this must not own the agent.
+struct Spawner(Weak<Agent>);
+
+impl Spawn for Spawner {
+    fn spawn(&self, uid: Uid, desired: watch::Receiver<Desired>) {
+        if let Some(agent) = self.0.upgrade() {
+            tokio::spawn(crate::worker::run(agent, uid, desired));
+        }
+    }
+}
+
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// sun_path is 108 bytes; a uid and `/shim.sock` follow the run directory.
+const MAX_RUN_DIR_BYTES: usize = 107 - "/pods/".len() - 36 - "/shim.sock".len();
+
+impl Agent {
+    /// Takes the directories in use and looks at the machine. Starts nothing.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub fn new(config: Config) -> Result<Arc<Self>, AgentError> {
+        let run_dir = config.run_dir.to_string_lossy().into_owned();
+        if run_dir.len() > MAX_RUN_DIR_BYTES {
+            return Err(AgentError::RunDir(run_dir, MAX_RUN_DIR_BYTES));
+        }
+        let paths = Paths::new(&config.run_dir, &config.data_dir);
+        for path in [paths.pods_run(), paths.pods_data(), paths.logs()] {
+            std::fs::create_dir_all(&path).map_err(|source| AgentError::Directory { path, source })?;
+        }
+        let lock = lock_dir(&config.run_dir)?;
+        let podshim = Config::helper(config.podshim.as_ref(), "minipod-podshim").map_err(AgentError::Helper)?;
+        let pause = Config::helper(config.pause.as_ref(), "minipod-pause").map_err(AgentError::Helper)?;
+        let images = ImageStore::open(&config.data_dir, StoreOptions::default())?;
+        let machine = Machine::look(&config);
+        let name = config.name.clone().unwrap_or_else(|| machine.hostname.to_lowercase());
+        let node_ip = address(&config).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        Ok(Arc::new_cyclic(|weak| Self {
+            name,
+            machine,
+            paths,
+            outbox: Outbox::default(),
+            pods: Pods::new(Box::new(Spawner(weak.clone()))),
+            images,
+            images_changed: Notify::new(),
+            podshim,
+            pause,
+            node_ip: Mutex::new(node_ip),
+            network: watch::Sender::new(None),
+            node_status: Mutex::new(None),
+            connected: AtomicBool::new(false),
+            streams: Arc::new(Semaphore::new(crate::streams::MAX_STREAMS)),
+            views: Mutex::default(),
+            _lock: lock,
+            config,
+        }))
+    }
+
+    /// The node's address.
+    #[must_use]
+    pub fn node_ip(&self) -> IpAddr {
+        *unpoisoned(&self.node_ip)
+    }
+
+    /// The pod network, once the node's range is known.
+    ///
+    /// # Errors
+    /// When it is not known in time: the API server was never reached.
+    pub async fn network(&self) -> Result<Arc<Network>, String> {
+        let mut receiver = self.network.subscribe();
+        let known = tokio::time::timeout(NETWORK_PATIENCE, receiver.wait_for(Option::is_some)).await;
+        match known {
+            Ok(Ok(network)) => Ok(network.as_ref().map(|(_, network)| network.clone()).ok_or("no pod network")?),
+            _ => Err("the node has no pod CIDR yet: the API server was not reached".to_owned()),
+        }
+    }
+
+    /// The pod network if it is there now.
+    #[must_use]
+    pub fn network_now(&self) -> Option<Arc<Network>> {
+        self.network.borrow().as_ref().map(|(_, network)| network.clone())
+    }
+
+    /// Opens the pod network with the range of a former start, so that pods need no API server.
+    pub async fn use_kept_pod_cidr(&self) {
+        if let Ok(cidr) = std::fs::read_to_string(self.paths.pod_cidr())
+            && let Err(error) = self.use_pod_cidr(cidr.trim()).await
+        {
+            tracing::error!(error, "the kept pod CIDR cannot be used");
+        }
+    }
+
+    /// Takes the node's pod CIDR: it stays the same for ever.
+    ///
+    /// # Errors
+    /// When it is another one than before, or the network cannot be set up.
+    pub async fn use_pod_cidr(&self, text: &str) -> Result<(), String> {
+        if let Ok(ip) = address(&self.config) {
+            *unpoisoned(&self.node_ip) = ip;
+        }
+        let cidr: Cidr = text.parse().map_err(|error: NetError| error.to_string())?;
+        if let Some((known, _)) = &*self.network.borrow() {
+            let change = || format!("pod CIDR was {known:?}, and is now said to be {text}: drain the node first");
+            return if *known == cidr { Ok(()) } else { Err(change()) };
+        }
+        let config = NetConfig {
+            bridge: self.config.bridge.clone(),
+            pod_cidr: cidr,
+            cluster_cidr: None,
+            data_dir: self.config.data_dir.clone(),
+            mtu: None,
+        };
+        let opened = tokio::task::spawn_blocking(move || Network::open(config)).await;
+        let network = opened
+            .map_err(|error| error.to_string())?
+            .map_err(|error| format!("set up the pod network: {}", crate::report::chain(&error)))?;
+        std::fs::write(self.paths.pod_cidr(), text)
+            .map_err(|error| format!("keep the pod CIDR in {}: {error}", self.paths.pod_cidr().display()))?;
+        self.network.send_replace(Some((cidr, Arc::new(network))));
+        Ok(())
+    }
+
+    /// Makes the routes to the other nodes' pods.
+    pub async fn use_routes(&self, routes: Routes) {
+        let Some(network) = self.network_now() else { return };
+        let own = self.node_ip().to_string();
+        let parse = |route: &minipod_proto::v1::routes::Route| {
+            Some(NodeRoute { pod_cidr: route.pod_cidr.parse().ok()?, via: route.via.parse().ok()? })
+        };
+        // Nodes that share this machine's address share its bridges: there is nothing to route.
+        let routes: Vec<NodeRoute> = routes
+            .routes
+            .iter()
+            .filter(|route| route.node != self.name && route.via != own)
+            .filter_map(parse)
+            .collect();
+        let set = tokio::task::spawn_blocking(move || network.set_routes(&routes)).await;
+        if let Ok(Err(error)) = set {
+            tracing::warn!(error = crate::report::chain(&error), "routes to other nodes could not be set");
+        }
+    }
+
+    /// The Node object to register.
+    #[must_use]
+    pub fn node_object(&self) -> Node {
+        node::node_object(&self.config, &self.name, self.measured())
+    }
+
+    /// Sends the node's status if it has changed since it was last sent.
+    pub fn refresh_node_status(&self) {
+        let old = unpoisoned(&self.node_status).clone();
+        if old.as_ref().is_some_and(|(at_ms, _)| boot_ms() < at_ms + MEASURE_EVERY_MS) {
+            return;
+        }
+        let new = self.measured();
+        if old.is_none_or(|(_, old)| node::differs(&old, &new)) {
+            self.outbox.node_status(new);
+        }
+    }
+
+    /// Images were loaded: pods that wait for one look again, and the API server hears of them.
+    pub fn images_were_loaded(&self) {
+        self.images_changed.notify_waiters();
+        let status = self.measured();
+        self.outbox.node_status(status);
+    }
+
+    fn measured(&self) -> NodeStatus {
+        let pressure = Pressure::measure(&self.config.data_dir, self.network.borrow().is_some());
+        let mut kept = unpoisoned(&self.node_status);
+        let previous = kept.as_ref().map(|(_, status)| status);
+        let status =
+            node::node_status(&self.machine, self.node_ip(), pressure, &self.images.list(), (previous, wall_ms()));
+        *kept = Some((boot_ms(), status.clone()));
+        status
+    }
+
+    /// Lets other tasks see a pod.
+    pub fn show(&self, uid: &Uid, view: watch::Receiver<PodView>) {
+        unpoisoned(&self.views).insert(uid.clone(), view);
+    }
+
+    /// The pod is over.
+    pub fn hide(&self, uid: &Uid) {
+        unpoisoned(&self.views).remove(uid);
+    }
+
+    /// A pod as it is now.
+    #[must_use]
+    pub fn view(&self, uid: &Uid) -> Option<PodView> {
+        unpoisoned(&self.views).get(uid).map(|view| view.borrow().clone())
+    }
+
+    /// Completes when that run of the container is over, or the pod is.
+    pub fn run_over(&self, uid: &Uid, container: &str, attempt: u32) -> impl Future<Output = ()> + Send + 'static {
+        let view = unpoisoned(&self.views).get(uid).cloned();
+        let container = container.to_owned();
+        async move {
+            let over = |view: &PodView| {
+                view.runs.get(&container).is_none_or(|run| run.attempt > attempt || (run.attempt == attempt && !run.running))
+            };
+            if let Some(mut view) = view {
+                // An error means that the worker is gone, and with it the pod.
+                let _ = view.wait_for(over).await;
+            }
+        }
+    }
+
+    /// Notes whether a session is up.
+    pub fn connected(&self, connected: bool) {
+        self.connected.store(connected, Ordering::Relaxed);
+    }
+
+    /// Whether a session is up.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+}
+
+/// The node's address: stated, or that of the route to the API server.
+fn address(config: &Config) -> std::io::Result<IpAddr> {
+    config.node_ip.map_or_else(|| node::address_towards(&config.server), Ok)
+}
+
+/// Two agents on one run directory would both start every pod.
+fn lock_dir(run_dir: &std::path::Path) -> Result<std::fs::File, AgentError> {
+    let path = run_dir.join("agent.lock");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|source| AgentError::Directory { path: path.clone(), source })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(AgentError::InUse(run_dir.to_owned())),
+        Err(std::fs::TryLockError::Error(source)) => Err(AgentError::Directory { path, source }),
+    }
+}

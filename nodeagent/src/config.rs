@@ -1,0 +1,132 @@
+//! The agent's command line.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::Parser;
+use minipod_proto::quantity::Quantity;
+use minipod_proto::v1::Taint;
+
+/// The node agent of minipod: makes the pods of one machine real.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "minipod-nodeagent", version)]
+pub struct Config {
+    /// The API server's address.
+    #[arg(long, default_value = "http://127.0.0.1:7070", env = "MINIPOD_SERVER")]
+    pub server: String,
+    /// This node's name [default: the host name].
+    #[arg(long)]
+    pub name: Option<String>,
+    /// What pods may use, such as cpu=2,memory=1.25Gi,pods=110 [default: the machine's less a reserve].
+    #[arg(long, value_delimiter = ',', value_parser = parse_quantity)]
+    pub allocatable: Vec<(String, Quantity)>,
+    /// State that does not outlive a boot. Keep it short: it holds sockets.
+    #[arg(long, default_value = "/run/minipod")]
+    pub run_dir: PathBuf,
+    /// Images, volumes and logs.
+    #[arg(long, default_value = "/var/lib/minipod")]
+    pub data_dir: PathBuf,
+    /// Name of the cgroup that holds all pods.
+    #[arg(long, default_value = "minipod")]
+    pub cgroup_root: String,
+    /// Name of the bridge that connects the pods.
+    #[arg(long, default_value = "minipod0")]
+    pub bridge: String,
+    /// Where /metrics and /healthz are served.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub metrics_listen: SocketAddr,
+    /// A label of the node; may be given several times.
+    #[arg(long = "label", value_parser = parse_label)]
+    pub labels: Vec<(String, String)>,
+    /// A taint of the node at its creation, key=value:Effect; may be given several times.
+    #[arg(long = "taint", value_parser = parse_taint)]
+    pub taints: Vec<Taint>,
+    /// The node's address [default: that of the route to the API server].
+    #[arg(long)]
+    pub node_ip: Option<IpAddr>,
+    /// Longest delay before a container that keeps ending is started again.
+    #[arg(long, default_value_t = 300_000, value_parser = clap::value_parser!(u64).range(1..=300_000))]
+    pub max_restart_backoff_ms: u64,
+    /// The podshim binary [default: beside this one].
+    #[arg(long)]
+    pub podshim: Option<PathBuf>,
+    /// The pause binary [default: beside this one].
+    #[arg(long)]
+    pub pause: Option<PathBuf>,
+}
+
+impl Config {
+    /// The path of a helper binary: the flag's, or `name` beside this executable.
+    ///
+    /// # Errors
+    /// When there is no such file.
+    pub fn helper(flag: Option<&PathBuf>, name: &str) -> Result<PathBuf, String> {
+        let path = match flag {
+            Some(path) => path.clone(),
+            None => {
+                std::env::current_exe().map_err(|error| format!("find this executable: {error}"))?.with_file_name(name)
+            }
+        };
+        if path.is_file() { Ok(path) } else { Err(format!("{} is missing: is it installed?", path.display())) }
+    }
+
+    /// The stated allocatable by resource.
+    #[must_use]
+    pub fn stated_allocatable(&self) -> BTreeMap<String, Quantity> {
+        self.allocatable.iter().cloned().collect()
+    }
+}
+
+fn parse_quantity(text: &str) -> Result<(String, Quantity), String> {
+    let (name, value) = text.split_once('=').ok_or("want RESOURCE=QUANTITY, such as memory=2Gi")?;
+    let quantity: Quantity = value.parse().map_err(|error| format!("{error}"))?;
+    if name.is_empty() || quantity.sign() < 0 {
+        return Err("want a resource's name and a quantity that is not negative".to_owned());
+    }
+    Ok((name.to_owned(), quantity))
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("want KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn parse_taint(text: &str) -> Result<Taint, String> {
+    let wrong = "want KEY[=VALUE]:NoSchedule, :PreferNoSchedule or :NoExecute";
+    let (pair, effect) = text.rsplit_once(':').ok_or(wrong)?;
+    let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+    if key.is_empty() || !["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
+        return Err(wrong.to_owned());
+    }
+    Ok(Taint { key: key.to_owned(), value: value.to_owned(), effect: effect.to_owned(), time_added: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Config, String> {
+        let all = std::iter::once("minipod-nodeagent").chain(args.iter().copied());
+        Config::try_parse_from(all).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn flags_are_read_and_checked() {
+        let config =
+            parse(&["--allocatable", "cpu=2,memory=1.25Gi,pods=110", "--taint", "a=b:NoSchedule"]).expect("fine");
+        assert_eq!(config.stated_allocatable()["memory"].value_ceil(), 5 << 28);
+        assert_eq!((config.taints[0].key.as_str(), config.taints[0].value.as_str()), ("a", "b"));
+        for bad in [
+            &["--allocatable", "cpu=-1"][..],
+            &["--allocatable", "cpu"],
+            &["--allocatable", "memory=1Gb"],
+            &["--taint", "a=b"],
+            &["--taint", ":NoSchedule"],
+            &["--label", "a"],
+            &["--max-restart-backoff-ms", "0"],
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+    }
+}

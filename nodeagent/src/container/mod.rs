@@ -1,0 +1,31 @@
+//! From a pod and an image to what podshim is told about one container.
+
+pub mod env;
+pub mod expand;
+pub mod process;
+pub mod resources;
+
+/// A container cannot be made as it is written (waiting reason `CreateContainerConfigError`).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A reference to a field that does not exist.
+    #[error("env {variable} refers to unknown field {path}")]
+    UnknownField {
+        /// The variable.
+        variable: String,
+        /// What it refers to.
+        path: String,
+    },
+    /// Neither manifest nor image says what to run.
+    #[error("container {0}: neither the manifest nor the image has a command")]
+    NoCommand(String),
+    /// runAsNonRoot.
+    #[error("container has runAsNonRoot and would run as root")]
+    WouldBeRoot,
+    /// Not a capability.
+    #[error("unknown capability {0:?}")]
+    UnknownCapability(String),
+    /// A field that this agent does not carry out; nothing is ignored silently.
+    #[error("{0} is not supported by this agent")]
+    Unsupported(String),
+}

@@ -1,0 +1,408 @@
+//! Performs the planner's steps, and chooses nothing. Every step is idempotent: the agent may be killed before, within or
+//! after it and ask for it again.
+
+use std::sync::Arc;
+
+use minipod_proto::v1::{Container, Pod};
+use tokio::sync::mpsc;
+
+use crate::agent::Agent;
+use crate::container::ConfigError;
+use crate::container::env::EnvFacts;
+use crate::failpoints::{after, before, failpoint};
+use crate::image::{ImageError, ImageRecord};
+use crate::net::files::{self, HostnameInput, Hostnames};
+use crate::net::{NetError, Netns, PodNetwork};
+use crate::plan::model::Step;
+use crate::record::{self, Record, RecordError};
+use crate::shim::{Shim, ShimError, ShimEvent};
+use crate::volumes::{self, VolumeError};
+use crate::want::{Uid, find_container, key_of};
+
+/// Domain of the pods' names.
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+/// Logs of this many attempts are kept.
+const KEPT_LOGS: u32 = 2;
+
+/// What a step needs; made when it begins.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The agent.
+    pub agent: Arc<Agent>,
+    /// The pod.
+    pub uid: Uid,
+    /// As it was last seen.
+    pub pod: Arc<Pod>,
+    /// Its supervisor, when connected.
+    pub shim: Option<Shim>,
+    /// Its address, empty before it has one.
+    pub pod_ip: String,
+    /// The image that was prepared for the step's container.
+    pub image: Option<ImageRecord>,
+    /// The newest attempt of the step's container.
+    pub attempt: u32,
+    /// The newest sandbox.
+    pub sandbox: u32,
+    /// To keep beside the spec.
+    pub record: Record,
+}
+
+/// What a step brought.
+#[derive(Debug)]
+pub enum Done {
+    /// Only that it is done.
+    Nothing,
+    /// A supervisor.
+    Shim(Shim, mpsc::Receiver<ShimEvent>),
+    /// The pod's network.
+    Network(PodNetwork),
+    /// A container's image.
+    Image(ImageRecord),
+    /// A container's process lives (or has lived: its end comes as an event).
+    Started {
+        /// In this sandbox.
+        sandbox: u32,
+        /// Since then.
+        wall_ms: u64,
+    },
+}
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The supervisor is not connected (any more).
+    #[error("the pod's supervisor is not connected")]
+    NoShim,
+    /// The supervisor refused or could not be reached.
+    #[error(transparent)]
+    Shim(ShimError),
+    /// The container's process did not come to be, by its own fault.
+    #[error("start container {container}: {source}")]
+    NotStarted {
+        /// The container.
+        container: String,
+        /// Which step of its start failed, and how.
+        source: ShimError,
+    },
+    /// The container cannot be made as it is written.
+    #[error("{0}")]
+    Config(String),
+    /// The image is not on this node.
+    #[error("image {image:?} is not on this node, and {why}: load it with `minictl image load`")]
+    ImageAbsent {
+        /// As written in the manifest.
+        image: String,
+        /// Waiting reason.
+        reason: &'static str,
+        /// Why nobody fetches it.
+        why: &'static str,
+    },
+    /// The pod's network.
+    #[error("attach network")]
+    Network(#[source] NetError),
+    /// The node's network.
+    #[error("{0}")]
+    NodeNetwork(String),
+    /// Volumes and directories.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The pod's own files.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A file operation.
+    #[error("{operation} {path}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: String,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A background thread ended: the agent is ending.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl StepError {
+    /// Kubernetes' waiting reason, where the container itself cannot start as it is.
+    #[must_use]
+    pub fn waiting_reason(&self) -> Option<&'static str> {
+        match self {
+            Self::Config(_) => Some("CreateContainerConfigError"),
+            Self::ImageAbsent { reason, .. } => Some(reason),
+            _ => None,
+        }
+    }
+}
+
+impl From<ConfigError> for StepError {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error.to_string())
+    }
+}
+
+fn io_error(operation: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> StepError {
+    let path = path.display().to_string();
+    move |source| StepError::Io { operation, path, source }
+}
+
+/// Performs one step.
+///
+/// # Errors
+/// See [`StepError`]; what the step had made stays and is found by its repetition.
+pub async fn perform(job: Job, step: &Step) -> Result<Done, StepError> {
+    failpoint(before(step));
+    let outcome = match step {
+        Step::EnsurePodDir => ensure_pod_dir(&job),
+        Step::SpawnShim => spawn_shim(&job).await,
+        Step::CleanUpShim => clean_up_shim(job).await,
+        Step::PrepareVolumes => blocking(move || Ok(volumes::prepare(&job.pod, &job.agent.paths.pod(&job.uid))?)).await,
+        Step::CreateSandbox { attempt } => create_sandbox(&job, *attempt).await,
+        Step::AttachNetwork { .. } => attach_network(&job).await,
+        Step::WriteEtcFiles { .. } => write_etc_files(&job),
+        Step::PrepareImage { name } => prepare_image(&job, name),
+        Step::StartContainer { name, attempt } => start_container(&job, name, *attempt).await,
+        Step::KillContainer { name, grace_ms } => kill_container(&job, name, *grace_ms).await,
+        Step::StopSandbox => stop_sandbox(&job).await,
+        Step::DetachNetwork => detach_network(job).await,
+        Step::RemovePodData => blocking(move || remove_data(&job)).await,
+        Step::RemovePodDir => blocking(move || remove_all(&job)).await,
+    };
+    failpoint(after(step));
+    outcome
+}
+
+/// Runs what may block for longer than a moment away from the tasks.
+async fn blocking(work: impl FnOnce() -> Result<(), StepError> + Send + 'static) -> Result<Done, StepError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| StepError::Interrupted)??;
+    Ok(Done::Nothing)
+}
+
+fn shim(job: &Job) -> Result<&Shim, StepError> {
+    job.shim.as_ref().ok_or(StepError::NoShim)
+}
+
+fn container<'a>(job: &'a Job, name: &str) -> Result<&'a Container, StepError> {
+    find_container(&job.pod, name).ok_or_else(|| StepError::Config(format!("container {name} is not in the pod's spec")))
+}
+
+// ------------------------------------------------------------------------------------------------------- creation
+
+fn ensure_pod_dir(job: &Job) -> Result<Done, StepError> {
+    let paths = job.agent.paths.pod(&job.uid);
+    for dir in [&paths.run, &paths.data, &paths.etc(), &job.agent.paths.logs_of(&job.pod, &job.uid)] {
+        std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+    }
+    // The pod's data is its own and root's; containers reach it by mounts only.
+    for dir in [&paths.run, &paths.data] {
+        set_mode(dir, 0o700)?;
+    }
+    failpoint("ensure-pod-dir:before-spec");
+    record::save_spec(&paths.run, &job.pod)?;
+    job.record.save(&paths.run)?;
+    Ok(Done::Nothing)
+}
+
+fn set_mode(path: &std::path::Path, mode: u32) -> Result<(), StepError> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(io_error("set mode of", path))
+}
+
+async fn spawn_shim(job: &Job) -> Result<Done, StepError> {
+    let (shim, events) = Shim::spawn(&job.agent, &job.uid).await.map_err(StepError::Shim)?;
+    Ok(Done::Shim(shim, events))
+}
+
+async fn create_sandbox(job: &Job, attempt: u32) -> Result<Done, StepError> {
+    let names = hostnames(job)?;
+    let spec = crate::container::spec::sandbox(&job.agent, &job.uid, &job.pod, &names.uts, attempt);
+    shim(job)?.create_sandbox(spec).await.map_err(StepError::Shim)?;
+    Ok(Done::Nothing)
+}
+
+async fn attach_network(job: &Job) -> Result<Done, StepError> {
+    let network = job.agent.network().await.map_err(StepError::NodeNetwork)?;
+    let pause = shim(job)?.state().await.map_err(StepError::Shim)?.pause_pid.ok_or(StepError::NoShim)?;
+    let netns = Netns::of_pid(pause)
+        .map_err(io_error("open network namespace", std::path::Path::new(&format!("/proc/{pause}/ns/net"))))?;
+    let uid = job.uid.0.clone();
+    let attached = tokio::task::spawn_blocking(move || network.attach(&uid, &netns)).await;
+    attached.map_err(|_| StepError::Interrupted)?.map(Done::Network).map_err(StepError::Network)
+}
+
+/// The pod's names.
+pub(crate) fn hostnames(job: &Job) -> Result<Hostnames, StepError> {
+    let (namespace, pod_name) = key_of(&job.pod);
+    let spec = job.pod.spec.clone().unwrap_or_default();
+    files::hostnames(&HostnameInput {
+        pod_name: &pod_name,
+        namespace: &namespace,
+        hostname: &spec.hostname,
+        subdomain: &spec.subdomain,
+        set_hostname_as_fqdn: spec.set_hostname_as_fqdn.unwrap_or(false),
+        cluster_domain: CLUSTER_DOMAIN,
+    })
+    .map_err(StepError::Config)
+}
+
+fn write_etc_files(job: &Job) -> Result<Done, StepError> {
+    let (namespace, _) = key_of(&job.pod);
+    let spec = job.pod.spec.clone().unwrap_or_default();
+    let names = hostnames(job)?;
+    let aliases: Vec<files::HostAlias> = spec
+        .host_aliases
+        .iter()
+        .map(|alias| files::HostAlias { ip: alias.ip.clone(), hostnames: alias.hostnames.clone() })
+        .collect();
+    let node_file = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let hosts = if spec.host_network {
+        files::etc_hosts_of_node(&node_file("/etc/hosts"), &aliases)
+    } else {
+        let ip = job.pod_ip.parse().map_err(|_| StepError::NodeNetwork("the pod has no address".to_owned()))?;
+        files::etc_hosts(ip, &names, &aliases)
+    };
+    let dns = spec.dns_config.clone().unwrap_or_default();
+    let options: Vec<(String, Option<String>)> =
+        dns.options.iter().map(|option| (option.name.clone(), option.value.clone())).collect();
+    let resolv = files::resolv_conf(&files::DnsInput {
+        policy: files::DnsPolicy::parse(&spec.dns_policy).unwrap_or_default(),
+        host_network: spec.host_network,
+        node_file: &node_file("/etc/resolv.conf"),
+        cluster_dns: &[],
+        cluster_domain: CLUSTER_DOMAIN,
+        namespace: &namespace,
+        nameservers: &dns.nameservers,
+        searches: &dns.searches,
+        options: &options,
+    });
+    for warning in &resolv.warnings {
+        tracing::warn!(pod = %job.uid, warning, "resolv.conf");
+    }
+    let etc = job.agent.paths.pod(&job.uid).etc();
+    let files = [("hosts", hosts), ("hostname", format!("{}\n", names.uts)), ("resolv.conf", resolv.text)];
+    for (name, content) in files {
+        // In place: containers have the file itself mounted, not its name.
+        let path = etc.join(name);
+        std::fs::write(&path, content).map_err(io_error("write", &path))?;
+        set_mode(&path, 0o644)?;
+    }
+    Ok(Done::Nothing)
+}
+
+fn prepare_image(job: &Job, name: &str) -> Result<Done, StepError> {
+    let container = container(job, name)?;
+    if let Some(image) = job.agent.images.get(&container.image) {
+        return Ok(Done::Image(image));
+    }
+    let (reason, why) = match container.image_pull_policy.as_str() {
+        "Never" => ("ErrImageNeverPull", "imagePullPolicy is Never"),
+        _ => ("ErrImagePull", "this agent does not pull yet"),
+    };
+    Err(StepError::ImageAbsent { image: container.image.clone(), reason, why })
+}
+
+async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, StepError> {
+    let container = container(job, name)?;
+    let image = job.image.as_ref().ok_or_else(|| StepError::Config(format!("no image was prepared for {name}")))?;
+    let facts = EnvFacts {
+        node_name: job.agent.name.clone(),
+        host_ip: job.agent.node_ip().to_string(),
+        pod_ip: if job.pod_ip.is_empty() { job.agent.node_ip().to_string() } else { job.pod_ip.clone() },
+        hostname: hostnames(job)?.uts,
+        allocatable: job.agent.machine.allocatable.clone(),
+    };
+    let input = crate::container::spec::Input { job, container, image, facts: &facts, attempt };
+    let spec = crate::container::spec::container(&input)?;
+    let paths = job.agent.paths.pod(&job.uid).container(name, attempt);
+    for dir in [&paths.upper, &paths.work, &paths.root] {
+        std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+    }
+    // The upper directory is the root directory that the container sees.
+    set_mode(&paths.upper, 0o755)?;
+    std::fs::write(&paths.termination_log, b"").map_err(io_error("create", &paths.termination_log))?;
+    set_mode(&paths.termination_log, 0o666)?;
+    let log = job.agent.paths.log_file(&job.pod, &job.uid, name, attempt);
+    if let Some(dir) = log.parent() {
+        std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+    }
+    failpoint("start-container:before-request");
+    let started = shim(job)?.start(spec).await.map_err(|error| match error {
+        error if error.is_containers_fault() => StepError::NotStarted { container: name.to_owned(), source: error },
+        error => StepError::Shim(error),
+    })?;
+    if attempt > 0 {
+        forget_old_attempts(job, name, attempt);
+    }
+    Ok(Done::Started { sandbox: job.sandbox, wall_ms: started.started_wall_ms })
+}
+
+/// Removes root file systems of former attempts, and logs but for the newest two. Beside the start, not before it.
+fn forget_old_attempts(job: &Job, name: &str, attempt: u32) {
+    let attempts = job.agent.paths.pod(&job.uid).attempts(name);
+    let log = |attempt| job.agent.paths.log_file(&job.pod, &job.uid, name, attempt);
+    let old_logs: Vec<_> = (0..=attempt.saturating_sub(KEPT_LOGS)).rev().take(8).map(log).collect();
+    tokio::task::spawn_blocking(move || {
+        for entry in std::fs::read_dir(&attempts).into_iter().flatten().flatten() {
+            let number = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+            if number.is_some_and(|number| number < attempt)
+                && let Err(error) = volumes::remove_tree(&entry.path())
+            {
+                tracing::warn!(error = crate::report::chain(&error), "a former root file system stays");
+            }
+        }
+        if attempt >= KEPT_LOGS {
+            for log in old_logs {
+                let _ = std::fs::remove_file(log);
+            }
+        }
+    });
+}
+
+// --------------------------------------------------------------------------------------------------------- the end
+
+async fn kill_container(job: &Job, name: &str, grace_ms: u64) -> Result<Done, StepError> {
+    let container = container(job, name)?;
+    let image_signal = job
+        .image
+        .clone()
+        .or_else(|| job.agent.images.get(&container.image))
+        .map_or_else(String::new, |image| image.config.stop_signal);
+    let own = container.lifecycle.as_ref().map_or("", |lifecycle| lifecycle.stop_signal.as_str());
+    let signal = crate::container::spec::stop_signal(own, &image_signal);
+    shim(job)?.kill(name, job.attempt, signal, grace_ms).await.map_err(StepError::Shim)?;
+    Ok(Done::Nothing)
+}
+
+async fn stop_sandbox(job: &Job) -> Result<Done, StepError> {
+    shim(job)?.stop().await.map_err(StepError::Shim)?;
+    Ok(Done::Nothing)
+}
+
+async fn clean_up_shim(job: Job) -> Result<Done, StepError> {
+    blocking(move || crate::shim::clean_up(&job.agent, &job.uid).map_err(StepError::Shim)).await
+}
+
+async fn detach_network(job: Job) -> Result<Done, StepError> {
+    let network = match job.agent.network_now() {
+        Some(network) => network,
+        None => job.agent.network().await.map_err(StepError::NodeNetwork)?,
+    };
+    blocking(move || network.detach(&job.uid.0).map_err(StepError::Network)).await
+}
+
+fn remove_data(job: &Job) -> Result<(), StepError> {
+    crate::shim::remove_cgroups(&job.agent, &job.uid).map_err(StepError::Shim)?;
+    failpoint("remove-pod-data:before-files");
+    Ok(volumes::remove_tree(&job.agent.paths.pod(&job.uid).data)?)
+}
+
+fn remove_all(job: &Job) -> Result<(), StepError> {
+    remove_data(job)?;
+    failpoint("remove-pod-dir:before-logs");
+    volumes::remove_tree(&job.agent.paths.logs_of(&job.pod, &job.uid))?;
+    failpoint("remove-pod-dir:before-run");
+    // Last: as long as it is there, a restarted agent finds the pod and goes on removing.
+    Ok(volumes::remove_tree(&job.agent.paths.pod(&job.uid).run)?)
+}

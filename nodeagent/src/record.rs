@@ -1,0 +1,226 @@
+//! What the agent keeps of a pod across its own restarts: `spec` (the pod as last seen, prost) and `record` (what was done
+//! and seen, JSON), both in the pod's directory below the run directory, which a reboot clears.
+//!
+//! Both are replaced by rename, without fsync: an agent's death loses nothing that was written, and a machine's death
+//! clears the directory anyway.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use minipod_proto::v1::Pod;
+use prost::Message;
+use serde::{Deserialize, Serialize};
+
+use crate::plan::model::{ContainerSeen, Ended, Run, RunState, Seen, Terminal};
+
+/// A file of the record could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {}", path.display())]
+pub struct RecordError {
+    operation: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// What outlives the agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Record {
+    /// When this node took the pod on.
+    pub start_wall_ms: u64,
+    /// The newest sandbox.
+    pub sandbox_attempt: u32,
+    /// The sandbox that has a network.
+    pub network_attempt: u32,
+    /// The pod's address, empty before it has one.
+    pub pod_ip: String,
+    /// The sandbox that has its /etc files.
+    pub etc_attempt: u32,
+    /// The volumes are there.
+    pub volumes: bool,
+    /// Volumes and root file systems were removed; only logs are left.
+    pub data_removed: bool,
+    /// The phase that is not left again.
+    pub terminal: Option<Terminal>,
+    /// Runs by container.
+    pub containers: BTreeMap<String, ContainerRecord>,
+}
+
+/// A container's runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ContainerRecord {
+    /// The newest.
+    pub run: Option<Run>,
+    /// The end of the one before.
+    pub previous: Option<Ended>,
+    /// The image it was started from.
+    pub image_id: String,
+}
+
+const SPEC: &str = "spec";
+const RECORD: &str = "record";
+
+impl Record {
+    /// Reads the record; an absent or unreadable one is empty (what it knew is then taken from supervisor and API).
+    #[must_use]
+    pub fn load(dir: &Path) -> Self {
+        let Ok(bytes) = std::fs::read(dir.join(RECORD)) else { return Self::default() };
+        serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+            tracing::warn!(dir = %dir.display(), %error, "a pod's record is unreadable and is begun anew");
+            Self::default()
+        })
+    }
+
+    /// Keeps the record.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<(), RecordError> {
+        let bytes = serde_json::to_vec(self).unwrap_or_default();
+        replace(dir, RECORD, &bytes)
+    }
+
+    /// Puts what was recorded into `seen`.
+    pub fn restore(&self, seen: &mut Seen) {
+        seen.sandbox_attempt = self.sandbox_attempt;
+        seen.network_attempt = self.network_attempt;
+        seen.etc_attempt = self.etc_attempt;
+        seen.volumes = self.volumes;
+        seen.terminal.clone_from(&self.terminal);
+        for (name, container) in &self.containers {
+            let seen = seen.containers.entry(name.clone()).or_default();
+            seen.run.clone_from(&container.run);
+            seen.previous.clone_from(&container.previous);
+        }
+    }
+
+    /// Takes what is to be kept from `seen`.
+    pub fn note(&mut self, seen: &Seen) {
+        self.sandbox_attempt = seen.sandbox_attempt;
+        self.network_attempt = seen.network_attempt;
+        self.etc_attempt = seen.etc_attempt;
+        self.volumes = seen.volumes;
+        self.data_removed = seen.dir && !seen.data;
+        self.terminal.clone_from(&seen.terminal);
+        for (name, container) in &seen.containers {
+            let record = self.containers.entry(name.clone()).or_default();
+            record.run.clone_from(&container.run);
+            record.previous.clone_from(&container.previous);
+        }
+    }
+}
+
+/// Keeps the pod as it was last seen.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save_spec(dir: &Path, pod: &Pod) -> Result<(), RecordError> {
+    replace(dir, SPEC, &pod.encode_to_vec())
+}
+
+/// The pod as it was last seen, if it can be read.
+#[must_use]
+pub fn load_spec(dir: &Path) -> Option<Pod> {
+    let bytes = std::fs::read(dir.join(SPEC)).ok()?;
+    Pod::decode(bytes.as_slice())
+        .inspect_err(|error| tracing::error!(dir = %dir.display(), %error, "a pod's spec is unreadable"))
+        .ok()
+}
+
+fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), RecordError> {
+    let fresh = dir.join(format!("{name}.new"));
+    let wrong = |operation| {
+        let path = dir.join(name);
+        move |source| RecordError { operation, path, source }
+    };
+    std::fs::write(&fresh, bytes).map_err(wrong("write"))?;
+    std::fs::rename(&fresh, dir.join(name)).map_err(wrong("rename"))
+}
+
+/// For a pod that the API knows as begun and this node knows nothing about: the node was rebooted, or its state was
+/// lost. What ran is over; what had ended stays so.
+pub fn adopt_from_api(pod: &Pod, seen: &mut Seen, (now_ms, now_wall_ms): (u64, u64)) {
+    let Some(status) = &pod.status else { return };
+    if matches!(status.phase.as_str(), "Succeeded" | "Failed") {
+        seen.terminal = Some(Terminal {
+            succeeded: status.phase == "Succeeded",
+            reason: status.reason.clone(),
+            message: status.message.clone(),
+            since_ms: now_ms,
+        });
+    }
+    for container in status.init_container_statuses.iter().chain(&status.container_statuses) {
+        let state = container.state.clone().unwrap_or_default();
+        let last = container.last_state.clone().unwrap_or_default();
+        let ms = |time: Option<minipod_proto::v1::Time>| time.map_or(0, |t| u64::try_from(t.unix_ms()).unwrap_or(0));
+        let ended_of = |ended: &minipod_proto::v1::ContainerStateTerminated| Ended {
+            exit_code: ended.exit_code,
+            signal: ended.signal,
+            reason: ended.reason.clone(),
+            message: ended.message.clone(),
+            started_wall_ms: ms(ended.started_at),
+            finished_wall_ms: ms(ended.finished_at),
+        };
+        let ended = match (&state.running, &state.terminated, &last.terminated) {
+            (Some(running), _, _) => Ended {
+                exit_code: 137,
+                signal: 0,
+                reason: "ContainerStatusUnknown".to_owned(),
+                message: "the container's end was not seen: the node was restarted".to_owned(),
+                started_wall_ms: ms(running.started_at),
+                finished_wall_ms: now_wall_ms,
+            },
+            (None, Some(terminated), _) | (None, None, Some(terminated)) => ended_of(terminated),
+            (None, None, None) => continue,
+        };
+        let attempt = u32::try_from(container.restart_count).unwrap_or(0);
+        // Any sandbox before the first one of now.
+        seen.sandbox_attempt = 1;
+        let entry: &mut ContainerSeen = seen.containers.entry(container.name.clone()).or_default();
+        entry.run =
+            Some(Run { attempt, sandbox: 1, started_wall_ms: ended.started_wall_ms, state: RunState::Ended(ended) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use minipod_proto::v1::{ContainerState, ContainerStateRunning, ContainerStatus, PodStatus};
+
+    use super::*;
+
+    #[test]
+    fn a_record_comes_back_as_it_was() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut seen = Seen { dir: true, data: true, sandbox_attempt: 2, network_attempt: 2, ..Seen::default() };
+        let run = Run { attempt: 3, sandbox: 2, started_wall_ms: 7, state: RunState::Running };
+        seen.containers.insert("x".into(), ContainerSeen { run: Some(run), ..ContainerSeen::default() });
+        let mut record = Record { start_wall_ms: 5, ..Record::default() };
+        record.note(&seen);
+        record.save(dir.path()).expect("save");
+        let loaded = Record::load(dir.path());
+        assert_eq!(loaded, record);
+        let mut restored = Seen { dir: true, data: true, ..Seen::default() };
+        loaded.restore(&mut restored);
+        assert_eq!(restored, seen);
+        std::fs::write(dir.path().join(RECORD), b"{ broken").expect("write");
+        assert_eq!(Record::load(dir.path()), Record::default());
+    }
+
+    #[test]
+    fn after_a_reboot_what_ran_is_over_and_counts_go_on() {
+        let running = ContainerState { running: Some(ContainerStateRunning::default()), ..ContainerState::default() };
+        let status =
+            ContainerStatus { name: "x".into(), restart_count: 4, state: Some(running), ..ContainerStatus::default() };
+        let pod = Pod {
+            status: Some(PodStatus { container_statuses: vec![status], ..PodStatus::default() }),
+            ..Pod::default()
+        };
+        let mut seen = Seen::default();
+        adopt_from_api(&pod, &mut seen, (10, 20));
+        let run = seen.container("x").run.as_ref().expect("run");
+        assert_eq!((run.attempt, run.ended().expect("ended").exit_code), (4, 137));
+    }
+}

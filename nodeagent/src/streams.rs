@@ -1,0 +1,268 @@
+//! Logs, exec and images: the API server asks on the session, the agent dials a tunnel and serves the request on it.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use minipod_proto::v1::nodes_client::NodesClient;
+use minipod_proto::v1::open_stream::Request;
+use minipod_proto::v1::tunnel_frame::Frame;
+use minipod_proto::v1::{
+    ExecFrame, ExecStart, ImageInfo, ImageListResponse, ImageLoadResponse, ImageLoadStart, LogsRequest, OpenStream,
+    TunnelEnd, TunnelFrame, exec_frame,
+};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+use crate::agent::Agent;
+use crate::image::{ImageError, ImageRecord, LoadOptions};
+use crate::logs::{LogOptions, read_log};
+use crate::shim::{ExecInput, ExecOutput, ShimError};
+use crate::want::{Uid, find_container};
+use crate::worker::PodView;
+
+/// Frames between a request and its connection; each holds at most 64 KiB, so a slow reader costs 1 MiB and no more.
+const FRAME_QUEUE: usize = 16;
+/// Requests served at a time on one node.
+pub const MAX_STREAMS: usize = 64;
+/// How long a tunnel may take to come up.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Answers an OpenStream in a task of its own.
+pub fn open(agent: &Arc<Agent>, client: NodesClient<Channel>, open: OpenStream) {
+    let agent = agent.clone();
+    tokio::spawn(async move {
+        let id = open.stream_id.clone();
+        if let Err(status) = serve(&agent, client, open).await {
+            tracing::warn!(stream = id, error = status.message(), "a tunnel broke");
+        }
+    });
+}
+
+/// Both directions of a tunnel.
+struct Tunnel {
+    sender: mpsc::Sender<TunnelFrame>,
+    incoming: Streaming<TunnelFrame>,
+}
+
+impl Tunnel {
+    async fn dial(mut client: NodesClient<Channel>, id: String) -> Result<Self, Status> {
+        let (sender, receiver) = mpsc::channel(FRAME_QUEUE);
+        // The channel was just made: it has room.
+        let _ = sender.send(frame(Frame::Open(id))).await;
+        let response = tokio::time::timeout(OPEN_TIMEOUT, client.tunnel(ReceiverStream::new(receiver)))
+            .await
+            .map_err(|_| Status::deadline_exceeded("the API server did not take the tunnel"))??;
+        Ok(Self { sender, incoming: response.into_inner() })
+    }
+
+    async fn send(&self, content: Frame) -> Result<(), Status> {
+        self.sender.send(frame(content)).await.map_err(|_| Status::cancelled("the other side is gone"))
+    }
+}
+
+fn frame(content: Frame) -> TunnelFrame {
+    TunnelFrame { frame: Some(content) }
+}
+
+async fn serve(agent: &Arc<Agent>, client: NodesClient<Channel>, open: OpenStream) -> Result<(), Status> {
+    let mut tunnel = Tunnel::dial(client, open.stream_id).await?;
+    let outcome = match limit(&agent.streams) {
+        Ok(_permit) => match open.request {
+            Some(Request::Logs(request)) => logs(agent, &mut tunnel, &open.pod_uid, &request).await,
+            Some(Request::Exec(start)) => exec(agent, &mut tunnel, &open.pod_uid, start).await,
+            Some(Request::ImageLoad(start)) => image_load(agent, &mut tunnel, start).await,
+            Some(Request::ImageList(_)) => image_list(agent, &tunnel).await,
+            None => Err(Status::unimplemented("this agent does not know the request: is it older than the API server?")),
+        },
+        Err(status) => Err(status),
+    };
+    let (code, message) = match outcome {
+        Ok(()) => (Code::Ok, String::new()),
+        Err(status) => (status.code(), status.message().to_owned()),
+    };
+    tunnel.send(Frame::End(TunnelEnd { code: code as i32, message })).await
+}
+
+fn limit(streams: &Arc<Semaphore>) -> Result<tokio::sync::OwnedSemaphorePermit, Status> {
+    let busy = |_| Status::resource_exhausted(format!("the node serves {MAX_STREAMS} streams already: end some first"));
+    streams.clone().try_acquire_owned().map_err(busy)
+}
+
+/// The pod with its runs and supervisor, and the container that is meant.
+fn find(agent: &Agent, uid: &str, container: &str) -> Result<(Uid, PodView, String), Status> {
+    let gone = || Status::not_found("the pod is not on its node (any more)");
+    let uid = Uid::parse(uid).ok_or_else(gone)?;
+    let view = agent.view(&uid).ok_or_else(gone)?;
+    if !container.is_empty() {
+        let known = find_container(&view.pod, container).is_some();
+        let unknown = || Status::invalid_argument(format!("the pod has no container {container:?}"));
+        return if known { Ok((uid, view, container.to_owned())) } else { Err(unknown()) };
+    }
+    let apps: Vec<String> =
+        view.pod.spec.iter().flat_map(|spec| &spec.containers).map(|container| container.name.clone()).collect();
+    match apps.as_slice() {
+        [only] => Ok((uid, view, only.clone())),
+        several => Err(Status::invalid_argument(format!("name one of the containers: {}", several.join(", ")))),
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------ logs
+
+async fn logs(agent: &Agent, tunnel: &mut Tunnel, uid: &str, request: &LogsRequest) -> Result<(), Status> {
+    let (uid, view, container) = find(agent, uid, &request.container)?;
+    let run = view.runs.get(&container);
+    let waiting = || Status::failed_precondition(format!("container {container:?} has not started yet"));
+    let newest = run.ok_or_else(waiting)?.attempt;
+    let attempt = if request.previous {
+        let first = || Status::failed_precondition(format!("container {container:?} has no previous run"));
+        newest.checked_sub(1).ok_or_else(first)?
+    } else {
+        newest
+    };
+    let path = agent.paths.log_file(&view.pod, &uid, &container, attempt);
+    if !path.exists() && !request.follow {
+        return Err(Status::not_found(format!("the log of run {attempt} of container {container:?} is not kept any more")));
+    }
+    let unsigned = |value: Option<i64>| value.map(|value| u64::try_from(value).unwrap_or(0));
+    let since = unsigned(request.since_seconds).and_then(|s| SystemTime::now().checked_sub(Duration::from_secs(s)));
+    let options = LogOptions {
+        follow: request.follow,
+        tail_lines: unsigned(request.tail_lines),
+        since,
+        limit_bytes: unsigned(request.limit_bytes),
+        timestamps: request.timestamps,
+    };
+    let over = agent.run_over(&uid, &container, attempt);
+    let mut chunks = read_log(path, options, over);
+    loop {
+        tokio::select! {
+            // Cancel safe: a stream's item stays in its channel.
+            chunk = chunks.next() => match chunk {
+                Some(Ok(data)) => tunnel.send(Frame::Data(data.into())).await?,
+                Some(Err(error)) => return Err(Status::internal(crate::report::chain(&error))),
+                None => return Ok(()),
+            },
+            // Cancel safe: nothing more is expected of the reader but its going away.
+            message = tunnel.incoming.message() => if !matches!(message, Ok(Some(_))) {
+                return Err(Status::cancelled("the reader is gone"));
+            },
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------ exec
+
+async fn exec(agent: &Agent, tunnel: &mut Tunnel, uid: &str, start: ExecStart) -> Result<(), Status> {
+    let (_, view, container) = find(agent, uid, &start.container)?;
+    let run = view.runs.get(&container).filter(|run| run.running);
+    let not_running = || Status::failed_precondition(format!("container {container:?} is not running"));
+    let attempt = run.ok_or_else(not_running)?.attempt;
+    let shim = view.shim.clone().ok_or_else(not_running)?;
+    if start.command.is_empty() {
+        return Err(Status::invalid_argument("no command"));
+    }
+    let mut process = match shim.exec(&container, attempt, &start.command, start.stdin).await {
+        Ok(process) => process,
+        Err(error @ ShimError::Refused { .. }) => {
+            let text = crate::report::chain(&error);
+            return tunnel.send(exec_frame(exec_frame::Frame::Error(text))).await;
+        }
+        Err(error) => return Err(Status::unavailable(crate::report::chain(&error))),
+    };
+    loop {
+        tokio::select! {
+            // Cancel safe: output waits in its channel.
+            output = process.next() => match output {
+                Some(ExecOutput::Stdout(data)) => tunnel.send(exec_frame(exec_frame::Frame::Stdout(data))).await?,
+                Some(ExecOutput::Stderr(data)) => tunnel.send(exec_frame(exec_frame::Frame::Stderr(data))).await?,
+                Some(ExecOutput::Exited(code)) => {
+                    return tunnel.send(exec_frame(exec_frame::Frame::ExitCode(code))).await;
+                }
+                None => return Err(Status::unavailable("the pod's supervisor ended")),
+            },
+            // Cancel safe: `message` keeps a partly read frame in the stream.
+            message = tunnel.incoming.message() => {
+                let input = match message.ok().flatten().and_then(|frame| frame.frame) {
+                    Some(Frame::Exec(ExecFrame { frame: Some(exec_frame::Frame::Stdin(data)) })) => ExecInput::Stdin(data),
+                    Some(Frame::Exec(ExecFrame { frame: Some(exec_frame::Frame::StdinClosed(_)) }) | Frame::End(_)) => {
+                        ExecInput::StdinClosed
+                    }
+                    Some(_) => continue,
+                    // The user is gone: so is the reason for the process.
+                    None => {
+                        process.send(ExecInput::Kill).await;
+                        return Err(Status::cancelled("the user is gone"));
+                    }
+                };
+                process.send(input).await;
+            }
+        }
+    }
+}
+
+fn exec_frame(content: exec_frame::Frame) -> Frame {
+    Frame::Exec(ExecFrame { frame: Some(content) })
+}
+
+// ---------------------------------------------------------------------------------------------------------- images
+
+async fn image_load(agent: &Agent, tunnel: &mut Tunnel, start: ImageLoadStart) -> Result<(), Status> {
+    let (sender, receiver) = mpsc::channel::<std::io::Result<Vec<u8>>>(FRAME_QUEUE);
+    let options = LoadOptions {
+        name: (!start.name.is_empty()).then_some(start.name),
+        entrypoint: start.entrypoint,
+        ..LoadOptions::default()
+    };
+    let images = agent.images.clone();
+    let load = tokio::spawn(async move { images.load_stream(ReceiverStream::new(receiver), options).await });
+    let mut complete = false;
+    while let Ok(Some(message)) = tunnel.incoming.message().await {
+        match message.frame {
+            Some(Frame::Data(data)) => {
+                // A load that failed early says why below.
+                if sender.send(Ok(data.to_vec())).await.is_err() {
+                    break;
+                }
+            }
+            Some(Frame::End(end)) => {
+                complete = end.code == Code::Ok as i32;
+                break;
+            }
+            _ => {}
+        }
+    }
+    if !complete && !sender.is_closed() {
+        let cut = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the upload was cut off");
+        let _ = sender.send(Err(cut)).await;
+    }
+    drop(sender);
+    let loaded = load.await.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| load_status(&error))?;
+    agent.images_were_loaded();
+    tunnel.send(Frame::ImageLoaded(ImageLoadResponse { images: loaded.iter().map(info).collect() })).await
+}
+
+fn load_status(error: &ImageError) -> Status {
+    let text = crate::report::chain(error);
+    match error {
+        ImageError::Io { .. } | ImageError::Locked(_) => Status::internal(text),
+        ImageError::TooBig { .. } => Status::resource_exhausted(text),
+        _ => Status::invalid_argument(text),
+    }
+}
+
+async fn image_list(agent: &Agent, tunnel: &Tunnel) -> Result<(), Status> {
+    let images = agent.images.list().iter().map(info).collect();
+    tunnel.send(Frame::Images(ImageListResponse { images })).await
+}
+
+fn info(image: &ImageRecord) -> ImageInfo {
+    ImageInfo {
+        names: image.names.clone(),
+        digest: image.id.as_str().to_owned(),
+        size_bytes: i64::try_from(image.size_bytes).unwrap_or(i64::MAX),
+        layers: i64::try_from(image.layers.len()).unwrap_or(i64::MAX),
+    }
+}

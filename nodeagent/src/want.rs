@@ -1,0 +1,139 @@
+//! From the API's pod to what the planner wants.
+
+use minipod_proto::v1::{Container, Pod, PodSpec};
+
+use crate::plan::model::{ContainerWant, Kind, PodWant, RestartPolicy};
+
+/// Kubernetes' default for terminationGracePeriodSeconds.
+pub const DEFAULT_GRACE_S: i64 = 30;
+
+/// Identity of a pod instance.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Uid(pub String);
+
+impl Uid {
+    /// The uid of a pod, if it is fit to be a directory's name (the API server makes UUIDs; anything else is refused here
+    /// because it becomes part of paths).
+    #[must_use]
+    pub fn of(pod: &Pod) -> Option<Self> {
+        Self::parse(&pod.metadata.as_ref()?.uid)
+    }
+
+    /// Checks a text from outside.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let fit = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        (!text.is_empty() && text.len() <= 63 && text.bytes().all(fit)).then(|| Self(text.to_owned()))
+    }
+}
+
+impl std::fmt::Display for Uid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The pod's namespace and name.
+#[must_use]
+pub fn key_of(pod: &Pod) -> (String, String) {
+    pod.metadata.as_ref().map_or_else(Default::default, |meta| (meta.namespace.clone(), meta.name.clone()))
+}
+
+/// A container of the pod's init list or of its apps.
+#[must_use]
+pub fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+    let spec = pod.spec.as_ref()?;
+    spec.init_containers.iter().chain(&spec.containers).find(|container| container.name == name)
+}
+
+/// The planner's view of the wanted pod; deletion and deadline are the worker's to fill in, because they are points in
+/// this node's time.
+#[must_use]
+pub fn pod_want(pod: &Pod) -> PodWant {
+    let empty = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&empty);
+    let restart = policy(&spec.restart_policy).unwrap_or(RestartPolicy::Always);
+    let init = spec.init_containers.iter().map(|container| init_want(container, restart));
+    let apps = spec.containers.iter().map(|container| ContainerWant {
+        name: container.name.clone(),
+        kind: Kind::App,
+        restart: policy(&container.restart_policy).unwrap_or(restart),
+    });
+    let (namespace, name) = key_of(pod);
+    PodWant {
+        display_name: format!("{namespace}/{name}"),
+        containers: init.chain(apps).collect(),
+        restart,
+        grace_ms: grace_ms(spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_S)),
+        deletion: None,
+        deadline_ms: None,
+        host_network: spec.host_network,
+    }
+}
+
+/// Seconds as they stand in the API, negative ones as one second.
+#[must_use]
+pub fn grace_ms(seconds: i64) -> u64 {
+    let seconds = if seconds < 0 { 1 } else { seconds };
+    u64::try_from(seconds).unwrap_or(1).saturating_mul(1000)
+}
+
+fn init_want(container: &Container, pod_restart: RestartPolicy) -> ContainerWant {
+    let own = policy(&container.restart_policy);
+    let sidecar = own == Some(RestartPolicy::Always);
+    let restart = match own.unwrap_or(pod_restart) {
+        _ if sidecar => RestartPolicy::Always,
+        RestartPolicy::Never => RestartPolicy::Never,
+        // Done is done, but failure is tried again.
+        RestartPolicy::Always | RestartPolicy::OnFailure => RestartPolicy::OnFailure,
+    };
+    ContainerWant { name: container.name.clone(), kind: if sidecar { Kind::Sidecar } else { Kind::Init }, restart }
+}
+
+fn policy(text: &str) -> Option<RestartPolicy> {
+    match text {
+        "Always" => Some(RestartPolicy::Always),
+        "OnFailure" => Some(RestartPolicy::OnFailure),
+        "Never" => Some(RestartPolicy::Never),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(name: &str, restart_policy: &str) -> Container {
+        Container { name: name.into(), restart_policy: restart_policy.into(), ..Container::default() }
+    }
+
+    #[test]
+    fn kinds_and_policies_follow_the_manifest() {
+        let want = |pod_policy: &str| {
+            let spec = PodSpec {
+                init_containers: vec![container("i", ""), container("s", "Always")],
+                containers: vec![container("x", ""), container("y", "Never")],
+                restart_policy: pod_policy.into(),
+                ..PodSpec::default()
+            };
+            pod_want(&Pod { spec: Some(spec), ..Pod::default() })
+                .containers
+                .into_iter()
+                .map(|container| (container.kind, container.restart))
+                .collect::<Vec<_>>()
+        };
+        use RestartPolicy::{Always, Never, OnFailure};
+        let app = |restart| (Kind::App, restart);
+        assert_eq!(want(""), [(Kind::Init, OnFailure), (Kind::Sidecar, Always), app(Always), app(Never)]);
+        assert_eq!(want("Never"), [(Kind::Init, Never), (Kind::Sidecar, Always), app(Never), app(Never)]);
+        assert_eq!(want("OnFailure"), [(Kind::Init, OnFailure), (Kind::Sidecar, Always), app(OnFailure), app(Never)]);
+    }
+
+    #[test]
+    fn a_uid_that_walks_paths_is_refused() {
+        for bad in ["", "..", "a/b", "a.b", &"x".repeat(64)] {
+            assert_eq!(Uid::parse(bad), None, "{bad}");
+        }
+        assert!(Uid::parse("0b9d3a55-7a47-4a35-9d52-7a2c9a0a6f0e").is_some());
+    }
+}

@@ -1,0 +1,672 @@
+//! One pod's task: observe, plan, have the steps performed, report; again whenever anything happens.
+//!
+//! The worker owns everything that is known of its pod; steps run beside it as tasks and bring their outcome back, so
+//! there is no lock and no step ever runs twice at a time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use minipod_proto::v1::{Pod, PodStatus, PodStatusReport};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::agent::Agent;
+use crate::clock::{boot_ms, wall_ms};
+use crate::events::{Severity, field_path, pod_event};
+use crate::execute::{Done, Job, StepError, perform};
+use crate::image::ImageRecord;
+use crate::plan::backoff::{Backoff, note_ended, note_started};
+use crate::plan::model::{Deletion, Ended, Image, PodWant, RunState, SandboxState, Seen, Shim as ShimState, Step};
+use crate::plan::{Plan, plan};
+use crate::pods::Desired;
+use crate::record::{self, Record};
+use crate::shim::{Shim, ShimEvent};
+use crate::status::{Facts, pod_status};
+use crate::want::{DEFAULT_GRACE_S, Uid, grace_ms, key_of, pod_want};
+
+/// First and longest wait after a step that failed.
+const STEP_RETRY_MS: (u64, u64) = (250, 30_000);
+/// How long to wait before an absent image is looked for again; a load of images wakes the worker at once.
+const IMAGE_RETRY_MS: u64 = 10_000;
+/// Changes that nobody waits for are told together after this time.
+const MINOR_REPORT_DELAY_MS: u64 = 50;
+
+/// What other tasks may know of a pod.
+#[derive(Debug, Clone)]
+pub struct PodView {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// Its supervisor, when connected.
+    pub shim: Option<Shim>,
+    /// The newest run of each container that ever started.
+    pub runs: BTreeMap<String, RunView>,
+}
+
+/// A container's newest run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunView {
+    /// Its number.
+    pub attempt: u32,
+    /// Whether its process lives.
+    pub running: bool,
+}
+
+/// The task of one pod.
+pub struct Worker {
+    agent: Arc<Agent>,
+    uid: Uid,
+    desired: watch::Receiver<Desired>,
+    pod: Arc<Pod>,
+    want: PodWant,
+    seen: Seen,
+    record: Record,
+    backoffs: BTreeMap<String, Backoff>,
+    images: BTreeMap<String, ImageRecord>,
+    failures: BTreeMap<Step, u32>,
+    shim: Option<Shim>,
+    shim_events: Option<mpsc::Receiver<ShimEvent>>,
+    tasks: JoinSet<(Step, Result<Done, StepError>)>,
+    reported: Option<PodStatus>,
+    minor_report_at_ms: Option<u64>,
+    /// The API knew the pod as done before this node knew anything of it: its status is the API's, not ours.
+    done_elsewhere: bool,
+    shown: watch::Sender<PodView>,
+}
+
+/// What woke the worker.
+enum Wake {
+    Desired(bool),
+    Step(Step, Result<Done, StepError>),
+    Shim(Option<ShimEvent>),
+    Images,
+    Time,
+}
+
+/// Runs the pod's task until nothing of the pod is left.
+pub async fn run(agent: Arc<Agent>, uid: Uid, desired: watch::Receiver<Desired>) {
+    let mut worker = Worker::new(agent, uid, desired);
+    worker.look().await;
+    if worker.work().await {
+        worker.agent.hide(&worker.uid);
+        worker.agent.pods.ended(&worker.uid);
+    }
+}
+
+impl Worker {
+    fn new(agent: Arc<Agent>, uid: Uid, mut desired: watch::Receiver<Desired>) -> Self {
+        let pod = desired.borrow_and_update().pod.clone();
+        let want = pod_want(&pod);
+        let shown = watch::Sender::new(PodView { pod: pod.clone(), shim: None, runs: BTreeMap::new() });
+        agent.show(&uid, shown.subscribe());
+        Self {
+            agent,
+            uid,
+            desired,
+            pod,
+            want,
+            seen: Seen::default(),
+            record: Record::default(),
+            backoffs: BTreeMap::new(),
+            images: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            shim: None,
+            shim_events: None,
+            tasks: JoinSet::new(),
+            reported: None,
+            minor_report_at_ms: None,
+            done_elsewhere: false,
+            shown,
+        }
+    }
+
+    /// Shows the other tasks what has changed.
+    fn show(&self) {
+        let runs: BTreeMap<String, RunView> = self
+            .seen
+            .containers
+            .iter()
+            .filter_map(|(name, seen)| {
+                let run = seen.run.as_ref()?;
+                Some((name.clone(), RunView { attempt: run.attempt, running: run.is_running() }))
+            })
+            .collect();
+        self.shown.send_if_modified(|view| {
+            let same = view.runs == runs
+                && Arc::ptr_eq(&view.pod, &self.pod)
+                && view.shim.as_ref().map(Shim::id) == self.shim.as_ref().map(Shim::id);
+            if !same {
+                *view = PodView { pod: self.pod.clone(), shim: self.shim.clone(), runs };
+            }
+            !same
+        });
+    }
+
+    /// Finds what there is of the pod on this node.
+    async fn look(&mut self) {
+        let paths = self.agent.paths.pod(&self.uid);
+        self.seen.dir = paths.run.is_dir();
+        self.seen.data = paths.data.exists() || self.agent.paths.logs_of(&self.pod, &self.uid).exists();
+        self.seen.network_held = self.seen.dir || self.seen.data;
+        if self.seen.dir {
+            self.record = Record::load(&paths.run);
+            self.record.restore(&mut self.seen);
+            self.seen.data &= !self.record.data_removed;
+            self.seen.network_held &= !self.record.data_removed;
+            self.meet_shim().await;
+        } else {
+            record::adopt_from_api(&self.pod, &mut self.seen, (boot_ms(), wall_ms()));
+            self.done_elsewhere = self.seen.terminal.is_some();
+        }
+        if self.record.start_wall_ms == 0 {
+            let stored = self.pod.status.as_ref().and_then(|status| status.start_time);
+            self.record.start_wall_ms =
+                stored.and_then(|time| u64::try_from(time.unix_ms()).ok()).filter(|ms| *ms > 0).unwrap_or_else(wall_ms);
+        }
+        self.take_desired();
+    }
+
+    /// True when the pod is over; false when the agent ends.
+    async fn work(&mut self) -> bool {
+        loop {
+            let plan = self.plan();
+            self.report(&plan);
+            self.show();
+            if plan.finished {
+                return true;
+            }
+            self.begin_steps(&plan);
+            let wake = self.wait(plan.wake_at_ms).await;
+            if !self.handle(wake).await {
+                return false;
+            }
+            self.handle_what_is_ready().await;
+        }
+    }
+
+    fn plan(&mut self) -> Plan {
+        let plan = plan(&self.want, &self.seen, boot_ms());
+        if plan.terminal.is_some() {
+            self.seen.terminal.clone_from(&plan.terminal);
+            self.save();
+        }
+        plan
+    }
+
+    /// Waits for the next thing to happen. Every arm is cancel safe: watch, join set, channel and notification keep what
+    /// was not taken.
+    async fn wait(&mut self, wake_at_ms: Option<u64>) -> Wake {
+        let wake_at_ms = [wake_at_ms, self.minor_report_at_ms].into_iter().flatten().min();
+        let sleep = async {
+            match wake_at_ms {
+                Some(at_ms) => tokio::time::sleep(Duration::from_millis(at_ms.saturating_sub(boot_ms()))).await,
+                None => std::future::pending().await,
+            }
+        };
+        let waits_for_image = self.seen.containers.values().any(|seen| matches!(seen.image, Image::Failed { .. }));
+        tokio::select! {
+            changed = self.desired.changed() => Wake::Desired(changed.is_ok()),
+            Some(joined) = self.tasks.join_next() => match joined {
+                Ok((step, outcome)) => Wake::Step(step, outcome),
+                // A panic aborts the process and nobody cancels steps.
+                Err(error) => unreachable!("a step's task was lost: {error}"),
+            },
+            event = next_event(&mut self.shim_events) => Wake::Shim(event),
+            () = self.agent.images_changed.notified(), if waits_for_image => Wake::Images,
+            () = sleep => Wake::Time,
+        }
+    }
+
+    /// False when the agent ends.
+    async fn handle(&mut self, wake: Wake) -> bool {
+        match wake {
+            Wake::Desired(false) => return false,
+            Wake::Desired(true) => self.take_desired(),
+            Wake::Step(step, outcome) => self.take_outcome(step, outcome),
+            Wake::Shim(Some(event)) => self.take_event(event),
+            Wake::Shim(None) => self.lost_shim().await,
+            Wake::Images => self.look_for_images_again(),
+            Wake::Time => {}
+        }
+        true
+    }
+
+    /// Several things often happen at once; one plan serves them all.
+    async fn handle_what_is_ready(&mut self) {
+        loop {
+            if let Some(Ok((step, outcome))) = self.tasks.try_join_next() {
+                self.take_outcome(step, outcome);
+            } else if let Some(event) = self.shim_events.as_mut().and_then(|events| events.try_recv().ok()) {
+                self.take_event(event);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn begin_steps(&mut self, plan: &Plan) {
+        for planned in &plan.steps {
+            let step = planned.step.clone();
+            tracing::debug!(pod = %self.want.display_name, ?step, why = planned.why, "step");
+            self.seen.in_flight.insert(step.clone());
+            self.seen.blocked.remove(&step);
+            match &step {
+                Step::AttachNetwork { .. } => self.seen.network_held = true,
+                Step::KillContainer { name, grace_ms } => self.note_kill(name, *grace_ms),
+                _ => {}
+            }
+            let job = self.job(&step);
+            self.tasks.spawn(async move {
+                let outcome = perform(job, &step).await;
+                (step, outcome)
+            });
+        }
+    }
+
+    fn job(&self, step: &Step) -> Job {
+        let container = match step {
+            Step::PrepareImage { name } | Step::StartContainer { name, .. } | Step::KillContainer { name, .. } => name,
+            _ => "",
+        };
+        Job {
+            agent: self.agent.clone(),
+            uid: self.uid.clone(),
+            pod: self.pod.clone(),
+            shim: self.shim.clone(),
+            pod_ip: self.record.pod_ip.clone(),
+            image: self.images.get(container).cloned(),
+            attempt: self.seen.container(container).run.as_ref().map_or(0, |run| run.attempt),
+            sandbox: self.seen.sandbox_attempt,
+            record: self.record.clone(),
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------- what is wanted
+
+    fn take_desired(&mut self) {
+        let desired = self.desired.borrow_and_update().clone();
+        let changed = !same_but_status(&self.pod, &desired.pod);
+        self.pod = desired.pod;
+        let (now_ms, now_wall_ms) = (boot_ms(), wall_ms());
+        let old = std::mem::replace(&mut self.want, pod_want(&self.pod));
+        self.want.deletion = sooner(old.deletion, wish_to_end(&self.pod, desired.gone, now_ms));
+        let deadline_s = self.pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
+        self.want.deadline_ms = deadline_s.and_then(|seconds| u64::try_from(seconds).ok()).map(|seconds| {
+            (now_ms + self.record.start_wall_ms.saturating_add(seconds.saturating_mul(1000))).saturating_sub(now_wall_ms)
+        });
+        if changed && self.seen.dir && !self.seen.in_flight.contains(&Step::RemovePodDir) {
+            let dir = self.agent.paths.pod(&self.uid).run;
+            if let Err(error) = record::save_spec(&dir, &self.pod) {
+                self.warn("keep the pod's spec", &error);
+            }
+        }
+    }
+
+    fn look_for_images_again(&mut self) {
+        for seen in self.seen.containers.values_mut() {
+            if let Image::Failed { retry_ms, .. } = &mut seen.image {
+                *retry_ms = 0;
+            }
+        }
+    }
+
+    // ----------------------------------------------------------------------------------------- what has happened
+
+    fn take_outcome(&mut self, step: Step, outcome: Result<Done, StepError>) {
+        self.seen.in_flight.remove(&step);
+        match outcome {
+            Ok(done) => {
+                self.failures.remove(&step);
+                self.take_done(&step, done);
+            }
+            Err(error) => self.take_failure(step, &error),
+        }
+    }
+
+    fn take_done(&mut self, step: &Step, done: Done) {
+        match (step, done) {
+            (Step::EnsurePodDir, _) => (self.seen.dir, self.seen.data) = (true, true),
+            (Step::SpawnShim, Done::Shim(shim, events)) => {
+                (self.seen.shim, self.seen.sandbox) = (ShimState::Up, SandboxState::None);
+                (self.shim, self.shim_events) = (Some(shim), Some(events));
+            }
+            (Step::CreateSandbox { attempt }, _) => {
+                (self.seen.sandbox, self.seen.sandbox_attempt) = (SandboxState::Up, *attempt);
+                if *attempt > 1 {
+                    let message = "Pod sandbox changed, it was killed and has been re-created".to_owned();
+                    self.pod_event(Severity::Normal, "SandboxChanged", message);
+                }
+            }
+            (Step::AttachNetwork { attempt }, Done::Network(network)) => {
+                self.seen.network_attempt = *attempt;
+                self.record.pod_ip = network.ip.to_string();
+            }
+            (Step::WriteEtcFiles { attempt }, _) => self.seen.etc_attempt = *attempt,
+            (Step::PrepareVolumes, _) => self.seen.volumes = true,
+            (Step::PrepareImage { name }, Done::Image(image)) => self.take_image(name, image),
+            (Step::StartContainer { name, attempt }, Done::Started { sandbox, wall_ms }) => {
+                self.take_started(name, *attempt, sandbox, wall_ms);
+            }
+            (Step::StopSandbox | Step::CleanUpShim, _) => {
+                (self.seen.shim, self.seen.sandbox) = (ShimState::Absent, SandboxState::None);
+                (self.shim, self.shim_events) = (None, None);
+            }
+            (Step::DetachNetwork, _) => (self.seen.network_held, self.seen.network_attempt) = (false, 0),
+            (Step::RemovePodData, _) => (self.seen.data, self.seen.volumes) = (false, false),
+            (Step::RemovePodDir, _) => (self.seen.dir, self.seen.data) = (false, false),
+            (Step::KillContainer { .. }, _) => {}
+            (step, _) => tracing::error!(?step, "a step answered something else than it is for"),
+        }
+        self.save();
+    }
+
+    fn take_image(&mut self, name: &str, image: ImageRecord) {
+        let reference = self.image_of(name);
+        self.record.containers.entry(name.to_owned()).or_default().image_id = image.id.as_str().to_owned();
+        self.images.insert(name.to_owned(), image);
+        self.seen.containers.entry(name.to_owned()).or_default().image = Image::Ready;
+        let message = format!("Container image \"{reference}\" already present on machine");
+        self.container_event(name, Severity::Normal, "Pulled", message);
+    }
+
+    fn take_started(&mut self, name: &str, attempt: u32, sandbox: u32, started_wall_ms: u64) {
+        let seen = self.seen.containers.entry(name.to_owned()).or_default();
+        if note_started(seen, attempt, sandbox, started_wall_ms) {
+            self.container_event(name, Severity::Normal, "Created", format!("Created container: {name}"));
+            self.container_event(name, Severity::Normal, "Started", format!("Started container {name}"));
+        }
+    }
+
+    fn take_ended(&mut self, name: &str, (attempt, sandbox): (u32, u32), ended: Ended) {
+        let seen = self.seen.containers.entry(name.to_owned()).or_default();
+        let backoff = self.backoffs.entry(name.to_owned()).or_default();
+        let times = (boot_ms(), self.agent.config.max_restart_backoff_ms);
+        if !note_ended(seen, backoff, (attempt, sandbox), ended, times) {
+            return;
+        }
+        if seen.backoff_ms > 0 && self.want.deletion.is_none() {
+            let message = format!("Back-off restarting failed container {name} in pod {}", self.want.display_name);
+            let again = self.want.container(name).is_some_and(|container| {
+                let run = self.seen.container(name).run.as_ref().and_then(|run| run.ended().cloned());
+                run.is_some_and(|ended| crate::plan::view::will_restart(container, &ended))
+            });
+            if again {
+                self.container_event(name, Severity::Warning, "BackOff", message);
+            }
+        }
+    }
+
+    fn take_failure(&mut self, step: Step, error: &StepError) {
+        let text = crate::report::chain(error);
+        tracing::warn!(pod = %self.want.display_name, ?step, error = %text, "step failed");
+        let now_ms = boot_ms();
+        if let (Step::PrepareImage { name } | Step::StartContainer { name, .. }, Some(reason)) =
+            (&step, error.waiting_reason())
+        {
+            let retry_ms = now_ms + IMAGE_RETRY_MS;
+            let known = matches!(&self.seen.container(name).image,
+                Image::Failed { message, .. } if *message == text);
+            self.seen.containers.entry(name.clone()).or_default().image =
+                Image::Failed { reason: reason.to_owned(), message: text.clone(), retry_ms };
+            if !known {
+                self.container_event(name, Severity::Warning, "Failed", format!("Error: {text}"));
+            }
+            return;
+        }
+        if let (Step::StartContainer { name, attempt }, StepError::NotStarted { .. }) = (&step, error) {
+            let finished_wall_ms = wall_ms();
+            let reason = "StartError".to_owned();
+            let ended = Ended { exit_code: 128, reason, message: text.clone(), finished_wall_ms, ..Ended::default() };
+            self.container_event(name, Severity::Warning, "Failed", format!("Error: {text}"));
+            self.take_ended(name, (*attempt, self.seen.sandbox_attempt), ended);
+            self.save();
+            return;
+        }
+        if let Step::KillContainer { name, .. } = &step
+            && let Some(seen) = self.seen.containers.get_mut(name)
+        {
+            seen.kill_at_ms = None;
+        }
+        let failures = self.failures.entry(step.clone()).or_default();
+        *failures += 1;
+        let delay_ms = (STEP_RETRY_MS.0 << (*failures - 1).min(10)).min(STEP_RETRY_MS.1);
+        if *failures == 1 || failures.is_power_of_two() {
+            let reason = match &step {
+                Step::PrepareVolumes => "FailedMount",
+                Step::SpawnShim | Step::CreateSandbox { .. } | Step::AttachNetwork { .. } => "FailedCreatePodSandBox",
+                Step::KillContainer { .. } | Step::StopSandbox | Step::CleanUpShim => "FailedKillPod",
+                _ => "FailedSync",
+            };
+            self.pod_event(Severity::Warning, reason, text);
+        }
+        self.seen.blocked.insert(step, now_ms + delay_ms);
+    }
+
+    fn note_kill(&mut self, name: &str, grace_ms: u64) {
+        let seen = self.seen.containers.entry(name.to_owned()).or_default();
+        let first = seen.kill_at_ms.replace(boot_ms() + grace_ms).is_none();
+        if first {
+            self.container_event(name, Severity::Normal, "Killing", format!("Stopping container {name}"));
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------- the supervisor
+
+    fn take_event(&mut self, event: ShimEvent) {
+        match event.what {
+            crate::shim::What::Started { name, attempt, sandbox, wall_ms } => {
+                self.take_started(&name, attempt, sandbox, wall_ms);
+            }
+            crate::shim::What::Ended { name, attempt, sandbox, mut ended } => {
+                self.add_termination_message(&name, attempt, &mut ended);
+                self.take_ended(&name, (attempt, sandbox), ended);
+            }
+            crate::shim::What::SandboxEnded { sandbox } => {
+                if sandbox == self.seen.sandbox_attempt && self.seen.sandbox == SandboxState::Up {
+                    self.seen.sandbox = SandboxState::Ended;
+                }
+            }
+        }
+        self.save();
+        // Written down: the supervisor may forget it.
+        if let (Some(shim), Some(sequence)) = (&self.shim, event.sequence) {
+            shim.acknowledge(sequence);
+        }
+    }
+
+    /// What the container left to say, for its status.
+    fn add_termination_message(&self, name: &str, attempt: u32, ended: &mut Ended) {
+        let Some(container) = crate::want::find_container(&self.pod, name) else { return };
+        let paths = self.agent.paths.pod(&self.uid).container(name, attempt);
+        let log = self.agent.paths.log_file(&self.pod, &self.uid, name, attempt);
+        let message =
+            crate::termination::message(&paths.termination_log, &log, &container.termination_message_policy, ended.exit_code);
+        if !message.is_empty() {
+            ended.message = message;
+        }
+    }
+
+    /// The connection to the supervisor ended.
+    async fn lost_shim(&mut self) {
+        self.shim_events = None;
+        // Told to end, it does.
+        if self.seen.in_flight.contains(&Step::StopSandbox) {
+            return;
+        }
+        self.shim = None;
+        self.meet_shim().await;
+        self.save();
+    }
+
+    /// Connects to the supervisor if it lives, and finds out that it died if it does not.
+    async fn meet_shim(&mut self) {
+        match Shim::find(&self.agent.paths.pod(&self.uid)).await {
+            crate::shim::Found::Live(shim, state, events) => {
+                self.seen.shim = ShimState::Up;
+                self.seen.sandbox = state.sandbox;
+                self.seen.sandbox_attempt = self.seen.sandbox_attempt.max(state.sandbox_attempt);
+                for (name, run) in state.runs {
+                    self.take_started(&name, run.attempt, run.sandbox, run.started_wall_ms);
+                    if let RunState::Ended(mut ended) = run.state {
+                        self.add_termination_message(&name, run.attempt, &mut ended);
+                        self.take_ended(&name, (run.attempt, run.sandbox), ended);
+                    }
+                }
+                (self.shim, self.shim_events) = (Some(shim), Some(events));
+            }
+            crate::shim::Found::Dead => self.shim_died(),
+            crate::shim::Found::Never => self.seen.shim = ShimState::Absent,
+        }
+    }
+
+    fn shim_died(&mut self) {
+        let message = "the pod's supervisor died; its containers are killed".to_owned();
+        self.pod_event(Severity::Warning, "SandboxLost", message.clone());
+        (self.seen.shim, self.seen.sandbox) = (ShimState::Dead, SandboxState::Ended);
+        let running: Vec<(String, u32, u32, u64)> = self
+            .seen
+            .containers
+            .iter()
+            .filter_map(|(name, seen)| {
+                let run = seen.run.as_ref().filter(|run| run.is_running())?;
+                Some((name.clone(), run.attempt, run.sandbox, run.started_wall_ms))
+            })
+            .collect();
+        for (name, attempt, sandbox, started_wall_ms) in running {
+            let ended = Ended {
+                exit_code: 137,
+                signal: 9,
+                reason: "Error".to_owned(),
+                message: message.clone(),
+                started_wall_ms,
+                finished_wall_ms: wall_ms(),
+            };
+            self.take_ended(&name, (attempt, sandbox), ended);
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------- telling
+
+    fn report(&mut self, plan: &Plan) {
+        let now_ms = boot_ms();
+        let facts = Facts {
+            host_ip: self.agent.node_ip().to_string(),
+            pod_ip: if self.want.host_network { self.agent.node_ip().to_string() } else { self.record.pod_ip.clone() },
+            start_wall_ms: self.record.start_wall_ms,
+            image_ids: self.record.containers.iter().map(|(name, c)| (name.clone(), c.image_id.clone())).collect(),
+        };
+        let empty = PodStatus::default();
+        let previous = self.reported.as_ref().or(self.pod.status.as_ref()).unwrap_or(&empty);
+        let status = if self.done_elsewhere {
+            self.pod.status.clone().unwrap_or_default()
+        } else {
+            pod_status(&self.pod, &plan.view, &facts, previous, wall_ms())
+        };
+        let due = self.minor_report_at_ms.is_some_and(|at_ms| at_ms <= now_ms);
+        match &self.reported {
+            _ if plan.finished => {}
+            _ if self.done_elsewhere => return,
+            Some(reported) if *reported == status => {
+                self.minor_report_at_ms = None;
+                return;
+            }
+            Some(reported) if !due && !matters(reported, &status) => {
+                self.minor_report_at_ms.get_or_insert(now_ms + MINOR_REPORT_DELAY_MS);
+                return;
+            }
+            _ => {}
+        }
+        // Only remains of it were removed; it begins anew.
+        if plan.finished && self.desired.borrow().is_wanted() {
+            return;
+        }
+        self.minor_report_at_ms = None;
+        self.reported = Some(status.clone());
+        let (namespace, name) = key_of(&self.pod);
+        let report = PodStatusReport {
+            namespace,
+            name,
+            uid: self.uid.0.clone(),
+            status: Some(status),
+            sequence: 0,
+            finished: plan.finished,
+        };
+        self.agent.outbox.report(&self.uid, report);
+    }
+
+    fn pod_event(&self, severity: Severity, reason: &str, message: String) {
+        self.agent.outbox.event(pod_event(&self.pod, &self.uid, severity, reason, message));
+    }
+
+    fn container_event(&self, name: &str, severity: Severity, reason: &str, message: String) {
+        let mut event = pod_event(&self.pod, &self.uid, severity, reason, message);
+        if let Some(container) = self.want.container(name) {
+            event.field_path = field_path(container.kind, name);
+        }
+        self.agent.outbox.event(event);
+    }
+
+    fn image_of(&self, name: &str) -> String {
+        crate::want::find_container(&self.pod, name).map_or_else(String::new, |container| container.image.clone())
+    }
+
+    fn save(&mut self) {
+        self.record.note(&self.seen);
+        if !self.seen.dir || self.seen.in_flight.contains(&Step::RemovePodDir) {
+            return;
+        }
+        if let Err(error) = self.record.save(&self.agent.paths.pod(&self.uid).run) {
+            self.warn("keep the pod's record", &error);
+        }
+    }
+
+    fn warn(&self, what: &str, error: &(dyn std::error::Error + 'static)) {
+        tracing::warn!(pod = %self.want.display_name, error = crate::report::chain(error), "{what}");
+    }
+}
+
+async fn next_event(events: &mut Option<mpsc::Receiver<ShimEvent>>) -> Option<ShimEvent> {
+    match events {
+        Some(events) => events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether someone waits for this difference: phase, readiness, or a container that cannot start.
+fn matters(old: &PodStatus, new: &PodStatus) -> bool {
+    let ready = |status: &PodStatus| {
+        status.conditions.iter().find(|condition| condition.r#type == "Ready").map(|condition| condition.status.clone())
+    };
+    old.phase != new.phase || ready(old) != ready(new)
+}
+
+fn same_but_status(a: &Pod, b: &Pod) -> bool {
+    let version = |pod: &Pod| {
+        let mut meta = pod.metadata.clone().unwrap_or_default();
+        meta.resource_version.clear();
+        meta
+    };
+    a.spec == b.spec && version(a) == version(b)
+}
+
+/// Whether, and from when, the pod is to end.
+fn wish_to_end(pod: &Pod, gone: bool, now_ms: u64) -> Option<Deletion> {
+    let meta = pod.metadata.as_ref();
+    if gone {
+        // Nobody waits for its status any more; the containers get the minimum.
+        return Some(Deletion { since_ms: now_ms, grace_ms: 0 });
+    }
+    meta.and_then(|meta| meta.deletion_timestamp)?;
+    let spec_s = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+    let seconds = meta.and_then(|meta| meta.deletion_grace_period_seconds).or(spec_s).unwrap_or(DEFAULT_GRACE_S);
+    Some(Deletion { since_ms: now_ms, grace_ms: grace_ms(seconds) })
+}
+
+/// A later wish can only make the end come sooner, never later or not at all.
+fn sooner(old: Option<Deletion>, new: Option<Deletion>) -> Option<Deletion> {
+    match (old, new) {
+        (Some(old), Some(new)) if new.since_ms + new.grace_ms < old.since_ms + old.grace_ms => Some(new),
+        (Some(old), _) => Some(old),
+        (None, new) => new,
+    }
+}

@@ -1,0 +1,83 @@
+//! Installs what is missing, by the names of Debian's packages. Asks apt for nothing when all is there.
+
+use crate::run;
+use std::path::Path;
+use std::process::Command;
+
+/// A package and how to see that it is there: a program's name, or a file's full path.
+pub struct Need {
+    package: &'static str,
+    proof: &'static str,
+    why: &'static str,
+}
+
+const fn need(package: &'static str, proof: &'static str, why: &'static str) -> Need {
+    Need { package, proof, why }
+}
+
+/// Needed to build, test and demonstrate.
+pub const BASE: &[Need] = &[
+    need("protobuf-compiler", "protoc", "compiles proto/"),
+    need("libprotobuf-dev", "/usr/include/google/protobuf/descriptor.proto", "the well-known .proto files"),
+    need("etcd-server", "etcd", "the store"),
+    need("busybox-static", "busybox", "the image minipod.local/busybox"),
+    need("netcat-openbsd", "nc.openbsd", "unix sockets in the image minipod.local/toolbox"),
+    need("iproute2", "ip", "a network namespace per node"),
+    need("nftables", "nft", "the nodes' packet rules"),
+];
+
+/// Needed to compare with podman.
+pub const PODMAN: &[Need] = &[need("podman", "podman", "the benchmarks compare with it")];
+
+/// Needed for the cluster in containers.
+pub const DOCKER: &[Need] = &[
+    need("docker.io", "dockerd", "runs the containers of deploy/compose.yaml"),
+    need("docker-compose", "docker-compose", "reads deploy/compose.yaml"),
+];
+
+/// Installs the packages of `needs` that are missing.
+///
+/// # Errors
+/// When something is missing and this is not root on Debian with a package archive in reach.
+pub fn install(needs: &[Need]) -> Result<(), String> {
+    let missing: Vec<&Need> = needs.iter().filter(|n| !present(n)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = missing.iter().map(|n| n.package).collect();
+    for need in &missing {
+        eprintln!("    missing: {} ({})", need.package, need.why);
+    }
+    let by_hand = format!("install them by hand: apt-get install {}", names.join(" "));
+    if run::find("apt-get").is_none() {
+        return Err(format!("packages are missing and there is no apt-get here; {by_hand} (Debian's names)"));
+    }
+    if !is_root() {
+        return Err(format!("packages are missing and this is not root; {by_hand}"));
+    }
+    run::step(&format!("install {}", names.join(" ")));
+    apt(&["update"]).map_err(|e| format!("{e}\nthe package archive cannot be reached; {by_hand}"))?;
+    let mut args = vec!["install", "--yes", "--no-install-recommends"];
+    args.extend(&names);
+    apt(&args).map_err(|e| format!("{e}\n{by_hand}"))?;
+    match missing.iter().find(|n| !present(n)) {
+        None => Ok(()),
+        Some(n) => Err(format!("{} is installed, but {} is not there", n.package, n.proof)),
+    }
+}
+
+fn apt(args: &[&str]) -> Result<(), String> {
+    let mut apt = Command::new("apt-get");
+    apt.arg("-qq").args(args).env("DEBIAN_FRONTEND", "noninteractive");
+    // Daemons that a package would start (etcd) are not ours to run: each test starts its own.
+    apt.env("RUNLEVEL", "1");
+    run::output(&mut apt).map(|_| ())
+}
+
+fn present(need: &Need) -> bool {
+    if need.proof.starts_with('/') { Path::new(need.proof).exists() } else { run::find(need.proof).is_some() }
+}
+
+fn is_root() -> bool {
+    run::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
+}

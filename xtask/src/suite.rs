@@ -1,0 +1,58 @@
+//! Everything CI runs, in the order of what fails fastest. Each stage prints how long it took.
+
+use crate::{compose, images, run, setup};
+use std::time::Instant;
+
+/// `cargo xtask test [FILTER]`. With a filter only what the tests need is built, then the matching tests run.
+///
+/// # Errors
+/// The first stage that fails.
+pub fn test(filter: &[&str]) -> Result<(), String> {
+    let all = filter.is_empty();
+    let start = Instant::now();
+    stage("set up", || setup::install(setup::BASE))?;
+    if all {
+        stage("formatting", || run::cargo(&["fmt", "--all", "--check"]))?;
+        stage("lints", || run::cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    }
+    stage("agent with failpoints", failpoints)?;
+    stage("binaries", || run::cargo(&["build", "--workspace", "--bins"]))?;
+    stage("images", images::build_all)?;
+    if all {
+        stage("cluster in containers", || compose::run("test"))?;
+    }
+    let mut args = vec!["test", "--workspace"];
+    if !all {
+        args.push("--");
+        args.extend(filter);
+    }
+    // Last, so that cargo's own closing lines end the output.
+    let tested = stage("tests", || run::cargo(&args));
+    eprintln!("==> all stages: {:.0} s", start.elapsed().as_secs_f64());
+    tested
+}
+
+/// Builds the agent with kill points and keeps it, with its helpers beside it, in `target/failpoints`.
+/// In the same target directory, because only the agent itself differs.
+pub fn failpoints() -> Result<(), String> {
+    let agent = ["build", "--bin", "minipod-nodeagent", "--package", "minipod-nodeagent", "--features", "failpoints"];
+    run::cargo(&agent)?;
+    run::cargo(&["build", "--package", "minipod-podshim", "--package", "minipod-pause"])?;
+    for name in ["minipod-nodeagent", "minipod-podshim", "minipod-pause"] {
+        let kept = run::target().join("failpoints").join(name);
+        // A running copy cannot be overwritten in place; a new file can take its name.
+        let draft = kept.with_extension("new");
+        images::copy(&run::bin_dir().join(name), &draft)?;
+        std::fs::rename(&draft, &kept).map_err(|e| format!("move {}: {e}", draft.display()))?;
+    }
+    Ok(())
+}
+
+fn stage(name: &str, work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    let start = Instant::now();
+    run::step(name);
+    let done = work();
+    let verdict = if done.is_ok() { "done" } else { "FAILED" };
+    eprintln!("==> {name}: {verdict} after {:.1} s", start.elapsed().as_secs_f64());
+    done.map_err(|e| format!("{name}: {e}"))
+}
