@@ -5,5 +5,6 @@
 /// # Errors
 /// When docker is missing or a step fails.
 pub fn run(verb: &str) -> Result<(), String> {
+    crate::setup::install(crate::setup::DOCKER)?;
     Err(format!("compose {verb}: not yet"))
 }

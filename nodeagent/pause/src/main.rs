@@ -1,1 +1,2 @@
+//! The process that holds a pod's namespaces.
 fn main() {}
