@@ -28,22 +28,6 @@ pub fn test(filter: &[&str]) -> Result<(), String> {
     tested
 }
 
-/// Builds the agent with kill points and keeps it, with its helpers beside it, in `target/failpoints`.
-/// In the same target directory, because only the agent itself differs.
-pub fn failpoints() -> Result<(), String> {
-    let agent = ["build", "--bin", "minipod-nodeagent", "--package", "minipod-nodeagent", "--features", "failpoints"];
-    run::cargo(&agent)?;
-    run::cargo(&["build", "--package", "minipod-podshim", "--package", "minipod-pause"])?;
-    for name in ["minipod-nodeagent", "minipod-podshim", "minipod-pause"] {
-        let kept = run::target().join("failpoints").join(name);
-        // A running copy cannot be overwritten in place; a new file can take its name.
-        let draft = kept.with_extension("new");
-        images::copy(&run::bin_dir().join(name), &draft)?;
-        std::fs::rename(&draft, &kept).map_err(|e| format!("move {}: {e}", draft.display()))?;
-    }
-    Ok(())
-}
-
 fn stage(name: &str, work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     let start = Instant::now();
     run::step(name);
