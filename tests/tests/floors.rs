@@ -12,6 +12,7 @@ use std::process::Command;
 const FLOORS: &[(&str, u32)] = &[
     ("minipod-proto", 0),
     ("minipod-daemon", 0),
+    ("minipod-store", 1),
     ("minipod-client", 2),
     ("minipod-podshim", 2),
     ("minipod-pause", 2),
@@ -25,7 +26,8 @@ const FLOORS: &[(&str, u32)] = &[
 
 /// Dependencies that only the named crates may have, whatever their floors.
 const RESERVED: &[(&str, &[&str])] = &[
-    ("etcd-client", &["minipod-apiserver"]),
+    ("etcd-client", &["minipod-apiserver", "minipod-store"]),
+    ("minipod-store", &["minipod-apiserver", "minictl", "minipod-tests"]),
     ("minipod-podshim", &["minipod-nodeagent", "minipod-tests"]),
     ("minipod-pause", &["minipod-nodeagent", "minipod-tests"]),
 ];

@@ -1,0 +1,1 @@
+//! An etcd v3 server on raft: minipod's embedded store.
