@@ -1,1 +1,7 @@
 //! An etcd v3 server on raft: minipod's embedded store.
+//!
+//! Two halves meet in [`machine`]: consensus drives a [`machine::Machine`] from its one apply thread, and the etcd face
+//! proposes commands through a [`machine::Replicator`].
+
+pub mod machine;
+pub mod refused;
