@@ -6,11 +6,14 @@
 
 pub mod base64;
 mod json;
+pub mod names;
 mod objects;
 pub mod quantity;
 pub mod resources;
 pub mod scalar;
+pub mod scheduling;
 pub mod schema;
+pub mod selector;
 
 pub use objects::{DEFAULT_GRACE_SECONDS, Kind, Phase, Resource, RestartPolicy};
 
