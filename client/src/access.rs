@@ -1,0 +1,208 @@
+//! Logs of containers, processes in them, images on nodes.
+
+use std::future::ready;
+use std::io;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use minipod_proto::v1::images_client::ImagesClient;
+use minipod_proto::v1::pod_access_client::PodAccessClient;
+use minipod_proto::v1::{
+    ExecFrame, ExecStart, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadStart, ImageLoadSummary,
+    LogChunk, LogsRequest, exec_frame, image_load_request,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use crate::client::{Client, Retry};
+use crate::error::{ClientError, Operation};
+
+/// Frames of stdin under way between [`Exec`]'s user and the connection: a little to keep both busy, since a frame is up to
+/// some ten KiB; the sender waits when the process does not read.
+const STDIN_FRAMES: usize = 8;
+
+/// A log on its way. Dropping it ends the reading.
+#[derive(Debug)]
+pub struct Logs {
+    stream: Streaming<LogChunk>,
+    operation: Operation,
+}
+
+impl Logs {
+    /// The next bytes; `None` at the end. Cancel safe.
+    ///
+    /// # Errors
+    /// When the log's node goes away, the log cannot be read or the connection breaks.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        match self.stream.message().await {
+            Ok(chunk) => Ok(chunk.map(|chunk| chunk.data)),
+            Err(status) => Err(ClientError::from_status(self.operation.clone(), &status)),
+        }
+    }
+}
+
+/// What a process says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecOutput {
+    /// On its standard output.
+    Stdout(Bytes),
+    /// On its standard error.
+    Stderr(Bytes),
+    /// It ended: its exit code, 128 + signal when it was killed. Nothing follows.
+    Exit(i32),
+}
+
+/// A process in a container. Dropping it closes the stream; the process loses its standard streams.
+#[derive(Debug)]
+pub struct Exec {
+    frames: Streaming<ExecFrame>,
+    stdin: Option<mpsc::Sender<ExecFrame>>,
+    operation: Operation,
+}
+
+/// The standard input of a process in a container. Dropping it closes that input.
+#[derive(Debug)]
+pub struct ExecStdin {
+    frames: mpsc::Sender<ExecFrame>,
+}
+
+impl ExecStdin {
+    /// Sends bytes; waits while the process does not read. `false`: the process is gone and reads nothing more.
+    pub async fn write(&self, data: Bytes) -> bool {
+        self.frames.send(frame(exec_frame::Frame::Stdin(data))).await.is_ok()
+    }
+
+    /// Says that there is no more input.
+    pub async fn close(self) {
+        // When the process is gone there is nobody to tell.
+        let _ = self.frames.send(frame(exec_frame::Frame::StdinClosed(true))).await;
+    }
+}
+
+impl Exec {
+    /// The process' standard input; `None` if it was started without, or the input was taken before.
+    pub fn take_stdin(&mut self) -> Option<ExecStdin> {
+        self.stdin.take().map(|frames| ExecStdin { frames })
+    }
+
+    /// What the process says next. After [`ExecOutput::Exit`] do not ask again. Cancel safe.
+    ///
+    /// # Errors
+    /// `Refused` with the reason when it could not be started; else the connection broke.
+    pub async fn next(&mut self) -> Result<ExecOutput, ClientError> {
+        loop {
+            let operation = || self.operation.clone();
+            match self.frames.message().await {
+                Ok(Some(ExecFrame { frame: Some(frame) })) => match frame {
+                    exec_frame::Frame::Stdout(data) => return Ok(ExecOutput::Stdout(data)),
+                    exec_frame::Frame::Stderr(data) => return Ok(ExecOutput::Stderr(data)),
+                    exec_frame::Frame::ExitCode(code) => return Ok(ExecOutput::Exit(code)),
+                    exec_frame::Frame::Error(message) => {
+                        return Err(ClientError::Refused { operation: operation(), message });
+                    }
+                    // Only clients send these.
+                    exec_frame::Frame::Start(_) | exec_frame::Frame::Stdin(_) | exec_frame::Frame::StdinClosed(_) => {}
+                },
+                // A frame of a kind that this build does not know.
+                Ok(Some(ExecFrame { frame: None })) => {}
+                Ok(None) => {
+                    let message = "the stream ended before the process did".to_owned();
+                    return Err(ClientError::Answer { operation: operation(), message });
+                }
+                Err(status) => return Err(ClientError::from_status(operation(), &status)),
+            }
+        }
+    }
+}
+
+impl Client {
+    /// Reads a container's log.
+    ///
+    /// # Errors
+    /// `NotFound` for the pod or container, `Invalid` when a container must be named, and what any call can meet.
+    pub async fn logs(&self, request: LogsRequest) -> Result<Logs, ClientError> {
+        let operation = Operation::new("read the logs of", format!("Pod {}/{}", request.namespace, request.pod));
+        let call = |channel| {
+            let request = request.clone();
+            async move { PodAccessClient::new(channel).logs(request).await }
+        };
+        let stream = self.call(operation.clone(), Retry::Always, call).await?;
+        Ok(Logs { stream, operation })
+    }
+
+    /// Starts a process in a container. With `start.stdin` its input comes from [`Exec::take_stdin`].
+    ///
+    /// # Errors
+    /// `NotFound` for the pod or container, `Invalid` when a container must be named, and what any call can meet.
+    pub async fn exec(&self, start: ExecStart) -> Result<Exec, ClientError> {
+        let operation = Operation::new("run a command in", format!("Pod {}/{}", start.namespace, start.pod));
+        let with_stdin = start.stdin;
+        let call = |channel| {
+            let (sender, receiver) = mpsc::channel(STDIN_FRAMES);
+            // The channel is new and empty: there is room for the first frame.
+            let _ = sender.try_send(frame(exec_frame::Frame::Start(start.clone())));
+            async move {
+                let answer = PodAccessClient::new(channel).exec(ReceiverStream::new(receiver)).await?;
+                Ok(answer.map(|frames| (frames, sender)))
+            }
+        };
+        let (frames, stdin) = self.call(operation.clone(), Retry::NeverSent, call).await?;
+        Ok(Exec { frames, stdin: with_stdin.then_some(stdin), operation })
+    }
+
+    /// Loads an image archive into nodes. `data` is the file's bytes in pieces of at most a few hundred KiB; when it yields an
+    /// error the load is broken off and nothing is stored.
+    ///
+    /// # Errors
+    /// `Input` when `data` fails, and what any call can meet. What went wrong on a node is in the summary.
+    pub async fn load_image(
+        &self,
+        start: ImageLoadStart,
+        data: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> Result<ImageLoadSummary, ClientError> {
+        let operation = Operation::new("load", "image");
+        let (failed, failure) = oneshot::channel();
+        let mut failed = Some(failed);
+        let message = |message| ImageLoadRequest { message: Some(message) };
+        let first = message(image_load_request::Message::Start(start));
+        let pieces = data.flat_map(move |piece| match piece {
+            Ok(data) => stream::once(ready(message(image_load_request::Message::Data(data)))).left_stream(),
+            Err(error) => {
+                if let Some(failed) = failed.take() {
+                    let _ = failed.send(error);
+                }
+                // The request of a broken file must not end well: it stays open until the failure below drops it.
+                stream::pending().right_stream()
+            }
+        });
+        let pieces = stream::once(ready(first)).chain(pieces);
+        let mut api = ImagesClient::new(self.channel());
+        let call = api.load(pieces);
+        tokio::select! {
+            // Cancel safe: a oneshot keeps its value. An error means that the file was read to its end.
+            Ok(source) = failure => Err(ClientError::Input { operation, source }),
+            // Not polled again after the other arm wins: dropping it resets the stream, and the server discards what came.
+            answer = call => match answer {
+                Ok(answer) => Ok(answer.into_inner()),
+                Err(status) => Err(self.failure(operation, status)),
+            },
+        }
+    }
+
+    /// The images in the nodes' stores; empty `nodes`: of every ready node.
+    ///
+    /// # Errors
+    /// What any call can meet. What went wrong on a node is in the summary.
+    pub async fn list_images(&self, nodes: Vec<String>) -> Result<ImageListSummary, ClientError> {
+        let call = |channel| {
+            let request = ImageListRequest { nodes: nodes.clone() };
+            async move { ImagesClient::new(channel).list(request).await }
+        };
+        self.call(Operation::new("list", "images"), Retry::Always, call).await
+    }
+}
+
+fn frame(frame: exec_frame::Frame) -> ExecFrame {
+    ExecFrame { frame: Some(frame) }
+}
