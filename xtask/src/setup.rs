@@ -33,6 +33,7 @@ pub const PODMAN: &[Need] = &[need("podman", "podman", "the benchmarks compare w
 pub const DOCKER: &[Need] = &[
     need("docker.io", "dockerd", "runs the containers of deploy/compose.yaml"),
     need("docker-compose", "docker-compose", "reads deploy/compose.yaml"),
+    need("binutils", "strip", "makes the binaries in the images small"),
 ];
 
 /// Installs the packages of `needs` that are missing.
