@@ -1,0 +1,308 @@
+//! A whole cluster on this machine: the real binaries, each node in a network namespace of its own. `minictl demo`,
+//! `minictl up` and the end-to-end tests share it.
+//!
+//! - [`slot`] gives the cluster a number of its own, and with it names and addresses that no other one has.
+//! - [`network`] joins the nodes: one bridge, one veth per node.
+//! - [`process`] starts, stops and finds processes.
+//! - [`remove`] takes everything down again, from what is written down: also after a crash, also by another process.
+//!
+//! Nothing of it is simulated: the only thing that one machine lacks of several is a second kernel.
+
+mod error;
+mod network;
+mod process;
+mod remove;
+mod slot;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use minipod_client::{Client, Options as ClientOptions, Query};
+use minipod_proto::Resource;
+use minipod_proto::v1::Node;
+
+pub use error::LocalError;
+pub use process::Daemon;
+pub use remove::{remove, remove_abandoned};
+pub use slot::{Slot, kept};
+
+/// How long the cluster may take to come up.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// One node to be.
+#[derive(Debug, Clone, Default)]
+pub struct NodeOptions {
+    /// Its name.
+    pub name: String,
+    /// What pods may use, as the agent's `--allocatable`: `cpu=2,memory=1.25Gi`.
+    pub allocatable: String,
+    /// More flags of the agent, such as `--label`.
+    pub flags: Vec<String>,
+    /// Environment of the agent, such as `FAILPOINTS`.
+    pub environment: Vec<(String, String)>,
+}
+
+impl NodeOptions {
+    /// A node with 4 CPUs and that much memory.
+    #[must_use]
+    pub fn with_memory(name: &str, memory: &str) -> NodeOptions {
+        NodeOptions { name: name.to_owned(), allocatable: format!("cpu=4,memory={memory}"), ..NodeOptions::default() }
+    }
+}
+
+/// Where the cluster keeps its objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Store {
+    /// Debian's etcd, a process of its own.
+    #[default]
+    Etcd,
+    /// The API server's own.
+    Embedded,
+}
+
+/// The cluster to be.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the binaries of minipod are.
+    pub bin_dir: PathBuf,
+    /// The nodes.
+    pub nodes: Vec<NodeOptions>,
+    /// How many schedulers work side by side.
+    pub schedulers: usize,
+    /// The store.
+    pub store: Store,
+    /// More flags of the API server.
+    pub apiserver_flags: Vec<String>,
+}
+
+impl Options {
+    /// One scheduler, etcd, these nodes.
+    #[must_use]
+    pub fn new(bin_dir: impl Into<PathBuf>, nodes: Vec<NodeOptions>) -> Options {
+        Options { bin_dir: bin_dir.into(), nodes, schedulers: 1, store: Store::Etcd, apiserver_flags: Vec::new() }
+    }
+}
+
+/// A running cluster. Dropping it takes it down, unless it was [kept](LocalCluster::keep).
+#[derive(Debug)]
+pub struct LocalCluster {
+    slot: Option<Slot>,
+    options: Options,
+    daemons: BTreeMap<String, Daemon>,
+    server: String,
+    client: Client,
+}
+
+impl LocalCluster {
+    /// Starts everything and waits until all nodes are ready.
+    ///
+    /// # Errors
+    /// When something is missing (the error says what to install), or does not come up; then nothing is left behind.
+    pub async fn start(options: Options) -> Result<LocalCluster, LocalError> {
+        let etcd = match options.store {
+            Store::Etcd => Some(process::find("etcd").ok_or(LocalError::Missing("etcd", "etcd-server"))?),
+            Store::Embedded => None,
+        };
+        let slot = Slot::claim()?;
+        let server_port = process::free_port()?;
+        let server = format!("http://{}:{server_port}", slot.gateway());
+        let client = Client::new(&ClientOptions::servers(&server)).map_err(|error| LocalError::Client(Box::new(error)))?;
+        let mut cluster = LocalCluster { slot: Some(slot), options, daemons: BTreeMap::new(), server, client };
+        cluster.start_all(etcd, server_port).await?;
+        Ok(cluster)
+    }
+
+    async fn start_all(&mut self, etcd: Option<PathBuf>, server_port: u16) -> Result<(), LocalError> {
+        network::create(self.slot()?, &self.options.nodes)?;
+        let store = match etcd {
+            Some(etcd) => self.start_etcd(&etcd)?,
+            None => format!("--store=embedded --data-dir={}", self.slot()?.data().join("store").display()),
+        };
+        let listen = format!("--listen={}:{server_port}", self.slot()?.gateway());
+        let cidr = format!("--cluster-cidr={}", self.slot()?.cluster_cidr());
+        let mut arguments: Vec<String> = store.split(' ').map(str::to_owned).collect();
+        arguments.extend([listen, cidr]);
+        arguments.extend(self.options.apiserver_flags.iter().cloned());
+        self.spawn("apiserver", "minipod-apiserver", &arguments, None)?;
+        for index in 0..self.options.schedulers {
+            let arguments = [format!("--server={}", self.server)];
+            self.spawn(&format!("scheduler-{index}"), "minipod-scheduler", &arguments, None)?;
+        }
+        for index in 0..self.options.nodes.len() {
+            self.start_agent(index)?;
+        }
+        self.wait_ready().await
+    }
+
+    fn start_etcd(&mut self, etcd: &Path) -> Result<String, LocalError> {
+        let (client_port, peer_port) = (process::free_port()?, process::free_port()?);
+        let client_url = format!("http://127.0.0.1:{client_port}");
+        let peer_url = format!("http://127.0.0.1:{peer_port}");
+        let arguments = [
+            format!("--data-dir={}", self.slot()?.data().join("etcd").display()),
+            format!("--listen-client-urls={client_url}"),
+            format!("--advertise-client-urls={client_url}"),
+            format!("--listen-peer-urls={peer_url}"),
+            format!("--initial-advertise-peer-urls={peer_url}"),
+            format!("--initial-cluster=default={peer_url}"),
+            "--logger=zap".to_owned(),
+            "--log-level=warn".to_owned(),
+        ];
+        self.spawn_program("etcd", etcd, &arguments, None)?;
+        Ok(format!("--store=etcd://127.0.0.1:{client_port}"))
+    }
+
+    /// Starts the agent of a node, the first time or again.
+    ///
+    /// # Errors
+    /// When the binary is missing.
+    pub fn start_agent(&mut self, index: usize) -> Result<(), LocalError> {
+        let slot = self.slot()?;
+        let node = self.options.nodes.get(index).ok_or(LocalError::NoSuchNode(index))?.clone();
+        let mut arguments = vec![
+            format!("--server={}", self.server),
+            format!("--name={}", node.name),
+            format!("--run-dir={}", slot.node_run_dir(index).display()),
+            format!("--data-dir={}", slot.node_data_dir(index).display()),
+            format!("--cgroup-root={}", slot.node_cgroup(index)),
+            format!("--bridge={}", slot.node_bridge(index)),
+            format!("--node-ip={}", slot.node_ip(index)),
+        ];
+        if !node.allocatable.is_empty() {
+            arguments.push(format!("--allocatable={}", node.allocatable));
+        }
+        arguments.extend(node.flags.iter().cloned());
+        self.spawn(&node.name, "minipod-nodeagent", &arguments, Some(index))
+    }
+
+    fn spawn(&mut self, name: &str, binary: &str, arguments: &[String], node: Option<usize>) -> Result<(), LocalError> {
+        let program = self.options.bin_dir.join(binary);
+        if !program.is_file() {
+            return Err(LocalError::Binary(program));
+        }
+        self.spawn_program(name, &program, arguments, node)
+    }
+
+    fn spawn_program(
+        &mut self,
+        name: &str,
+        program: &Path,
+        arguments: &[String],
+        node: Option<usize>,
+    ) -> Result<(), LocalError> {
+        let slot = self.slot()?;
+        let log = slot.data().join(format!("{name}.log"));
+        let netns = node.map(|index| slot.netns_path(index));
+        let environment = node.and_then(|index| self.options.nodes.get(index)).map(|node| node.environment.clone());
+        let daemon = Daemon::spawn(program, arguments, &environment.unwrap_or_default(), netns.as_deref(), &log)?;
+        slot.note_process(&daemon)?;
+        self.daemons.insert(name.to_owned(), daemon);
+        Ok(())
+    }
+
+    async fn wait_ready(&mut self) -> Result<(), LocalError> {
+        let start = Instant::now();
+        loop {
+            self.check_alive()?;
+            let listed = self.client.list::<Node>(&Query::all()).await;
+            let state = match listed {
+                Ok(list) => {
+                    let ready = |node: &NodeOptions| list.items.iter().any(|n| n.name() == node.name && n.is_ready());
+                    let missing: Vec<&str> =
+                        self.options.nodes.iter().filter(|node| !ready(node)).map(|node| node.name.as_str()).collect();
+                    if missing.is_empty() {
+                        return Ok(());
+                    }
+                    format!("not ready: {}", missing.join(", "))
+                }
+                Err(error) => error.to_string(),
+            };
+            if start.elapsed() > START_TIMEOUT {
+                return Err(LocalError::NotReady { seconds: START_TIMEOUT.as_secs(), state, logs: self.slot()?.data() });
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// A daemon that ended by itself will not make the cluster ready.
+    fn check_alive(&mut self) -> Result<(), LocalError> {
+        for (name, daemon) in &mut self.daemons {
+            if let Some(how) = daemon.ended() {
+                return Err(LocalError::Ended { name: name.clone(), how, log: daemon.tail() });
+            }
+        }
+        Ok(())
+    }
+
+    fn slot(&self) -> Result<&Slot, LocalError> {
+        self.slot.as_ref().ok_or(LocalError::Down)
+    }
+
+    /// The API server's address, as minictl's `MINIPOD_SERVER`.
+    #[must_use]
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// A client of it.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The options it was started with.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Its number, names and directories.
+    ///
+    /// # Errors
+    /// When it is down.
+    pub fn names(&self) -> Result<&Slot, LocalError> {
+        self.slot()
+    }
+
+    /// A daemon by name: `etcd`, `apiserver`, `scheduler-0`, or a node's name for its agent.
+    pub fn daemon(&mut self, name: &str) -> Option<&mut Daemon> {
+        self.daemons.get_mut(name)
+    }
+
+    /// Leaves it running when this value is dropped; `minictl down` ends it.
+    ///
+    /// # Errors
+    /// When that cannot be written down.
+    pub fn keep(mut self) -> Result<(), LocalError> {
+        let Some(slot) = self.slot.take() else { return Err(LocalError::Down) };
+        slot.keep(&self.server)
+    }
+
+    /// Takes it down: pods, daemons, network, files.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub fn stop(mut self) -> Result<(), LocalError> {
+        self.take_down()
+    }
+
+    fn take_down(&mut self) -> Result<(), LocalError> {
+        let Some(slot) = self.slot.take() else { return Ok(()) };
+        // Told to end in the order in which they depend on each other; `remove` ends what does not listen.
+        let (stores, others): (Vec<_>, Vec<_>) = self.daemons.values_mut().partition(|daemon| daemon.is_store());
+        others.into_iter().chain(stores).for_each(Daemon::terminate);
+        let removed = remove(&slot);
+        self.daemons.values_mut().for_each(Daemon::reap);
+        removed
+    }
+}
+
+impl Drop for LocalCluster {
+    fn drop(&mut self) {
+        if let Err(error) = self.take_down() {
+            eprintln!("the cluster could not be taken down completely: {error}");
+        }
+    }
+}
