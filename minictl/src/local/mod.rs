@@ -108,7 +108,8 @@ impl LocalCluster {
         let slot = Slot::claim()?;
         let server_port = process::free_port()?;
         let server = format!("http://{}:{server_port}", slot.gateway());
-        let client = Client::new(&ClientOptions::servers(&server)).map_err(|error| LocalError::Client(Box::new(error)))?;
+        let client =
+            Client::new(&ClientOptions::servers(&server)).map_err(|error| LocalError::Client(Box::new(error)))?;
         let mut cluster = LocalCluster { slot: Some(slot), options, daemons: BTreeMap::new(), server, client };
         cluster.start_all(etcd, server_port).await?;
         Ok(cluster)
@@ -220,7 +221,11 @@ impl LocalCluster {
                 Err(error) => error.to_string(),
             };
             if start.elapsed() > START_TIMEOUT {
-                return Err(LocalError::NotReady { seconds: START_TIMEOUT.as_secs(), state, logs: self.slot()?.data() });
+                return Err(LocalError::NotReady {
+                    seconds: START_TIMEOUT.as_secs(),
+                    state,
+                    logs: self.slot()?.data(),
+                });
             }
             tokio::time::sleep(PAUSE).await;
         }

@@ -56,7 +56,8 @@ pub fn remove_abandoned(kept: bool) -> Result<Vec<u8>, LocalError> {
 
 fn end_daemons(slot: &Slot) {
     let daemons = slot.noted_processes();
-    let living = || daemons.iter().filter(|(pid, start)| process::start_ticks(*pid) == Some(*start)).map(|(pid, _)| *pid);
+    let living =
+        || daemons.iter().filter(|(pid, start)| process::start_ticks(*pid) == Some(*start)).map(|(pid, _)| *pid);
     living().for_each(|pid| process::signal(pid, "TERM"));
     if !wait(GRACE, || living().next().is_none()) {
         living().for_each(|pid| process::signal(pid, "KILL"));
