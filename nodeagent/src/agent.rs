@@ -149,6 +149,18 @@ impl Agent {
         }))
     }
 
+    /// What a pod's supervisor is started with.
+    #[must_use]
+    pub fn launch(&self, uid: &Uid) -> crate::shim::Launch {
+        crate::shim::Launch {
+            podshim: self.podshim.clone(),
+            pause: self.pause.clone(),
+            dir: self.paths.pod(uid).run,
+            uid: uid.0.clone(),
+            cgroup_root: self.config.cgroup_root.clone(),
+        }
+    }
+
     /// The node's address.
     #[must_use]
     pub fn node_ip(&self) -> IpAddr {

@@ -211,7 +211,7 @@ fn set_mode(path: &std::path::Path, mode: u32) -> Result<(), StepError> {
 }
 
 async fn spawn_shim(job: &Job) -> Result<Done, StepError> {
-    let (shim, events) = Shim::spawn(&job.agent, &job.uid).await.map_err(StepError::Shim)?;
+    let (shim, events) = Shim::spawn(&job.agent.launch(&job.uid)).await.map_err(StepError::Shim)?;
     Ok(Done::Shim(shim, events))
 }
 
@@ -381,7 +381,7 @@ async fn stop_sandbox(job: &Job) -> Result<Done, StepError> {
 }
 
 async fn clean_up_shim(job: Job) -> Result<Done, StepError> {
-    blocking(move || crate::shim::clean_up(&job.agent, &job.uid).map_err(StepError::Shim)).await
+    blocking(move || crate::shim::clean_up(&job.agent.launch(&job.uid)).map_err(StepError::Shim)).await
 }
 
 async fn detach_network(job: Job) -> Result<Done, StepError> {
@@ -393,7 +393,7 @@ async fn detach_network(job: Job) -> Result<Done, StepError> {
 }
 
 fn remove_data(job: &Job) -> Result<(), StepError> {
-    crate::shim::remove_cgroups(&job.agent, &job.uid).map_err(StepError::Shim)?;
+    crate::shim::remove_cgroups(&job.agent.launch(&job.uid)).map_err(StepError::Shim)?;
     failpoint("remove-pod-data:before-files");
     Ok(volumes::remove_tree(&job.agent.paths.pod(&job.uid).data)?)
 }

@@ -15,6 +15,7 @@ pub mod plan;
 pub mod pods;
 pub mod record;
 pub mod report;
+pub mod shim;
 pub mod status;
 pub mod sys;
 pub mod termination;

@@ -1,0 +1,72 @@
+//! Starting a supervisor so that there is never a moment in which it lives unseen.
+//!
+//! The agent takes the lock and binds the socket, and hands both to the supervisor as its stdout and stdin. So the lock is
+//! held from before the supervisor's birth to its death, and a connection can be made at once: it waits in the backlog.
+
+use std::fs::{OpenOptions, TryLockError};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use minipod_podshim::protocol::files;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+
+use super::{Launch, ShimError};
+
+/// Connections that wait to be taken: the agent's own, and exec'd processes.
+const BACKLOG: i32 = 64;
+/// The supervisor's own complaints, for people.
+const COMPLAINTS: &str = "shim.log";
+
+fn failed(operation: &'static str, path: PathBuf) -> impl FnOnce(std::io::Error) -> ShimError {
+    move |source| ShimError::Start { operation, path, source }
+}
+
+/// Starts a supervisor unless one lives.
+pub(super) async fn ensure(launch: &Launch) -> Result<(), ShimError> {
+    let path = launch.dir.join(files::LOCK);
+    let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = open.map_err(failed("create", path.clone()))?;
+    // std's lock is given up when the last descriptor that shares it is closed, not when this one is.
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(()),
+        Err(TryLockError::Error(source)) => return Err(failed("lock", path)(source)),
+    }
+    let listener = listen_at(launch.dir.join(files::SOCKET))?;
+    let log = launch.dir.join(COMPLAINTS);
+    let complaints = OpenOptions::new().create(true).append(true).open(&log).map_err(failed("create", log))?;
+    let child = tokio::process::Command::new(&launch.podshim)
+        .arg("--dir")
+        .arg(&launch.dir)
+        .arg("--uid")
+        .arg(&launch.uid)
+        .arg("--cgroup-root")
+        .arg(&launch.cgroup_root)
+        .arg("--pause")
+        .arg(&launch.pause)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(listener))
+        .stdout(Stdio::from(file))
+        .stderr(Stdio::from(complaints))
+        .process_group(0)
+        .spawn();
+    // The runtime reaps it when it ends; it is not to end with this handle.
+    child.map(drop).map_err(failed("start", launch.podshim.clone()))
+}
+
+fn listen_at(path: PathBuf) -> Result<OwnedFd, ShimError> {
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed("remove", path)(error)),
+        _ => {}
+    }
+    let make = || {
+        let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+        bind(fd.as_raw_fd(), &UnixAddr::new(&path)?)?;
+        listen(&fd, Backlog::new(BACKLOG)?)?;
+        Ok(fd)
+    };
+    make().map_err(|errno: Errno| failed("listen at", path.clone())(errno.into()))
+}
