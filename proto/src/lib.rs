@@ -5,15 +5,19 @@
 #![forbid(unsafe_code)]
 
 pub mod base64;
+pub mod defaults;
 mod json;
+pub mod manifest;
 pub mod names;
 mod objects;
+pub mod problem;
 pub mod quantity;
 pub mod resources;
 pub mod scalar;
 pub mod scheduling;
 pub mod schema;
 pub mod selector;
+pub mod unsupported;
 
 pub use objects::{DEFAULT_GRACE_SECONDS, Kind, Phase, Resource, RestartPolicy};
 
