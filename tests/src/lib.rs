@@ -1,7 +1,14 @@
+//! Whole clusters: what the end-to-end tests and benchmarks share.
 //!
 //! - [`kernel`] reads what the kernel says of a pod (processes, namespaces, mounts, cgroups): never only the system's own word.
 //! - [`wait`] waits for a state, level-triggered, and tells the last one seen when it does not come.
+//! - [`podman`] is the peer of the benchmarks.
+//! - [`cluster`] is a cluster of the real binaries on this machine, and shorthands for what tests do with one.
+//! - [`hollow`] has nodes without a machine, for tests of the control plane.
 #![forbid(unsafe_code)]
 
+pub mod cluster;
+pub mod hollow;
 pub mod kernel;
+pub mod podman;
 pub mod wait;

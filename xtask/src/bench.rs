@@ -1,21 +1,63 @@
-//! `cargo xtask bench NAME`: the benchmarks of the tests crate on release binaries.
+//! `cargo xtask bench NAME`: release binaries that print one `key value` a line; here they become a table and a JSON file.
 
 use crate::{images, run, setup};
-use std::process::Command;
+use std::fs;
+use std::process::{Command, Stdio};
 
-/// Builds for release and runs one benchmark, which prints one `key value` per line.
+/// A benchmark: its name, the binary that runs it and that binary's first argument.
+struct Bench {
+    name: &'static str,
+    binary: &'static str,
+    argument: &'static str,
+    /// What it compares with.
+    needs: &'static [setup::Need],
+}
+
+const BENCHES: &[Bench] = &[
+    Bench { name: "podstart", binary: "minipod-bench", argument: "podstart", needs: setup::PODMAN },
+    Bench { name: "footprint", binary: "minipod-bench", argument: "footprint", needs: setup::PODMAN },
+];
+
+/// The names, for the usage.
+pub fn names() -> String {
+    BENCHES.iter().map(|bench| bench.name).collect::<Vec<_>>().join(", ")
+}
+
+/// Builds for release, runs one benchmark, prints a table and writes `target/bench/NAME.json`.
 ///
 /// # Errors
 /// When something cannot be installed or built, or the benchmark fails.
 pub fn run(name: &str, rest: &[&str]) -> Result<(), String> {
+    let known = || format!("no benchmark {name:?}: there are {}", names());
+    let bench = BENCHES.iter().find(|bench| bench.name == name).ok_or_else(known)?;
     setup::install(setup::BASE)?;
-    if name == "podstart" {
-        setup::install(setup::PODMAN)?;
-    }
+    setup::install(bench.needs)?;
     run::step("build for release");
     run::cargo(&["build", "--release", "--workspace", "--bins"])?;
     images::build_all()?;
-    let mut bench = Command::new(run::release_dir().join("minipod-bench"));
-    bench.arg(name).args(rest).env("MINIPOD_BIN_DIR", run::release_dir()).env("MINIPOD_IMAGES", images::dir());
-    run::command(&mut bench)
+    run::step(&format!("measure {name}"));
+    let mut command = Command::new(run::release_dir().join(bench.binary));
+    command.arg(bench.argument).args(rest).stderr(Stdio::inherit());
+    command.env("MINIPOD_BIN_DIR", run::release_dir()).env("MINIPOD_IMAGES", images::dir());
+    let figures = figures(&run::output(&mut command)?)?;
+    let widest = figures.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
+    for (key, value) in &figures {
+        println!("{key:widest$}  {value:>14}");
+    }
+    let lines: Vec<String> = figures.iter().map(|(key, value)| format!("  \"{key}\": {value}")).collect();
+    let file = run::target().join("bench").join(format!("{name}.json"));
+    images::make_dir(&run::target().join("bench"))?;
+    fs::write(&file, format!("{{\n{}\n}}\n", lines.join(",\n"))).map_err(|e| format!("write {}: {e}", file.display()))?;
+    eprintln!("written to {}", file.display());
+    Ok(())
+}
+
+/// The lines `key value`; anything else is an error, so that nothing is lost silently.
+fn figures(output: &str) -> Result<Vec<(String, String)>, String> {
+    let figure = |line: &str| {
+        let pair = line.split_once(' ').filter(|(_, value)| value.parse::<f64>().is_ok_and(f64::is_finite));
+        let (key, value) = pair.ok_or_else(|| format!("the benchmark printed {line:?}, want KEY NUMBER"))?;
+        Ok((key.to_owned(), value.to_owned()))
+    };
+    output.lines().filter(|line| !line.is_empty()).map(figure).collect()
 }

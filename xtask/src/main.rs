@@ -16,7 +16,7 @@ usage: cargo xtask COMMAND
   test [FILTER]           everything CI runs; with FILTER only the tests whose names contain it
   setup                   install the Debian packages that are missing
   images                  build target/images/*.oci.tar from Debian's packages
-  bench NAME              run a benchmark: podstart, footprint (release build; podstart compares with podman)
+  bench NAME              run a benchmark on release binaries; without a right NAME it says which there are
   compose up|down|test    the cluster of deploy/compose.yaml, in containers
 ";
 

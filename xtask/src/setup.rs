@@ -27,7 +27,13 @@ pub const BASE: &[Need] = &[
 ];
 
 /// Needed to compare with podman.
-pub const PODMAN: &[Need] = &[need("podman", "podman", "the benchmarks compare with it")];
+pub const PODMAN: &[Need] = &[
+    need("podman", "podman", "the benchmarks compare with it"),
+    need("runc", "runc", "the runtime that podman uses here"),
+    need("conmon", "conmon", "podman's monitor of a container"),
+    need("catatonit", "/usr/bin/catatonit", "podman's pause"),
+    need("containernetworking-plugins", "/usr/lib/cni/bridge", "podman's network"),
+];
 
 /// Needed for the cluster in containers.
 pub const DOCKER: &[Need] = &[

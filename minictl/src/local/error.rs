@@ -61,6 +61,9 @@ pub enum LocalError {
     /// No node with that index.
     #[error("the cluster has no node number {0}")]
     NoSuchNode(usize),
+    /// No daemon with that name.
+    #[error("the cluster has no daemon {0:?}")]
+    NoSuchDaemon(String),
     /// It has been taken down.
     #[error("the cluster is down")]
     Down,

@@ -23,7 +23,7 @@ use minipod_proto::Resource;
 use minipod_proto::v1::Node;
 
 pub use error::LocalError;
-pub use process::Daemon;
+pub use process::{Daemon, Launch};
 pub use remove::{remove, remove_abandoned};
 pub use slot::{Slot, kept};
 
@@ -155,11 +155,7 @@ impl LocalCluster {
         Ok(format!("--store=etcd://127.0.0.1:{client_port}"))
     }
 
-    /// Starts the agent of a node, the first time or again.
-    ///
-    /// # Errors
-    /// When the binary is missing.
-    pub fn start_agent(&mut self, index: usize) -> Result<(), LocalError> {
+    fn start_agent(&mut self, index: usize) -> Result<(), LocalError> {
         let slot = self.slot()?;
         let node = self.options.nodes.get(index).ok_or(LocalError::NoSuchNode(index))?.clone();
         let mut arguments = vec![
@@ -194,13 +190,31 @@ impl LocalCluster {
         node: Option<usize>,
     ) -> Result<(), LocalError> {
         let slot = self.slot()?;
-        let log = slot.data().join(format!("{name}.log"));
-        let netns = node.map(|index| slot.netns_path(index));
-        let environment = node.and_then(|index| self.options.nodes.get(index)).map(|node| node.environment.clone());
-        let daemon = Daemon::spawn(program, arguments, &environment.unwrap_or_default(), netns.as_deref(), &log)?;
+        let launch = Launch {
+            program: program.to_owned(),
+            arguments: arguments.to_vec(),
+            environment: node
+                .and_then(|index| Some(self.options.nodes.get(index)?.environment.clone()))
+                .unwrap_or_default(),
+            netns: node.map(|index| slot.netns_path(index)),
+            log: slot.data().join(format!("{name}.log")),
+        };
+        let daemon = launch.start()?;
         slot.note_process(&daemon)?;
         self.daemons.insert(name.to_owned(), daemon);
         Ok(())
+    }
+
+    /// Starts a daemon again as it was started before; one that still runs is killed first, without warning.
+    ///
+    /// # Errors
+    /// When there is none of that name, or it cannot be started.
+    pub fn restart(&mut self, name: &str) -> Result<(), LocalError> {
+        let daemon = self.daemons.get_mut(name).ok_or_else(|| LocalError::NoSuchDaemon(name.to_owned()))?;
+        daemon.kill();
+        *daemon = daemon.launch().start()?;
+        let daemon = self.daemons.get(name).ok_or(LocalError::Down)?;
+        self.slot()?.note_process(daemon)
     }
 
     async fn wait_ready(&mut self) -> Result<(), LocalError> {

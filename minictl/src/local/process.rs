@@ -11,47 +11,55 @@ use super::error::LocalError;
 /// Lines of a log that an error shows.
 const TAIL_LINES: usize = 15;
 
+/// How a daemon is started.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    pub(super) program: PathBuf,
+    pub(super) arguments: Vec<String>,
+    pub(super) environment: Vec<(String, String)>,
+    pub(super) netns: Option<PathBuf>,
+    pub(super) log: PathBuf,
+}
+
+impl Launch {
+    /// Starts it, in its network namespace if it has one. It gets a process group of its own: the terminal's Ctrl-C is
+    /// for the one who takes the cluster down in order.
+    pub(super) fn start(&self) -> Result<Daemon, LocalError> {
+        let io_error = |operation, path: &Path| {
+            let path = path.to_owned();
+            move |source: io::Error| LocalError::Io { operation, path, source }
+        };
+        let output = File::options().create(true).append(true).open(&self.log).map_err(io_error("open", &self.log))?;
+        let errors = output.try_clone().map_err(io_error("open", &self.log))?;
+        let mut command = match &self.netns {
+            // nsenter changes the network namespace and nothing else: mounts and cgroups stay this machine's.
+            Some(netns) => {
+                let nsenter = find("nsenter").ok_or(LocalError::Missing("nsenter", "util-linux"))?;
+                let mut command = Command::new(nsenter);
+                command.arg(format!("--net={}", netns.display())).arg("--").arg(&self.program);
+                command
+            }
+            None => Command::new(&self.program),
+        };
+        command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
+        let child = command.spawn().map_err(io_error("start", &self.program))?;
+        let start_ticks = start_ticks(child.id()).unwrap_or(0);
+        Ok(Daemon { child, start_ticks, launch: self.clone() })
+    }
+}
+
 /// A process that we started.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
     start_ticks: u64,
-    log: PathBuf,
-    store: bool,
+    launch: Launch,
 }
 
 impl Daemon {
-    /// Starts a program, in a network namespace if one is given. It gets a process group of its own: the terminal's Ctrl-C is
-    /// for the one who takes the cluster down in order.
-    pub(super) fn spawn(
-        program: &Path,
-        arguments: &[String],
-        environment: &[(String, String)],
-        netns: Option<&Path>,
-        log: &Path,
-    ) -> Result<Daemon, LocalError> {
-        let io_error = |operation, path: &Path| {
-            let path = path.to_owned();
-            move |source: io::Error| LocalError::Io { operation, path, source }
-        };
-        let output = File::options().create(true).append(true).open(log).map_err(io_error("open", log))?;
-        let errors = output.try_clone().map_err(io_error("open", log))?;
-        let mut command = match netns {
-            // nsenter changes the network namespace and nothing else: mounts and cgroups stay this machine's.
-            Some(netns) => {
-                let nsenter = find("nsenter").ok_or(LocalError::Missing("nsenter", "util-linux"))?;
-                let mut command = Command::new(nsenter);
-                command.arg(format!("--net={}", netns.display())).arg("--").arg(program);
-                command
-            }
-            None => Command::new(program),
-        };
-        command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
-        let child = command.spawn().map_err(io_error("start", program))?;
-        let start_ticks = start_ticks(child.id()).unwrap_or(0);
-        let store = program.file_name().is_some_and(|name| name == "etcd");
-        Ok(Daemon { child, start_ticks, log: log.to_owned(), store })
+    pub(super) fn launch(&self) -> Launch {
+        self.launch.clone()
     }
 
     /// Its PID.
@@ -69,12 +77,12 @@ impl Daemon {
     /// Where its output goes.
     #[must_use]
     pub fn log(&self) -> &Path {
-        &self.log
+        &self.launch.log
     }
 
     /// Whether the others depend on it to end well.
     pub(super) fn is_store(&self) -> bool {
-        self.store
+        self.launch.program.file_name().is_some_and(|name| name == "etcd")
     }
 
     /// How it ended, if it has.
@@ -85,7 +93,7 @@ impl Daemon {
     /// The last lines of its log.
     #[must_use]
     pub fn tail(&self) -> String {
-        let text = fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let text = fs::read(self.log()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
     }

@@ -1,0 +1,182 @@
+//! Benchmarks of a whole cluster on this machine: `minipod-bench podstart|footprint`. Figures go to standard output, one
+//! `key value` a line; `cargo xtask bench NAME` builds for release, runs this, prints a table and writes the JSON.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use minictl::local::{NodeOptions, Options};
+use minipod_client::{ChangeKind, DeleteOptions, Query};
+use minipod_proto::Resource;
+use minipod_proto::v1::Pod;
+use minipod_tests::cluster::{Cluster, bin_dir, pod};
+use minipod_tests::kernel::{self, Process};
+use minipod_tests::podman::Podman;
+
+/// Pods that are started before measuring: page cache, allocators and connections are warm in any running system.
+const WARM_UP: usize = 5;
+/// Pods measured, each beside one of podman's, so that a slow moment of the machine meets both.
+const ROUNDS: usize = 30;
+/// Pods that are there while the footprint is taken.
+const RESTING_PODS: usize = 20;
+/// How long CPU time at rest is counted.
+const REST: Duration = Duration::from_secs(10);
+/// Clock ticks of /proc a second (sysconf(_SC_CLK_TCK) is 100 on every Linux that we run on).
+const TICKS_PER_S: f64 = 100.0;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let name = std::env::args().nth(1).unwrap_or_default();
+    match name.as_str() {
+        "podstart" => podstart().await,
+        "footprint" => footprint().await,
+        _ => {
+            eprintln!("usage: minipod-bench podstart|footprint, not {name:?}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn figure(key: &str, value: f64) {
+    println!("{key} {value:.2}");
+}
+
+async fn one_node() -> Cluster {
+    let node = NodeOptions { name: "node".into(), allocatable: "cpu=64,memory=64Gi,pods=1100".into(), ..Default::default() };
+    Cluster::start_with(Options::new(bin_dir(), vec![node])).await
+}
+
+// --------------------------------------------------------------------------------------------------------- podstart
+
+/// Pause, one init container and two apps; the images are there.
+fn measured_pod(name: &str) -> Pod {
+    pod(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 0
+  initContainers:
+  - {{name: init, image: minipod.local/busybox, command: ['true']}}
+  containers:
+  - {{name: one, image: minipod.local/busybox, command: [sleep, infinity]}}
+  - {{name: two, image: minipod.local/busybox, command: [sleep, infinity]}}
+"
+    ))
+}
+
+/// From the acknowledgement of the create to what a watcher sees.
+struct Start {
+    bound: Duration,
+    running: Duration,
+}
+
+async fn start_one(cluster: &Cluster, name: &str) -> Start {
+    let client = cluster.client();
+    let created = client.create(measured_pod(name)).await.unwrap_or_else(|error| panic!("create {name}: {error}"));
+    let acknowledged = Instant::now();
+    let revision = created.meta().resource_version.parse().expect("a revision is a number");
+    let query = Query::namespace("default").with_fields(format!("metadata.name={name}"));
+    let mut watch = client.watch::<Pod>(&query, revision).await.expect("watch");
+    let mut bound = None;
+    loop {
+        let change = watch.next().await.expect("the watch lives").expect("the watch goes on");
+        let (ChangeKind::Added(pod) | ChangeKind::Modified(pod)) = change.kind else { continue };
+        if pod.node_name().is_some() {
+            bound.get_or_insert_with(|| acknowledged.elapsed());
+        }
+        if pod.status().phase == "Running" && pod.condition_true("Ready") {
+            let running = acknowledged.elapsed();
+            return Start { bound: bound.unwrap_or(running), running };
+        }
+    }
+}
+
+async fn delete(cluster: &Cluster, name: &str) {
+    let now = DeleteOptions { grace_seconds: Some(0), ..DeleteOptions::default() };
+    let deleted = cluster.client().delete::<Pod>("default", name, &now).await;
+    deleted.unwrap_or_else(|error| panic!("delete {name}: {error}"));
+}
+
+async fn podstart() {
+    let cluster = one_node().await;
+    let podman = Podman::prepare();
+    let (mut end_to_end, mut bound, mut node, mut theirs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for round in 0..WARM_UP + ROUNDS {
+        let name = format!("bench-{round}");
+        let start = start_one(&cluster, &name).await;
+        delete(&cluster, &name).await;
+        let podmans = podman.start_pod(&name);
+        podman.remove_pod(&name);
+        if round >= WARM_UP {
+            end_to_end.push(millis(start.running));
+            bound.push(millis(start.bound));
+            node.push(millis(start.running - start.bound));
+            theirs.push(millis(podmans));
+        }
+    }
+    eprintln!("podman's pod is infra and two containers, without the init container (podman 4.3 may wait 20 s for its exit)");
+    figure("pods", ROUNDS as f64);
+    for (key, sample) in [("e2e", &mut end_to_end), ("bound", &mut bound), ("node", &mut node), ("podman", &mut theirs)] {
+        figure(&format!("{key}_p50_ms"), percentile(sample, 50));
+        figure(&format!("{key}_p99_ms"), percentile(sample, 99));
+    }
+    figure("podman_to_e2e_p50_ratio", percentile(&mut theirs, 50) / percentile(&mut end_to_end, 50));
+    podman.clean_up();
+    cluster.local.stop().expect("taken down");
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+/// Nearest rank.
+fn percentile(sample: &mut [f64], percent: usize) -> f64 {
+    sample.sort_by(f64::total_cmp);
+    let rank = (sample.len() * percent).div_ceil(100).max(1);
+    sample.get(rank - 1).copied().unwrap_or(f64::NAN)
+}
+
+// -------------------------------------------------------------------------------------------------------- footprint
+
+async fn footprint() {
+    let mut cluster = one_node().await;
+    let mut uids = Vec::new();
+    for index in 0..RESTING_PODS {
+        let name = format!("rest-{index}");
+        start_one(&cluster, &name).await;
+        uids.push(cluster.pod(&name).await.expect("it is there").uid().to_owned());
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let daemons = ["apiserver", "scheduler-0", "node"].map(|name| cluster.local.daemon(name).expect("it runs").pid());
+    for (key, pid) in ["apiserver_rss_mb", "scheduler_rss_mb", "nodeagent_rss_mb"].iter().zip(daemons) {
+        figure(key, kernel::rss_kb(pid).expect("it lives") as f64 / 1024.0);
+    }
+    let mine: f64 = uids.iter().map(|uid| overhead_kb(uid)).sum();
+    figure("per_pod_pss_kb", mine / RESTING_PODS as f64);
+    let ticks = || daemons.iter().filter_map(|pid| kernel::cpu_ticks(*pid)).sum::<u64>();
+    let before = ticks();
+    tokio::time::sleep(REST).await;
+    figure("idle_cpu_pct", (ticks() - before) as f64 / TICKS_PER_S / REST.as_secs_f64() * 100.0);
+
+    let podman = Podman::prepare();
+    podman.start_pod("footprint");
+    let conmons = kernel::processes_with_argument("/usr/bin/conmon").into_iter();
+    let pauses = kernel::processes_with_argument("/catatonit -P").into_iter();
+    let theirs: u64 = conmons.chain(pauses).filter_map(|process| kernel::pss_kb(process.pid)).sum();
+    figure("podman_per_pod_pss_kb", theirs as f64);
+    podman.remove_pod("footprint");
+    podman.clean_up();
+    cluster.local.stop().expect("taken down");
+}
+
+/// What a pod costs beside its own containers: its supervisor and pause.
+fn overhead_kb(uid: &str) -> f64 {
+    let of_pod = |process: &Process| process.command.contains("minipod-podshim") || process.command.contains("minipod-pause");
+    let mut processes = kernel::processes_with_argument(uid);
+    processes.extend(kernel::processes_in_cgroup(uid));
+    processes.sort_by_key(|process| process.pid);
+    processes.dedup_by_key(|process| process.pid);
+    let pss = processes.iter().filter(|process| of_pod(process)).filter_map(|process| kernel::pss_kb(process.pid));
+    pss.sum::<u64>() as f64
+}
