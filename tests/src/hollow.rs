@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use minipod_proto::v1::agent_message::Message;
 use minipod_proto::v1::nodes_client::NodesClient;
-use minipod_proto::v1::{AgentHello, AgentMessage, Heartbeat, Node, NodeCondition, NodeStatus, ObjectMeta, RegisterRequest};
+use minipod_proto::v1::{
+    AgentHello, AgentMessage, Heartbeat, Node, NodeCondition, NodeStatus, ObjectMeta, RegisterRequest,
+};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;

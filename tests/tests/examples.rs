@@ -131,10 +131,9 @@ async fn shared_data_one_volume_one_address_two_root_file_systems() {
     let created = cluster.create(pod(&example("shared-data.yaml"))).await;
     let running = cluster.until_phase("shared-data", "Running").await;
     let ask = async |container: &str, command: &str| {
-        wait::until(&format!("{container} to answer {command:?}"), || {
-            cluster.exec("shared-data", container, &["sh", "-c", command])
-        })
-        .await
+        let words = ["sh", "-c", command];
+        wait::until(&format!("{container} to answer {command:?}"), || cluster.exec("shared-data", container, &words))
+            .await
     };
     for shared in ["ip -o link show eth0", "ip -o -4 address show eth0", "wget -q -O - http://127.0.0.1/"] {
         assert_eq!(ask("reader", shared).await, ask("writer", shared).await, "{shared}");

@@ -116,7 +116,8 @@ async fn a_killed_pause_makes_a_new_sandbox_and_init_runs_again() {
 async fn a_killed_supervisor_takes_its_pod_along_and_the_pod_comes_back() {
     let (cluster, created) = steady().await;
     let before = app_and_other(&created);
-    let shim = kernel::processes_with_argument(created.uid()).into_iter().find(|p| p.command.contains("minipod-podshim"));
+    let shim =
+        kernel::processes_with_argument(created.uid()).into_iter().find(|p| p.command.contains("minipod-podshim"));
     kill(shim.expect("the pod has a supervisor").pid);
     until_counts(&cluster, (2, [1, 1])).await;
     let after = app_and_other(&created);

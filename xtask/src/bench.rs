@@ -47,7 +47,8 @@ pub fn run(name: &str, rest: &[&str]) -> Result<(), String> {
     let lines: Vec<String> = figures.iter().map(|(key, value)| format!("  \"{key}\": {value}")).collect();
     let file = run::target().join("bench").join(format!("{name}.json"));
     images::make_dir(&run::target().join("bench"))?;
-    fs::write(&file, format!("{{\n{}\n}}\n", lines.join(",\n"))).map_err(|e| format!("write {}: {e}", file.display()))?;
+    fs::write(&file, format!("{{\n{}\n}}\n", lines.join(",\n")))
+        .map_err(|e| format!("write {}: {e}", file.display()))?;
     eprintln!("written to {}", file.display());
     Ok(())
 }

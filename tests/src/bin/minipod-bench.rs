@@ -42,7 +42,8 @@ fn figure(key: &str, value: f64) {
 }
 
 async fn one_node() -> Cluster {
-    let node = NodeOptions { name: "node".into(), allocatable: "cpu=64,memory=64Gi,pods=1100".into(), ..Default::default() };
+    let node =
+        NodeOptions { name: "node".into(), allocatable: "cpu=64,memory=64Gi,pods=1100".into(), ..Default::default() };
     Cluster::start_with(Options::new(bin_dir(), vec![node])).await
 }
 
@@ -115,9 +116,12 @@ async fn podstart() {
             theirs.push(millis(podmans));
         }
     }
-    eprintln!("podman's pod is infra and two containers, without the init container (podman 4.3 may wait 20 s for its exit)");
+    eprintln!(
+        "podman's pod is infra and two containers, without the init container (podman 4.3 may wait 20 s for its exit)"
+    );
     figure("pods", ROUNDS as f64);
-    for (key, sample) in [("e2e", &mut end_to_end), ("bound", &mut bound), ("node", &mut node), ("podman", &mut theirs)] {
+    for (key, sample) in [("e2e", &mut end_to_end), ("bound", &mut bound), ("node", &mut node), ("podman", &mut theirs)]
+    {
         figure(&format!("{key}_p50_ms"), percentile(sample, 50));
         figure(&format!("{key}_p99_ms"), percentile(sample, 99));
     }
@@ -172,7 +176,8 @@ async fn footprint() {
 
 /// What a pod costs beside its own containers: its supervisor and pause.
 fn overhead_kb(uid: &str) -> f64 {
-    let of_pod = |process: &Process| process.command.contains("minipod-podshim") || process.command.contains("minipod-pause");
+    let of_pod =
+        |process: &Process| process.command.contains("minipod-podshim") || process.command.contains("minipod-pause");
     let mut processes = kernel::processes_with_argument(uid);
     processes.extend(kernel::processes_in_cgroup(uid));
     processes.sort_by_key(|process| process.pid);
