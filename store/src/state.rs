@@ -74,6 +74,8 @@ pub struct Shared {
     hub: OnceLock<Thread>,
     /// How often the state was replaced by a snapshot's.
     restores: AtomicU64,
+    /// The state's size as of the last command, for those who must not wait for a lock.
+    bytes: AtomicU64,
 }
 
 impl Shared {
@@ -101,6 +103,11 @@ impl Shared {
                 Err(refused) => return Err(refused),
             }
         }
+    }
+
+    /// About what the state takes in memory, in bytes, as of the last command.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// How often the state was replaced by a snapshot's.
@@ -149,6 +156,7 @@ impl Machine for StateMachine {
         store.set_applied(index);
         let mut body = Vec::new();
         let result = apply(&mut store, command, &mut body).map(|()| Bytes::from(body));
+        self.shared.bytes.store(store.bytes(), Ordering::Relaxed);
         Outcome { revision: store.revision(), result }
     }
 
@@ -169,8 +177,11 @@ impl Machine for StateMachine {
             next = chunk + 1;
         }
         let store = restore.finish().map_err(|problem| RestoreError::Malformed { chunk: next, problem })?;
-        let old = std::mem::replace(&mut *self.shared.write(), store);
+        let mut state = self.shared.write();
+        let old = std::mem::replace(&mut *state, store);
+        // Counted before anyone can read the new state: the watch hub must not take it for a step from the old one.
         self.shared.restores.fetch_add(1, Ordering::Release);
+        drop(state);
         self.shared.wake();
         // Freeing a large state takes a while; nobody waits for it any more.
         drop(old);
