@@ -176,7 +176,9 @@ impl Client {
                 stream::pending().right_stream()
             }
         });
-        let pieces = stream::once(ready(first)).chain(pieces);
+        // A broken-off request looks to a tonic server like one that ended: only this says that the file is whole.
+        let last = message(image_load_request::Message::Complete(true));
+        let pieces = stream::once(ready(first)).chain(pieces).chain(stream::once(ready(last)));
         let mut api = ImagesClient::new(self.channel());
         let call = api.load(pieces);
         tokio::select! {

@@ -20,8 +20,11 @@ use crate::watch::Watch;
 /// When it is full the reflector waits, the server notices that the watch does not read, cuts it, and the reflector resumes:
 /// nothing is lost and no memory is taken.
 pub const SUBSCRIBER_QUEUE: usize = 1024;
-/// First and longest wait after failures.
+/// First and longest wait after calls that failed; any that works takes it back.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// First and longest wait before a new list. Lists are dear, and one that works says nothing about the watch after it: only
+/// the watch's events take it back.
+const LIST_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(3));
 
 /// A change of the cache.
 #[derive(Debug, Clone, PartialEq)]
@@ -132,6 +135,7 @@ impl<K: Resource + Send + Sync + 'static> Reflector<K> {
             subscriber,
             status: sender,
             backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
+            list_backoff: Backoff::new(LIST_BACKOFF.0, LIST_BACKOFF.1),
             stream: None,
         };
         let task = Arc::new(Task(tokio::spawn(driver.run()).abort_handle()));
@@ -299,6 +303,7 @@ struct Driver<K> {
     subscriber: Option<mpsc::Sender<Delta<K>>>,
     status: watch::Sender<Status>,
     backoff: Backoff,
+    list_backoff: Backoff,
     stream: Option<Watch<K>>,
 }
 
@@ -307,10 +312,10 @@ impl<K: Resource + Send + Sync + 'static> Driver<K> {
         let mut state = State::start();
         loop {
             let input = self.perform(&state).await;
+            self.note(&input);
             let (next, output) = state.step(input);
             state = next;
             if let Some(output) = output {
-                self.works(matches!(output, Output::Reset { .. }));
                 let changes = self.table.write().unwrap_or_else(PoisonError::into_inner).apply(output);
                 self.tell(changes).await;
                 if matches!(state, State::Opening { .. }) {
@@ -345,9 +350,10 @@ impl<K: Resource + Send + Sync + 'static> Driver<K> {
                 },
                 None => Input::Ended,
             },
-            State::Waiting { .. } => {
+            State::Waiting { revision } => {
                 self.stream = None;
-                tokio::time::sleep(self.backoff.next_wait()).await;
+                let backoff = if revision.is_some() { &mut self.backoff } else { &mut self.list_backoff };
+                tokio::time::sleep(backoff.next_wait()).await;
                 Input::Waited
             }
         }
@@ -373,11 +379,17 @@ impl<K: Resource + Send + Sync + 'static> Driver<K> {
         Input::Failed { expired }
     }
 
-    fn works(&mut self, listed: bool) {
-        // A list that works says nothing about the watch, and lists are dear: only events take the back-off back.
-        if !listed {
-            self.backoff.reset();
+    /// Takes back-offs and trouble back when things work again.
+    fn note(&mut self, input: &Input<K>) {
+        match input {
+            Input::Page { .. } | Input::Opened => self.backoff.reset(),
+            Input::Event(_) => {
+                self.backoff.reset();
+                self.list_backoff.reset();
+            }
+            Input::Failed { .. } | Input::Ended | Input::Waited => return,
         }
+        // A list alone is no sign that the watch works, but what it brought is up to date.
         self.status.send_if_modified(|status| status.trouble.take().is_some());
     }
 

@@ -15,7 +15,7 @@ use minipod_proto::{Kind, Resource};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 
-use crate::error::{ClientError, Operation, never_sent};
+use crate::error::{ClientError, Operation, connection_broke, never_sent};
 
 /// The API server's address where nothing else is said.
 pub const DEFAULT_SERVER: &str = "http://127.0.0.1:7650";
@@ -489,7 +489,7 @@ impl Client {
                 }
             };
             let unsent = never_sent(&status);
-            let away = unsent || status.code() == Code::Unavailable;
+            let away = unsent || connection_broke(&status) || status.code() == Code::Unavailable;
             if away {
                 self.leave(index);
             }

@@ -1,5 +1,6 @@
 //! What can go wrong with a call, sorted by what a caller does about it.
 
+use std::error::Error;
 use std::fmt;
 
 use tonic::{Code, ConnectError, Status};
@@ -173,6 +174,12 @@ impl ClientError {
     /// Sorts a gRPC status.
     #[must_use]
     pub fn from_status(operation: Operation, status: &Status) -> ClientError {
+        if connection_broke(status) {
+            return ClientError::Unavailable {
+                operation,
+                message: format!("the connection broke: {}", causes(status)),
+            };
+        }
         let message = match status.message() {
             "" => status.code().description().to_owned(),
             text => text.to_owned(),
@@ -245,12 +252,21 @@ impl ClientError {
 
 /// Whether the request never left this machine, so that trying elsewhere cannot do anything twice.
 pub(crate) fn never_sent(status: &Status) -> bool {
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        if error.is::<ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+    sources(status).any(|error| error.is::<ConnectError>())
+}
+
+/// Whether it was the transport that failed, and not the server that answered.
+pub(crate) fn connection_broke(status: &Status) -> bool {
+    sources(status).any(|error| error.is::<tonic::transport::Error>())
+}
+
+fn sources(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(status.source(), |error: &&(dyn Error + 'static)| Error::source(*error))
+}
+
+/// The chain of causes in words, without those that repeat the one before.
+fn causes(status: &Status) -> String {
+    let mut words: Vec<String> = sources(status).map(ToString::to_string).collect();
+    words.dedup();
+    words.join(": ")
 }

@@ -20,8 +20,12 @@ mod access;
 pub mod cache;
 mod client;
 mod error;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 pub mod queue;
 pub mod reflector;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use access::{Exec, ExecOutput, ExecStdin, Logs};

@@ -1,0 +1,147 @@
+//! PodAccess and Images of the fake.
+
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use minipod_proto::Kind;
+use minipod_proto::v1::images_server::Images;
+use minipod_proto::v1::pod_access_server::PodAccess;
+use minipod_proto::v1::{
+    ExecFrame, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadSummary, LogChunk,
+    LogsRequest, exec_frame::Frame, image_list_summary, image_load_request, image_load_summary,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::Shared;
+
+/// Frames under way from a process of the fake to its user.
+const EXEC_QUEUE: usize = 4;
+
+#[tonic::async_trait]
+impl PodAccess for Shared {
+    type LogsStream = Pin<Box<dyn Stream<Item = Result<LogChunk, Status>> + Send>>;
+    type ExecStream = Pin<Box<dyn Stream<Item = Result<ExecFrame, Status>> + Send>>;
+
+    /// The text that the test set, in pieces of seven bytes.
+    async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        let request = request.into_inner();
+        let mut state = self.call("logs")?;
+        let key = format!("{}/{}/{}", request.namespace, request.pod, request.container);
+        let log = state.logs.get(&key).cloned();
+        let follow = request.follow;
+        state.log_requests.push(request);
+        let log = log.ok_or_else(|| Status::not_found(format!("no log of {key}")))?;
+        let pieces: Vec<_> = log.chunks(7).map(|piece| Ok(LogChunk { data: log.slice_ref(piece) })).collect();
+        let pieces = stream::iter(pieces);
+        Ok(Response::new(if follow { Box::pin(pieces.chain(stream::pending())) } else { Box::pin(pieces) }))
+    }
+
+    /// Knows `cat`, `exit N`, `echo TEXT`, `err TEXT`; everything else cannot be started.
+    async fn exec(&self, request: Request<Streaming<ExecFrame>>) -> Result<Response<Self::ExecStream>, Status> {
+        let mut input = request.into_inner();
+        drop(self.call("exec")?);
+        let Some(ExecFrame { frame: Some(Frame::Start(start)) }) = input.message().await? else {
+            return Err(Status::invalid_argument("the first frame must be start"));
+        };
+        let key = format!("{}/{}", start.namespace, start.pod);
+        if !self.lock().objects.contains_key(&(Kind::Pod, key.clone())) {
+            return Err(Status::not_found(format!("Pod {key:?} not found")));
+        }
+        let (sender, receiver) = mpsc::channel(EXEC_QUEUE);
+        tokio::spawn(async move {
+            let words: Vec<&str> = start.command.iter().map(String::as_str).collect();
+            let text = |words: &[&str]| Bytes::from(words.join(" ") + "\n");
+            let last = match words[..] {
+                ["cat"] => cat(&mut input, &sender).await,
+                ["exit", code] => Frame::ExitCode(code.parse().unwrap_or(1)),
+                ["echo", ref words @ ..] => {
+                    let _ = sender.send(Ok(frame(Frame::Stdout(text(words))))).await;
+                    Frame::ExitCode(0)
+                }
+                ["err", ref words @ ..] => {
+                    let _ = sender.send(Ok(frame(Frame::Stderr(text(words))))).await;
+                    Frame::ExitCode(1)
+                }
+                _ => Frame::Error(format!("start {:?}: no such file", words.first().unwrap_or(&""))),
+            };
+            let _ = sender.send(Ok(frame(last))).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+async fn cat(input: &mut Streaming<ExecFrame>, sender: &mpsc::Sender<Result<ExecFrame, Status>>) -> Frame {
+    loop {
+        match input.message().await {
+            Ok(Some(ExecFrame { frame: Some(Frame::Stdin(data)) })) => {
+                if sender.send(Ok(frame(Frame::Stdout(data)))).await.is_err() {
+                    return Frame::ExitCode(141);
+                }
+            }
+            Ok(Some(ExecFrame { frame: Some(Frame::StdinClosed(_)) })) | Ok(None) => return Frame::ExitCode(0),
+            Ok(Some(_)) => {}
+            Err(_) => return Frame::ExitCode(129),
+        }
+    }
+}
+
+fn frame(frame: Frame) -> ExecFrame {
+    ExecFrame { frame: Some(frame) }
+}
+
+#[tonic::async_trait]
+impl Images for Shared {
+    async fn load(&self, request: Request<Streaming<ImageLoadRequest>>) -> Result<Response<ImageLoadSummary>, Status> {
+        let mut input = request.into_inner();
+        drop(self.call("load")?);
+        let Some(ImageLoadRequest { message: Some(image_load_request::Message::Start(start)) }) =
+            input.message().await?
+        else {
+            return Err(Status::invalid_argument("the first message must be start"));
+        };
+        let (mut file, mut complete) = (Vec::new(), false);
+        while let Some(message) = input.message().await? {
+            match message.message {
+                Some(image_load_request::Message::Data(data)) => file.extend_from_slice(&data),
+                Some(image_load_request::Message::Complete(_)) => complete = true,
+                Some(image_load_request::Message::Start(_)) | None => {}
+            }
+        }
+        if !complete {
+            return Err(Status::cancelled("the load was broken off"));
+        }
+        let name = if start.name.is_empty() { "fake:latest".to_owned() } else { start.name.clone() };
+        let size_bytes = i64::try_from(file.len()).unwrap_or(i64::MAX);
+        let image = ImageInfo { names: vec![name], digest: "sha256:fake".into(), size_bytes, layers: 1 };
+        let mut state = self.lock();
+        let nodes: Vec<String> = match start.nodes.is_empty() {
+            true => state.objects.keys().filter(|(kind, _)| *kind == Kind::Node).map(|(_, key)| key.clone()).collect(),
+            false => start.nodes.clone(),
+        };
+        state.images.push((start, file));
+        let per_node = |node| image_load_summary::PerNode { node, images: vec![image.clone()], error: String::new() };
+        Ok(Response::new(ImageLoadSummary { nodes: nodes.into_iter().map(per_node).collect() }))
+    }
+
+    async fn list(&self, request: Request<ImageListRequest>) -> Result<Response<ImageListSummary>, Status> {
+        let state = self.call("list_images")?;
+        let wanted = request.into_inner().nodes;
+        let nodes = state.objects.keys().filter(|(kind, _)| *kind == Kind::Node).map(|(_, key)| key.clone());
+        let nodes = nodes.filter(|node| wanted.is_empty() || wanted.contains(node));
+        let images: Vec<ImageInfo> = state
+            .images
+            .iter()
+            .map(|(start, file)| ImageInfo {
+                names: vec![start.name.clone()],
+                digest: "sha256:fake".into(),
+                size_bytes: i64::try_from(file.len()).unwrap_or(i64::MAX),
+                layers: 1,
+            })
+            .collect();
+        let per_node = |node| image_list_summary::PerNode { node, images: images.clone(), error: String::new() };
+        Ok(Response::new(ImageListSummary { nodes: nodes.map(per_node).collect() }))
+    }
+}
