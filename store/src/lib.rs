@@ -3,11 +3,13 @@
 //! Two halves meet in [`machine`]: consensus drives a [`machine::Machine`] from its one apply thread, and the etcd face
 //! proposes commands through a [`machine::Replicator`].
 
+pub mod disk;
 pub mod etcdapi;
 pub mod lease;
 pub mod machine;
 pub mod mvcc;
 pub mod refused;
 pub mod state;
+pub mod wal;
 pub mod watch;
 pub mod wire;

@@ -1,0 +1,5 @@
+//! What the store's tests share.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+pub mod disk;
+pub mod rng;
