@@ -180,8 +180,7 @@ impl Disk for RealDisk {
 
     fn create(&self, path: &Path, len: u64) -> Result<Box<dyn DiskFile>> {
         let failed = |source| DiskError::new("create", path, source);
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).map_err(failed)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).map_err(failed)?;
         if len > 0 {
             Self::fill(&file, len).map_err(failed)?;
             // The length and the blocks are metadata, which fdatasync of the batches need not write once it is durable here.

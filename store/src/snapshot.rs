@@ -355,7 +355,7 @@ impl Reader {
             bytes: 0,
             ended: false,
         };
-        let fixed = reader.take(16)?;
+        let fixed = reader.bytes(16)?;
         let version = number(&fixed, 8);
         if !fixed.starts_with(&MAGIC) {
             return Err(reader.damaged("it does not begin as a snapshot does"));
@@ -367,16 +367,17 @@ impl Reader {
         if len > MAX_META {
             return Err(reader.damaged("the head is too long"));
         }
-        let meta = reader.take(len)?;
+        let meta = reader.bytes(len)?;
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&fixed);
         hasher.update(&meta);
         reader.head_crc = hasher.finalize();
-        let crc = reader.take(4)?;
+        let crc = reader.bytes(4)?;
         if number(&crc, 0) != reader.head_crc {
             return Err(reader.damaged("the head's checksum is wrong"));
         }
-        reader.meta = SnapshotMeta::decode(meta.as_slice()).map_err(|_| reader.damaged("the head cannot be decoded"))?;
+        reader.meta =
+            SnapshotMeta::decode(meta.as_slice()).map_err(|_| reader.damaged("the head cannot be decoded"))?;
         Ok(reader)
     }
 
@@ -390,7 +391,7 @@ impl Reader {
         SnapshotError::Damaged { file: self.path.clone(), offset: self.offset, what }
     }
 
-    fn take(&mut self, len: usize) -> Result<Vec<u8>, SnapshotError> {
+    fn bytes(&mut self, len: usize) -> Result<Vec<u8>, SnapshotError> {
         let mut bytes = vec![0; len];
         if self.file.read_at(self.offset, &mut bytes)? < len {
             return Err(self.damaged("the file ends here"));
@@ -400,12 +401,12 @@ impl Reader {
     }
 
     fn next_chunk(&mut self) -> Result<Option<Bytes>, SnapshotError> {
-        let frame = self.take(8)?;
+        let frame = self.bytes(8)?;
         let (len, crc) = (usize::try_from(number(&frame, 0)).unwrap_or(usize::MAX), number(&frame, 4));
         if len == 0 {
             let mut numbers = self.count.to_le_bytes().to_vec();
             numbers.extend_from_slice(&self.bytes.to_le_bytes());
-            if self.take(16)? != numbers || crc != end_crc(self.count, self.bytes, self.head_crc) {
+            if self.bytes(16)? != numbers || crc != end_crc(self.count, self.bytes, self.head_crc) {
                 return Err(self.damaged("the end does not fit what was before it"));
             }
             return Ok(None);
@@ -413,7 +414,7 @@ impl Reader {
         if len > MAX_CHUNK {
             return Err(self.damaged("a chunk is too long"));
         }
-        let data = self.take(len)?;
+        let data = self.bytes(len)?;
         if crc != chunk_crc(self.count, &data) {
             return Err(self.damaged("a chunk's checksum is wrong"));
         }

@@ -65,8 +65,7 @@ fn work(wal: &mut Wal, rng: &mut Rng, model: &mut Model, term: &mut u64, steps: 
             let back = if rng.chance(150) { rng.below(last - model.snapshot + 1) } else { 0 };
             let first = last - back + 1;
             let count = 1 + rng.below(4);
-            let entries: Vec<_> =
-                (first..first + count).map(|index| entry(*term, index, rng.index(700))).collect();
+            let entries: Vec<_> = (first..first + count).map(|index| entry(*term, index, rng.index(700))).collect();
             attempt.append(&entries);
             wal.append(&state(*term, last), &[], &entries)
         };

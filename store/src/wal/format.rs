@@ -303,7 +303,10 @@ mod tests {
 
     #[test]
     fn no_flipped_bit_goes_unseen() {
-        let record = Record { entries: vec![Entry { term: 1, index: 2, data: b"x".to_vec(), ..Entry::default() }], ..Record::default() };
+        let record = Record {
+            entries: vec![Entry { term: 1, index: 2, data: b"x".to_vec(), ..Entry::default() }],
+            ..Record::default()
+        };
         let bytes = encoded(&record, 5, 0);
         // The last bytes are padding, and the four before the payload are unused.
         let meaningful = RECORD_HEADER + 40 + 25 + 1;

@@ -112,6 +112,8 @@ pub struct Wal {
     buffer: Vec<u8>,
     spare: Option<mpsc::Receiver<Result<(), DiskError>>>,
     failed: bool,
+    #[cfg(feature = "planted-bugs")]
+    planted_no_sync: bool,
 }
 
 /// Two snapshots are kept: should the newer one be damaged, the older one and the log after it have everything.
@@ -156,6 +158,8 @@ impl Wal {
             buffer: Vec::new(),
             spare: None,
             failed: false,
+            #[cfg(feature = "planted-bugs")]
+            planted_no_sync: false,
         };
         wal.prepare_spare();
         Ok(wal)
@@ -186,6 +190,23 @@ impl Wal {
         done
     }
 
+    /// As [`Self::append`], but a crash may take it: the bug that the simulation has to find.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    #[cfg(feature = "planted-bugs")]
+    pub fn append_without_sync(
+        &mut self,
+        state: &State,
+        markers: &[Marker],
+        entries: &[Entry],
+    ) -> Result<(), WalError> {
+        self.planted_no_sync = true;
+        let done = self.append(state, markers, entries);
+        self.planted_no_sync = false;
+        done
+    }
+
     fn try_append(&mut self, state: &State, markers: &[Marker], entries: &[Entry]) -> Result<(), WalError> {
         let needed = format::record_len(markers.len(), entries);
         if self.offset + needed > self.len {
@@ -211,6 +232,11 @@ impl Wal {
     fn write_record(&mut self, state: &State, markers: &[Marker], entries: &[Entry]) -> Result<(), WalError> {
         format::encode_record(&mut self.buffer, self.header.nonce, self.offset, state, (markers, entries));
         self.file.write_at(self.offset, &self.buffer)?;
+        #[cfg(feature = "planted-bugs")]
+        if self.planted_no_sync {
+            self.offset += self.buffer.len() as u64;
+            return Ok(());
+        }
         self.file.sync()?;
         self.offset += self.buffer.len() as u64;
         // One huge batch must not hold its memory for good.

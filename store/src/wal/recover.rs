@@ -78,7 +78,10 @@ impl Replay {
             return Err(format!("it appends entry {} to a log that ends with {}", entry.index, next - 1));
         }
         if entry.index <= self.installed {
-            return Err(format!("it replaces entry {}, which a snapshot up to {} contains", entry.index, self.installed));
+            return Err(format!(
+                "it replaces entry {}, which a snapshot up to {} contains",
+                entry.index, self.installed
+            ));
         }
         if entry.index <= self.log.start {
             // The segment with the entry that is replaced here is gone already.
@@ -156,8 +159,7 @@ fn scan(path: &Path, bytes: &[u8], last: bool) -> Result<Option<Scanned>, WalErr
             return Err(damaged(0, "the header's checksum is wrong".to_owned()));
         }
     };
-    let mut scanned =
-        Scanned { header, records: Vec::new(), end: FIRST_RECORD, torn: false, len: bytes.len() as u64 };
+    let mut scanned = Scanned { header, records: Vec::new(), end: FIRST_RECORD, torn: false, len: bytes.len() as u64 };
     while let Some((payload, next)) = format::record_at(bytes, header.nonce, scanned.end) {
         let record = format::decode_record(payload)
             .ok_or_else(|| damaged(scanned.end, "a record with a right checksum has a wrong form".to_owned()))?;
@@ -168,10 +170,16 @@ fn scan(path: &Path, bytes: &[u8], last: bool) -> Result<Option<Scanned>, WalErr
     scanned.torn = bytes.iter().skip(end).any(|byte| *byte != 0);
     if scanned.torn {
         if let Some(next) = format::next_valid_record(bytes, header.nonce, scanned.end) {
-            return Err(damaged(scanned.end, format!("a record's checksum is wrong, and a valid record follows at {next}")));
+            return Err(damaged(
+                scanned.end,
+                format!("a record's checksum is wrong, and a valid record follows at {next}"),
+            ));
         }
         if !last {
-            return Err(damaged(scanned.end, "a record's checksum is wrong, and the log goes on in another file".to_owned()));
+            return Err(damaged(
+                scanned.end,
+                "a record's checksum is wrong, and the log goes on in another file".to_owned(),
+            ));
         }
     }
     Ok(Some(scanned))
@@ -210,7 +218,11 @@ impl Wal {
                 sealed.push_back(Sealed { sequence: before.header.sequence, last_index: replay.last_index });
             }
             for record in std::mem::take(&mut scanned.records) {
-                replay.take(record).map_err(|what| WalError::Damaged { file: path.clone(), offset: scanned.end, what })?;
+                replay.take(record).map_err(|what| WalError::Damaged {
+                    file: path.clone(),
+                    offset: scanned.end,
+                    what,
+                })?;
             }
             current = Some((scanned, file));
         }
@@ -248,6 +260,8 @@ impl Wal {
             buffer: Vec::new(),
             spare: None,
             failed: false,
+            #[cfg(feature = "planted-bugs")]
+            planted_no_sync: false,
         };
         wal.prepare_spare();
         Ok((wal, log))

@@ -161,7 +161,11 @@ impl SimDisk {
     }
 
     /// Counts a changing operation and says whether it fails: with the error and whether half of it is done first.
-    fn step(&self, operation: &'static str, path: &Path) -> std::result::Result<MutexGuard<'_, State>, (DiskError, bool)> {
+    fn step(
+        &self,
+        operation: &'static str,
+        path: &Path,
+    ) -> std::result::Result<MutexGuard<'_, State>, (DiskError, bool)> {
         let mut state = self.lock();
         if state.stopped {
             return Err((stopped(operation, path), false));
@@ -175,7 +179,9 @@ impl SimDisk {
                         state.stopped = true;
                         Err((stopped(operation, path), true))
                     }
-                    Fault::Full => Err((DiskError::new(operation, path, io::Error::from(io::ErrorKind::StorageFull)), true)),
+                    Fault::Full => {
+                        Err((DiskError::new(operation, path, io::Error::from(io::ErrorKind::StorageFull)), true))
+                    }
                     Fault::Io => Err((DiskError::new(operation, path, io::Error::other("input/output error")), false)),
                 }
             }
@@ -303,7 +309,8 @@ impl DiskFile for SimFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let state = self.disk.lock();
         self.check(&state, "read")?;
-        let rest = state.inodes[&self.inode].data.get(usize::try_from(offset).expect("an offset")..).unwrap_or_default();
+        let rest =
+            state.inodes[&self.inode].data.get(usize::try_from(offset).expect("an offset")..).unwrap_or_default();
         let len = rest.len().min(buffer.len());
         buffer[..len].copy_from_slice(&rest[..len]);
         Ok(len)
