@@ -1,1 +1,7 @@
-//! Placeholder until the first step of this crate lands.
+//! The scheduler: pure decisions over an indexed snapshot, and a loop that carries them out.
+//!
+//! `plan` decides and does no I/O; `run` lists and watches, feeds the core, and proposes bindings. Several schedulers may run
+//! beside each other: the API server's binding transaction is the arbiter.
+#![forbid(unsafe_code)]
+
+pub mod plan;

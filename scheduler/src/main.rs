@@ -1,0 +1,2 @@
+//! Placeholder until the loop lands.
+fn main() {}
