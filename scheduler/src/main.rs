@@ -1,2 +1,76 @@
-//! Placeholder until the loop lands.
-fn main() {}
+//! `minipod-scheduler`: gives pods their nodes.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use minipod_client::{Client, Options};
+use minipod_daemon::metrics::Registry;
+use minipod_daemon::shutdown::Shutdown;
+use minipod_daemon::{http, telemetry};
+use minipod_scheduler::plan::{Profile, Settings};
+use minipod_scheduler::run::{self, Pulse};
+
+/// Gives pods their nodes. Any number may run beside each other: the API server's binding transaction is the arbiter.
+/// RUST_LOG chooses what is logged (info; warn,minipod_scheduler=debug), MINIPOD_LOG_FORMAT=json how.
+#[derive(Debug, Parser)]
+#[command(name = "minipod-scheduler", version, about)]
+struct Flags {
+    /// Addresses of API servers, separated by commas.
+    #[arg(long, env = "MINIPOD_SERVER", default_value = minipod_client::DEFAULT_SERVER)]
+    server: String,
+    /// Pods with this schedulerName are this scheduler's.
+    #[arg(long, env = "MINIPOD_SCHEDULER_NAME", default_value = "default-scheduler")]
+    name: String,
+    /// spread: the emptier node first; pack: the fuller one.
+    #[arg(long, env = "MINIPOD_SCHEDULER_PROFILE", default_value = "spread")]
+    profile: Profile,
+    /// Only the pods of one shard, as INDEX/COUNT (from 0): several schedulers of one name share the work.
+    #[arg(long, env = "MINIPOD_SCHEDULER_SHARD", default_value = "0/1", value_parser = shard)]
+    shard: (u32, u32),
+    /// Address for /healthz and /metrics.
+    #[arg(long, env = "MINIPOD_SCHEDULER_METRICS_LISTEN")]
+    metrics_listen: Option<SocketAddr>,
+}
+
+fn shard(text: &str) -> Result<(u32, u32), String> {
+    let wrong = || format!("{text:?} is no shard: want INDEX/COUNT with INDEX below COUNT, such as 0/4");
+    let (index, count) = text.split_once('/').ok_or_else(wrong)?;
+    let (index, count) = index.parse().ok().zip(count.parse().ok()).ok_or_else(wrong)?;
+    if index < count { Ok((index, count)) } else { Err(wrong()) }
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let done = match runtime {
+        Ok(runtime) => runtime.block_on(serve(flags)),
+        Err(error) => Err(format!("start the runtime: {error}")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("minipod-scheduler: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(flags: Flags) -> Result<(), String> {
+    telemetry::init().map_err(|error| error.to_string())?;
+    let shutdown = Shutdown::on_signals().map_err(|error| format!("listen to signals: {error}"))?;
+    let client = Client::new(&Options::servers(&flags.server)).map_err(|error| error.to_string())?;
+    let (registry, pulse) = (Arc::new(Registry::default()), Arc::new(Pulse::default()));
+    if let Some(address) = flags.metrics_listen {
+        let health = Arc::clone(&pulse);
+        http::serve(address, Arc::clone(&registry), Arc::new(move || health.check()), shutdown.clone())
+            .await
+            .map_err(|error| format!("listen on {address} for /healthz and /metrics: {error}"))?;
+    }
+    let settings = Settings { name: flags.name, shard: flags.shard, profile: flags.profile };
+    tracing::info!(name = %settings.name, server = %flags.server, "scheduling");
+    run::run(client, settings, &registry, pulse, shutdown).await;
+    telemetry::flush();
+    Ok(())
+}

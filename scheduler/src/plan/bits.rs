@@ -42,11 +42,6 @@ impl Bits {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// Whether there is no member.
-    pub fn is_empty(&self) -> bool {
-        self.words.iter().all(|word| *word == 0)
-    }
-
     /// The members, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.words.iter().enumerate().flat_map(|(index, word)| Members { word: *word, base: index as u32 * 64 })
@@ -87,7 +82,7 @@ mod tests {
         bits.set(63, false);
         bits.set(9999, false);
         assert_eq!(bits.iter().collect::<Vec<_>>(), [0, 64, 200]);
-        assert_eq!((bits.len(), bits.is_empty(), bits.words().len()), (3, false, 4));
+        assert_eq!((bits.len(), bits.words().len()), (3, 4));
         assert!(bits.contains(64) && !bits.contains(63) && !bits.contains(100_000));
     }
 }

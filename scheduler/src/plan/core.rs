@@ -115,6 +115,7 @@ pub struct Core {
     /// Nodes of a group that may fail before the bitmaps are joined.
     pub(super) walk_limit: usize,
     profile: Profile,
+    generation: u64,
 }
 
 impl Core {
@@ -137,6 +138,7 @@ impl Core {
             hold: None,
             walk_limit: super::decide::WALK,
             profile,
+            generation: 0,
         }
     }
 
@@ -166,6 +168,16 @@ impl Core {
     /// What is known of a pod.
     pub fn pod(&self, pod: PodId) -> Option<&PodInfo> {
         self.pods.get(pod as usize).and_then(Option::as_ref).map(|entry| &entry.info)
+    }
+
+    /// Grows whenever classes get new numbers.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Class of a pod: pods of one class have equal needs.
+    pub fn class_of(&self, pod: PodId) -> Option<u32> {
+        self.entry(pod).map(|entry| entry.class)
     }
 
     /// Where a pod counts, bound or assumed.
@@ -544,6 +556,7 @@ impl Core {
         fresh.hold = self.hold.take();
         fresh.walk_limit = self.walk_limit;
         fresh.routes = self.routes + 1;
+        fresh.generation = self.generation + 1;
         for (pod, node, assumed) in places {
             fresh.put(pod, node, assumed);
         }

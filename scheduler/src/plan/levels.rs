@@ -8,6 +8,8 @@ use super::bits::Bits;
 
 /// Steps per power of two.
 const STEPS: u32 = 4;
+// A node's level fits a byte, whatever the range of rows.
+const _: () = assert!(62 * STEPS <= 255);
 
 /// The bitmaps of one resource.
 #[derive(Debug, Clone)]
@@ -79,10 +81,5 @@ mod tests {
                 assert!(!hit || request < 32 || *amount >= request * 3 / 4, "free {amount} is found for {request}");
             }
         }
-    }
-
-    #[test]
-    fn the_rows_fit_a_byte() {
-        assert!(62 * STEPS <= 255);
     }
 }

@@ -17,7 +17,7 @@
 //! | `explain` | per node the first reason against it |
 //! | `preempt` | whom to end so that a pod fits |
 //! | `gang` | pods that go together or not at all |
-//! | `queue` | which pod is next |
+//! | `planner` | which pod is next, and what becomes of those that wait |
 
 mod bits;
 mod class;
@@ -28,6 +28,7 @@ mod levels;
 pub mod needs;
 mod nodes;
 mod order;
+mod planner;
 mod statics;
 mod topology;
 
@@ -35,6 +36,7 @@ pub use self::core::{Core, Event};
 pub use decide::Score;
 pub use explain::{Explanation, NodeReason, Reason};
 pub use needs::{Group, NodeInfo, PodInfo};
+pub use planner::{BATCH, Binding, Outcome, Planner, Report, Settings, Step};
 pub use statics::StaticScore;
 
 /// Dense number of a node.

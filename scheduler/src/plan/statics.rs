@@ -83,11 +83,6 @@ impl Static {
         }
     }
 
-    /// Whether the node is allowed.
-    pub fn allows(&self, node: NodeId) -> bool {
-        self.tiers.iter().any(|(_, bits)| bits.contains(node))
-    }
-
     /// The score of an allowed node.
     pub fn score(&self, node: NodeId) -> Option<StaticScore> {
         self.tiers.iter().find(|(_, bits)| bits.contains(node)).map(|(score, _)| *score)

@@ -1,0 +1,431 @@
+//! Which pod is next, what is proposed for it, and what becomes of pods that wait. Pure: time comes as a number.
+//!
+//! ```text
+//!            observe                       plan                       resolve
+//!  new pod ───────────▶ ready ──decide──▶ in flight ──bound──▶ (the watch confirms)
+//!                        ▲  │                 │
+//!                        │  └─no node──▶ waiting (by class)     │
+//!                        │                 │                    │
+//!                        └──it may fit now─┘◀──delayed◀─conflict┘
+//! ```
+//!
+//! Pods wait by class: when something changes, one pod of each class is tried and, if it fails, answers for the others.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::core::{Core, Event};
+use super::needs::PodInfo;
+use super::{PodId, Profile};
+
+/// Bindings in one request: with a pod and a ledger key each they stay well within what a store commits at once, and one round
+/// trip is spread over many pods.
+pub const BATCH: usize = 256;
+/// Pods whose message is reported in one call of `plan`.
+const REPORTS: usize = 256;
+/// First and longest delay after a conflict, milliseconds.
+const DELAY_MS: (i64, i64) = (10, 5_000);
+/// A binding that nothing has confirmed after this long is tried again, milliseconds: the transaction makes that harmless.
+const CONFIRM_MS: i64 = 30_000;
+/// An explanation is renewed at the most this often while a pod waits, milliseconds.
+const EXPLAIN_MS: i64 = 5_000;
+
+/// How a scheduler differs from others.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Pods with this `schedulerName` are its own.
+    pub name: String,
+    /// Of its own pods only those of this shard (index, number of shards), by uid.
+    pub shard: (u32, u32),
+    /// Which nodes are preferred.
+    pub profile: Profile,
+}
+
+/// A proposal: this pod to that node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// metadata.namespace.
+    pub namespace: String,
+    /// metadata.name.
+    pub pod: Arc<str>,
+    /// metadata.uid.
+    pub uid: Arc<str>,
+    /// The revision that the decision was made on.
+    pub revision: i64,
+    /// Name of the node.
+    pub node: String,
+}
+
+/// Why a pod waits, for its condition and an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// metadata.namespace.
+    pub namespace: String,
+    /// metadata.name.
+    pub pod: Arc<str>,
+    /// metadata.uid.
+    pub uid: Arc<str>,
+    /// Reason of the condition.
+    pub reason: &'static str,
+    /// In words.
+    pub message: String,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Bind these, each for itself.
+    Bind(Vec<Binding>),
+    /// Tell why these wait.
+    Report(Vec<Report>),
+}
+
+/// What became of a proposal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The pod is bound where it was proposed.
+    Bound,
+    /// The pod is bound elsewhere, gone or changed: the watch tells, or has told.
+    Overtaken,
+    /// The node would not take it; the snapshot was old.
+    Refused,
+    /// Nothing is known.
+    Unknown,
+}
+
+/// Order of pods: priority, then age.
+type Turn = (Reverse<i32>, i64, Arc<str>);
+
+#[derive(Debug)]
+struct Waiting {
+    turns: BTreeSet<Turn>,
+    /// When its explanation may be made anew.
+    explain_at_ms: i64,
+    /// A pod has joined since the last explanation.
+    joined: bool,
+    message: Arc<str>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Delayed {
+    until_ms: i64,
+    failures: u32,
+}
+
+/// Decides what this scheduler does.
+pub struct Planner {
+    settings: Settings,
+    core: Core,
+    ready: BTreeSet<Turn>,
+    waiting: HashMap<u32, Waiting>,
+    /// Proposed and not confirmed, with the time at which that becomes doubtful.
+    in_flight: HashMap<Arc<str>, i64>,
+    delayed: HashMap<Arc<str>, Delayed>,
+    /// What was last reported of a pod.
+    reported: HashMap<Arc<str>, Arc<str>>,
+    /// Something has happened since the waiting classes were last tried.
+    changed: bool,
+    /// The core's generation that the numbers of classes are from.
+    generation: u64,
+}
+
+impl Planner {
+    /// A planner that knows nothing yet.
+    pub fn new(settings: Settings) -> Planner {
+        let core = Core::new(settings.profile);
+        Planner {
+            settings,
+            core,
+            ready: BTreeSet::new(),
+            waiting: HashMap::new(),
+            in_flight: HashMap::new(),
+            delayed: HashMap::new(),
+            reported: HashMap::new(),
+            changed: false,
+            generation: 0,
+        }
+    }
+
+    /// The cluster as it is known.
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+
+    /// Pods that are ready, that wait, and that are in flight.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        let waiting = self.waiting.values().map(|waiting| waiting.turns.len()).sum();
+        (self.ready.len() + self.delayed.len(), waiting, self.in_flight.len())
+    }
+
+    /// Takes over what has happened.
+    pub fn observe(&mut self, event: Event) {
+        self.changed = true;
+        match event {
+            Event::Pod(info) => self.observe_pod(info),
+            Event::PodGone(uid) => {
+                self.drop_pod(&uid);
+                self.core.apply(Event::PodGone(uid));
+            }
+            other => self.core.apply(other),
+        }
+        self.refile();
+    }
+
+    /// When the core has numbered its classes anew, waiting pods are filed anew.
+    fn refile(&mut self) {
+        if self.generation == self.core.generation() {
+            return;
+        }
+        self.generation = self.core.generation();
+        for (_, old) in std::mem::take(&mut self.waiting) {
+            for turn in old.turns {
+                if let Some(pod) = self.core.pod_id(&turn.2) {
+                    self.park(pod, old.explain_at_ms);
+                }
+            }
+        }
+    }
+
+    fn observe_pod(&mut self, info: PodInfo) {
+        let uid = Arc::clone(&info.uid);
+        let mine = self.is_mine(&info) && info.node.is_none() && !info.terminal && !info.terminating;
+        if !mine {
+            self.drop_pod(&uid);
+            self.core.apply(Event::Pod(info));
+            return;
+        }
+        let before = self.core.pod_id(&uid).and_then(|pod| self.core.pod(pod));
+        let same = before.is_some_and(|before| before.needs == info.needs && before.gates == info.gates);
+        let placed = self.core.pod_id(&uid).is_some_and(|pod| self.core.place_of(pod).is_some());
+        if !same {
+            self.unqueue(&uid);
+        }
+        let gated = !info.gates.is_empty();
+        let turn = turn(&info);
+        self.core.apply(Event::Pod(info));
+        // Its own condition comes back by the watch: that is no reason to try again.
+        if !same && !placed && !gated {
+            self.delayed.remove(&uid);
+            self.ready.insert(turn);
+        }
+    }
+
+    fn is_mine(&self, info: &PodInfo) -> bool {
+        let (index, shards) = self.settings.shard;
+        *info.scheduler == *self.settings.name && (shards <= 1 || shard(&info.uid, shards) == index)
+    }
+
+    /// Forgets everything about a pod but what the core knows.
+    fn drop_pod(&mut self, uid: &str) {
+        self.unqueue(uid);
+        self.in_flight.remove(uid);
+        self.reported.remove(uid);
+    }
+
+    fn unqueue(&mut self, uid: &str) {
+        self.delayed.remove(uid);
+        let Some(pod) = self.core.pod_id(uid) else { return };
+        let (Some(info), Some(class)) = (self.core.pod(pod), self.core.class_of(pod)) else { return };
+        let turn = turn(info);
+        self.ready.remove(&turn);
+        if let Some(waiting) = self.waiting.get_mut(&class) {
+            waiting.turns.remove(&turn);
+            if waiting.turns.is_empty() {
+                self.waiting.remove(&class);
+            }
+        }
+    }
+
+    /// What to do now, with at most `room` bindings. Nothing of it is repeated by the next call.
+    pub fn plan(&mut self, now_ms: i64, room: usize) -> Vec<Step> {
+        self.expire(now_ms);
+        self.wake();
+        let mut bindings = Vec::new();
+        // Pods that find no place count too, so that events are looked at in between.
+        for _ in 0..room {
+            let Some((_, _, uid)) = self.ready.pop_first() else { break };
+            let Some(pod) = self.core.pod_id(&uid) else { continue };
+            match self.core.decide(pod) {
+                Some(node) => {
+                    let Some(binding) = self.propose(pod, node, now_ms) else { continue };
+                    bindings.push(binding);
+                }
+                None => self.park(pod, now_ms),
+            }
+        }
+        let mut steps: Vec<Step> = bindings.chunks(BATCH).map(|chunk| Step::Bind(chunk.to_vec())).collect();
+        let reports = self.reports(now_ms);
+        if !reports.is_empty() {
+            steps.push(Step::Report(reports));
+        }
+        steps
+    }
+
+    /// When `plan` has something to do without an event: now, or when a delay or a doubt ends; `None`: never.
+    pub fn due_ms(&self, now_ms: i64) -> Option<i64> {
+        if !self.ready.is_empty() {
+            return Some(now_ms);
+        }
+        let delays = self.delayed.values().map(|delayed| delayed.until_ms);
+        let doubts = self.in_flight.values().copied();
+        let reports = self.waiting.values().map(|waiting| waiting.explain_at_ms);
+        delays.chain(doubts).chain(reports).min()
+    }
+
+    fn propose(&mut self, pod: PodId, node: u32, now_ms: i64) -> Option<Binding> {
+        self.core.assume(pod, node);
+        let info = self.core.pod(pod)?;
+        let binding = Binding {
+            namespace: info.namespace().to_owned(),
+            pod: Arc::clone(&info.name),
+            uid: Arc::clone(&info.uid),
+            revision: info.revision,
+            node: self.core.node_name(node).to_owned(),
+        };
+        self.in_flight.insert(Arc::clone(&binding.uid), now_ms + CONFIRM_MS);
+        // It has gone well for this one: the next of its class may fit as well.
+        if let Some(class) = self.core.class_of(pod) {
+            self.wake_one(class);
+        }
+        Some(binding)
+    }
+
+    fn park(&mut self, pod: PodId, now_ms: i64) {
+        let (Some(info), Some(class)) = (self.core.pod(pod), self.core.class_of(pod)) else { return };
+        let turn = turn(info);
+        let waiting = self.waiting.entry(class).or_insert_with(|| Waiting {
+            turns: BTreeSet::new(),
+            explain_at_ms: now_ms,
+            joined: false,
+            message: "".into(),
+        });
+        waiting.joined |= !self.reported.contains_key(&turn.2);
+        waiting.turns.insert(turn);
+    }
+
+    /// Tries one pod of each waiting class if anything has happened.
+    fn wake(&mut self) {
+        if !std::mem::take(&mut self.changed) {
+            return;
+        }
+        let classes: Vec<u32> = self.waiting.keys().copied().collect();
+        for class in classes {
+            self.wake_one(class);
+        }
+    }
+
+    /// Moves the first pod of a waiting class to the ready ones, if it would find a place now.
+    fn wake_one(&mut self, class: u32) {
+        let Some(waiting) = self.waiting.get_mut(&class) else { return };
+        let Some((_, _, uid)) = waiting.turns.first() else { return };
+        let Some(pod) = self.core.pod_id(uid) else { return };
+        if self.core.decide(pod).is_none() {
+            return;
+        }
+        if let Some(turn) = waiting.turns.pop_first() {
+            self.ready.insert(turn);
+        }
+        if waiting.turns.is_empty() {
+            self.waiting.remove(&class);
+        }
+    }
+
+    /// What has become of a proposal.
+    pub fn resolve(&mut self, uid: &str, outcome: Outcome, now_ms: i64) {
+        if !self.in_flight.contains_key(uid) {
+            return;
+        }
+        match outcome {
+            // The doubt stays: should the event that confirms it never come, it is tried again.
+            Outcome::Bound => {
+                self.delayed.remove(uid);
+            }
+            Outcome::Unknown => {
+                self.in_flight.insert(uid.into(), now_ms + DELAY_MS.1);
+            }
+            Outcome::Overtaken | Outcome::Refused => self.give_back(uid, now_ms),
+        }
+    }
+
+    /// Takes an assumption back and has the pod tried again after a delay that grows with each failure.
+    fn give_back(&mut self, uid: &str, now_ms: i64) {
+        self.in_flight.remove(uid);
+        let Some(pod) = self.core.pod_id(uid) else { return };
+        self.core.forget(pod);
+        self.changed = true;
+        if self.core.place_of(pod).is_some() {
+            return;
+        }
+        let failures = self.delayed.get(uid).map_or(0, |delayed| delayed.failures);
+        let delay = DELAY_MS.0.checked_shl(failures.min(20)).unwrap_or(DELAY_MS.1).min(DELAY_MS.1);
+        self.delayed.insert(uid.into(), Delayed { until_ms: now_ms + delay, failures: failures + 1 });
+    }
+
+    fn expire(&mut self, now_ms: i64) {
+        let doubtful: Vec<Arc<str>> =
+            self.in_flight.iter().filter(|(_, until)| **until <= now_ms).map(|(uid, _)| Arc::clone(uid)).collect();
+        for uid in doubtful {
+            self.give_back(&uid, now_ms);
+        }
+        // The entry stays for its count of failures until the pod is bound; only its time is taken away.
+        for (uid, delayed) in &mut self.delayed {
+            if delayed.until_ms <= now_ms {
+                delayed.until_ms = i64::MAX;
+                let pod = self.core.pod_id(uid).filter(|pod| self.core.place_of(*pod).is_none());
+                if let Some(info) = pod.and_then(|pod| self.core.pod(pod)) {
+                    self.ready.insert(turn(info));
+                }
+            }
+        }
+    }
+
+    /// Explanations for classes that have begun to wait or have waited on.
+    fn reports(&mut self, now_ms: i64) -> Vec<Report> {
+        let mut reports = Vec::new();
+        for waiting in self.waiting.values_mut() {
+            let due = waiting.explain_at_ms <= now_ms;
+            if reports.len() >= REPORTS || !(due || (waiting.joined && !waiting.message.is_empty())) {
+                continue;
+            }
+            let first = waiting.turns.first().and_then(|(_, _, uid)| self.core.pod_id(uid));
+            let Some(first) = first else { continue };
+            if due {
+                waiting.message = self.core.explain(first).to_string().into();
+                waiting.explain_at_ms = now_ms + EXPLAIN_MS;
+            }
+            waiting.joined = false;
+            for (_, _, uid) in &waiting.turns {
+                if self.reported.get(uid) == Some(&waiting.message) {
+                    continue;
+                }
+                if reports.len() >= REPORTS {
+                    waiting.joined = true;
+                    break;
+                }
+                let Some(info) = self.core.pod_id(uid).and_then(|pod| self.core.pod(pod)) else { continue };
+                reports.push(Report {
+                    namespace: info.namespace().to_owned(),
+                    pod: Arc::clone(&info.name),
+                    uid: Arc::clone(uid),
+                    reason: "Unschedulable",
+                    message: waiting.message.to_string(),
+                });
+                self.reported.insert(Arc::clone(uid), Arc::clone(&waiting.message));
+            }
+        }
+        reports
+    }
+}
+
+fn turn(info: &PodInfo) -> Turn {
+    (Reverse(info.needs.priority), info.created_ms, Arc::clone(&info.uid))
+}
+
+/// FNV-1a over the uid: the same in every scheduler and every build.
+fn shard(uid: &str, shards: u32) -> u32 {
+    let hash = uid
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    (hash % u64::from(shards)) as u32
+}
