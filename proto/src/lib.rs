@@ -18,6 +18,10 @@ pub mod scheduling;
 pub mod schema;
 pub mod selector;
 pub mod unsupported;
+pub mod validate;
+
+#[cfg(test)]
+mod examples_tests;
 
 pub use objects::{DEFAULT_GRACE_SECONDS, Kind, Phase, Resource, RestartPolicy};
 

@@ -1,0 +1,119 @@
+//! Users, privileges, kernel parameters.
+
+use super::walk::{Walk, relative};
+use crate::v1::{AppArmorProfile, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext};
+
+/// Largest user or group id: beyond it systems disagree on the sign.
+const MAX_ID: i64 = i32::MAX as i64;
+/// Longest name of a sysctl.
+const MAX_SYSCTL_BYTES: usize = 253;
+
+fn id(walk: &mut Walk, field: &str, id: Option<i64>) {
+    if let Some(id) = id {
+        walk.between(field, id, 0, MAX_ID);
+    }
+}
+
+fn seccomp(walk: &mut Walk, profile: Option<&SeccompProfile>) {
+    if let Some(profile) = profile {
+        walk.within("seccompProfile", |walk| named(walk, &profile.r#type, &profile.localhost_profile));
+    }
+}
+
+fn apparmor(walk: &mut Walk, profile: Option<&AppArmorProfile>) {
+    if let Some(profile) = profile {
+        walk.within("appArmorProfile", |walk| named(walk, &profile.r#type, &profile.localhost_profile));
+    }
+}
+
+fn named(walk: &mut Walk, kind: &str, localhost: &str) {
+    walk.must_be("type", kind, &["RuntimeDefault", "Unconfined", "Localhost"]);
+    match (kind == "Localhost", localhost.is_empty()) {
+        (true, _) => walk.form("localhostProfile", localhost, relative),
+        (false, true) => {}
+        (false, false) => walk.bad("localhostProfile", localhost, "want it with type Localhost only"),
+    }
+}
+
+pub(super) fn pod(walk: &mut Walk, spec: &PodSpec) {
+    if spec.host_pid && spec.shares_processes() {
+        walk.bad(
+            "shareProcessNamespace",
+            true,
+            "want false with hostPID, the node's processes are not the pod's to share",
+        );
+    }
+    let Some(context) = &spec.security_context else { return };
+    walk.within("securityContext", |walk| pod_context(walk, context, spec));
+}
+
+fn pod_context(walk: &mut Walk, context: &PodSecurityContext, spec: &PodSpec) {
+    id(walk, "runAsUser", context.run_as_user);
+    id(walk, "runAsGroup", context.run_as_group);
+    id(walk, "fsGroup", context.fs_group);
+    walk.each("supplementalGroups", &context.supplemental_groups, |walk, group| id(walk, "", Some(*group)));
+    walk.word("supplementalGroupsPolicy", &context.supplemental_groups_policy, &["Merge", "Strict"]);
+    walk.word("fsGroupChangePolicy", &context.fs_group_change_policy, &["OnRootMismatch", "Always"]);
+    seccomp(walk, context.seccomp_profile.as_ref());
+    apparmor(walk, context.app_armor_profile.as_ref());
+    walk.each("sysctls", &context.sysctls, |walk, sysctl| {
+        let dotted = sysctl.name.replace('/', ".");
+        let part = |part: &str| {
+            !part.is_empty()
+                && part
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_'))
+        };
+        if sysctl.name.len() > MAX_SYSCTL_BYTES || !dotted.split('.').all(part) {
+            walk.bad("name", &sysctl.name, "want the name of a kernel parameter such as net.ipv4.tcp_syncookies");
+        }
+        let ipc = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."];
+        let own_net = dotted.starts_with("net.");
+        let own_ipc = ipc.iter().any(|prefix| dotted.starts_with(prefix));
+        if own_net && spec.host_network || own_ipc && spec.host_ipc {
+            walk.bad("name", &sysctl.name, "want it without hostNetwork and hostIPC, it would change the node's");
+        } else if !own_net && !own_ipc {
+            walk.bad(
+                "name",
+                &sysctl.name,
+                "want a parameter of a namespace (net.*, kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.*)",
+            );
+        }
+        if sysctl.value.is_empty() {
+            walk.missing("value", "want what is written to the parameter");
+        }
+    });
+    walk.unique("sysctls", "name", context.sysctls.iter().map(|sysctl| sysctl.name.as_str()));
+}
+
+pub(super) fn container(walk: &mut Walk, context: Option<&SecurityContext>) {
+    let Some(context) = context else { return };
+    walk.within("securityContext", |walk| {
+        id(walk, "runAsUser", context.run_as_user);
+        id(walk, "runAsGroup", context.run_as_group);
+        seccomp(walk, context.seccomp_profile.as_ref());
+        apparmor(walk, context.app_armor_profile.as_ref());
+        walk.word("procMount", &context.proc_mount, &["Default", "Unmasked"]);
+        let added = context.capabilities.iter().flat_map(|capabilities| &capabilities.add);
+        let admin =
+            added.into_iter().any(|name| matches!(name.to_ascii_uppercase().as_str(), "SYS_ADMIN" | "CAP_SYS_ADMIN"));
+        if context.allow_privilege_escalation == Some(false) && (context.privileged == Some(true) || admin) {
+            walk.bad(
+                "allowPrivilegeEscalation",
+                false,
+                "want true for a container that is privileged or has SYS_ADMIN",
+            );
+        }
+        for (field, names) in context
+            .capabilities
+            .iter()
+            .flat_map(|all| [("capabilities.add", &all.add), ("capabilities.drop", &all.drop)])
+        {
+            walk.each(field, names, |walk, name| {
+                if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+                    walk.bad("", name, "want the name of a capability such as NET_ADMIN");
+                }
+            });
+        }
+    });
+}
