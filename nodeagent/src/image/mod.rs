@@ -5,11 +5,18 @@
 //! diff id, and unpacking never leaves the layer's directory. A load becomes visible by renames at its end; what
 //! a crash leaves behind lies in temporary directories that the next [`ImageStore::open`] removes.
 
+mod archive;
 mod error;
 mod record;
 mod reference;
 mod store;
+mod tarball;
+mod tree;
+mod unpack;
 mod user;
+
+#[cfg(test)]
+mod tests;
 
 pub use error::ImageError;
 pub use record::{Digest, ImageConfig, ImageRecord};

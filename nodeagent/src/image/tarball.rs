@@ -51,6 +51,11 @@ impl<R: Read> Tar<R> {
         Self { inner, skip: skip_reading, position: 0, content_left: 0, padding: 0, max_header, ended: false }
     }
 
+    /// What it reads from, between entries.
+    pub(super) fn inner_mut(&mut self) -> &mut R {
+        &mut self.inner
+    }
+
     /// Whether the end was marked as such, and not just the end of the data.
     pub(super) fn is_complete(&self) -> bool {
         self.ended

@@ -113,6 +113,19 @@ impl Dir {
         Ok(File::from(openat(&self.0, name, flags, Mode::from_bits_truncate(0o600))?))
     }
 
+    /// A regular file, for reading.
+    pub(super) fn open_file(&self, name: &[u8]) -> io::Result<File> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        Ok(File::from(openat(&self.0, name, flags, Mode::empty())?))
+    }
+
+    /// Whether nothing of the layers below shows in this directory.
+    pub(super) fn is_opaque(&self) -> bool {
+        use xattr::FileExt as _;
+        let mark = self.0.try_clone().and_then(|fd| File::from(fd).get_xattr("trusted.overlay.opaque"));
+        mark.is_ok_and(|mark| mark.is_some())
+    }
+
     /// A symlink; its text is not looked at.
     pub(super) fn make_symlink(&self, name: &[u8], text: &[u8]) -> io::Result<()> {
         Ok(symlinkat(text, &self.0, name)?)
