@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use minipod_proto::v1::{Node, NodeStatus, Routes};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
 use crate::clock::{boot_ms, wall_ms};
 use crate::config::Config;
 use crate::image::{ImageError, ImageStore, StoreOptions};
+use crate::metrics::Metrics;
 use crate::net::{Cidr, NetConfig, NetError, Network, NodeRoute};
 use crate::node::{self, Machine, Pressure};
 use crate::outbox::Outbox;
@@ -25,6 +26,10 @@ use crate::worker::PodView;
 const MEASURE_EVERY_MS: u64 = 10_000;
 /// How long a pod's network waits for the node's: within it the first registration is over.
 const NETWORK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Steps that may be performed at a time: more than a full node's 110 pods have at once in the slowest of them (an end that
+/// waits for the kernel), so that no pod waits for another one's.
+const MAX_STEPS: usize = 512;
 
 /// The agent cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +79,12 @@ pub struct Agent {
     pub images: Arc<ImageStore>,
     /// Images were loaded.
     pub images_changed: Notify,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// The first snapshot was seen, and what belongs to no pod removed.
+    pub strays_removed: AtomicBool,
+    /// Steps that are being performed; closed at the end.
+    steps: Semaphore,
     /// The supervisor's binary.
     pub podshim: PathBuf,
     /// The infra container's binary.
@@ -136,6 +147,9 @@ impl Agent {
             pods: Pods::new(Box::new(Spawner(weak.clone()))),
             images,
             images_changed: Notify::new(),
+            metrics: Metrics::default(),
+            strays_removed: AtomicBool::new(false),
+            steps: Semaphore::new(MAX_STEPS),
             podshim,
             pause,
             node_ip: Mutex::new(node_ip),
@@ -302,13 +316,46 @@ impl Agent {
         let container = container.to_owned();
         async move {
             let over = |view: &PodView| {
-                view.runs.get(&container).is_none_or(|run| run.attempt > attempt || (run.attempt == attempt && !run.running))
+                view.runs
+                    .get(&container)
+                    .is_none_or(|run| run.attempt > attempt || (run.attempt == attempt && !run.running))
             };
             if let Some(mut view) = view {
                 // An error means that the worker is gone, and with it the pod.
                 let _ = view.wait_for(over).await;
             }
         }
+    }
+
+    /// The right to perform a step; `None` when the agent ends.
+    pub async fn step_permit(&self) -> Option<SemaphorePermit<'_>> {
+        self.steps.acquire().await.ok()
+    }
+
+    /// Begins no more steps and waits for those that are under way, at most for `patience`.
+    pub async fn drain(&self, patience: Duration) {
+        let all = u32::try_from(MAX_STEPS).unwrap_or(u32::MAX);
+        // Whoever asks for a permit from now on stands behind this request.
+        let drained = tokio::time::timeout(patience, self.steps.acquire_many(all)).await;
+        if drained.is_err() {
+            tracing::warn!("steps are still under way: the next start finds what they leave");
+        }
+        self.steps.close();
+    }
+
+    /// What is wrong with the agent, if anything; brings the gauges up to date too.
+    ///
+    /// # Errors
+    /// When it cannot make pods or cannot tell of them.
+    pub fn health(&self) -> Result<(), String> {
+        self.metrics.note(self.pods.count(), self.is_connected(), self.outbox.waiting());
+        if !self.is_connected() {
+            return Err(format!("no session with the API server {}", self.config.server));
+        }
+        if self.network_now().is_none() {
+            return Err("the pod network is not set up".to_owned());
+        }
+        Ok(())
     }
 
     /// Notes whether a session is up.

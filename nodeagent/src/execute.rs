@@ -9,7 +9,8 @@ use tokio::sync::mpsc;
 use crate::agent::Agent;
 use crate::container::ConfigError;
 use crate::container::env::EnvFacts;
-use crate::failpoints::{after, before, failpoint};
+use crate::container::spec;
+use crate::failpoints::{after, before, failpoint, name};
 use crate::image::{ImageError, ImageRecord};
 use crate::net::files::{self, HostnameInput, Hostnames};
 use crate::net::{NetError, Netns, PodNetwork};
@@ -57,7 +58,7 @@ pub enum Done {
     /// The pod's network.
     Network(PodNetwork),
     /// A container's image.
-    Image(ImageRecord),
+    Image(Box<ImageRecord>),
     /// A container's process lives (or has lived: its end comes as an event).
     Started {
         /// In this sandbox.
@@ -153,8 +154,18 @@ fn io_error(operation: &'static str, path: &std::path::Path) -> impl FnOnce(std:
 /// # Errors
 /// See [`StepError`]; what the step had made stays and is found by its repetition.
 pub async fn perform(job: Job, step: &Step) -> Result<Done, StepError> {
+    let agent = job.agent.clone();
+    let Some(_permit) = agent.step_permit().await else { return Err(StepError::Interrupted) };
     failpoint(before(step));
-    let outcome = match step {
+    let began = std::time::Instant::now();
+    let outcome = perform_now(job, step).await;
+    agent.metrics.step(name(step), began.elapsed(), outcome.is_err());
+    failpoint(after(step));
+    outcome
+}
+
+async fn perform_now(job: Job, step: &Step) -> Result<Done, StepError> {
+    match step {
         Step::EnsurePodDir => ensure_pod_dir(&job),
         Step::SpawnShim => spawn_shim(&job).await,
         Step::CleanUpShim => clean_up_shim(job).await,
@@ -169,9 +180,7 @@ pub async fn perform(job: Job, step: &Step) -> Result<Done, StepError> {
         Step::DetachNetwork => detach_network(job).await,
         Step::RemovePodData => blocking(move || remove_data(&job)).await,
         Step::RemovePodDir => blocking(move || remove_all(&job)).await,
-    };
-    failpoint(after(step));
-    outcome
+    }
 }
 
 /// Runs what may block for longer than a moment away from the tasks.
@@ -185,7 +194,8 @@ fn shim(job: &Job) -> Result<&Shim, StepError> {
 }
 
 fn container<'a>(job: &'a Job, name: &str) -> Result<&'a Container, StepError> {
-    find_container(&job.pod, name).ok_or_else(|| StepError::Config(format!("container {name} is not in the pod's spec")))
+    find_container(&job.pod, name)
+        .ok_or_else(|| StepError::Config(format!("container {name} is not in the pod's spec")))
 }
 
 // ------------------------------------------------------------------------------------------------------- creation
@@ -217,7 +227,7 @@ async fn spawn_shim(job: &Job) -> Result<Done, StepError> {
 
 async fn create_sandbox(job: &Job, attempt: u32) -> Result<Done, StepError> {
     let names = hostnames(job)?;
-    let spec = crate::container::spec::sandbox(&job.agent, &job.uid, &job.pod, &names.uts, attempt);
+    let spec = spec::sandbox(&job.pod, &names.uts, attempt);
     shim(job)?.create_sandbox(spec).await.map_err(StepError::Shim)?;
     Ok(Done::Nothing)
 }
@@ -294,7 +304,7 @@ fn write_etc_files(job: &Job) -> Result<Done, StepError> {
 fn prepare_image(job: &Job, name: &str) -> Result<Done, StepError> {
     let container = container(job, name)?;
     if let Some(image) = job.agent.images.get(&container.image) {
-        return Ok(Done::Image(image));
+        return Ok(Done::Image(Box::new(image)));
     }
     let (reason, why) = match container.image_pull_policy.as_str() {
         "Never" => ("ErrImageNeverPull", "imagePullPolicy is Never"),
@@ -313,9 +323,26 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
         hostname: hostnames(job)?.uts,
         allocatable: job.agent.machine.allocatable.clone(),
     };
-    let input = crate::container::spec::Input { job, container, image, facts: &facts, attempt };
-    let spec = crate::container::spec::container(&input)?;
-    let paths = job.agent.paths.pod(&job.uid).container(name, attempt);
+    let images = &job.agent.images;
+    let user = images
+        .resolve_user(image, &spec::user_text(&job.pod, container, &image.config))
+        .map_err(|error: ImageError| StepError::Config(crate::report::chain(&error)))?;
+    let pod_paths = job.agent.paths.pod(&job.uid);
+    let log = job.agent.paths.log_file(&job.pod, &job.uid, name, attempt);
+    let input = spec::Input {
+        pod: &job.pod,
+        container,
+        image: &image.config,
+        image_user: &user,
+        lowers: images.lower_dirs(image),
+        facts: &facts,
+        paths: &pod_paths,
+        log: log.clone(),
+        attempt,
+        node_memory_bytes: job.agent.machine.memory_bytes(),
+    };
+    let spec = spec::container(&input)?;
+    let paths = pod_paths.container(name, attempt);
     for dir in [&paths.upper, &paths.work, &paths.root] {
         std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
     }
@@ -323,7 +350,6 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
     set_mode(&paths.upper, 0o755)?;
     std::fs::write(&paths.termination_log, b"").map_err(io_error("create", &paths.termination_log))?;
     set_mode(&paths.termination_log, 0o666)?;
-    let log = job.agent.paths.log_file(&job.pod, &job.uid, name, attempt);
     if let Some(dir) = log.parent() {
         std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
     }
@@ -370,7 +396,7 @@ async fn kill_container(job: &Job, name: &str, grace_ms: u64) -> Result<Done, St
         .or_else(|| job.agent.images.get(&container.image))
         .map_or_else(String::new, |image| image.config.stop_signal);
     let own = container.lifecycle.as_ref().map_or("", |lifecycle| lifecycle.stop_signal.as_str());
-    let signal = crate::container::spec::stop_signal(own, &image_signal);
+    let signal = spec::stop_signal(own, &image_signal);
     shim(job)?.kill(name, job.attempt, signal, grace_ms).await.map_err(StepError::Shim)?;
     Ok(Done::Nothing)
 }

@@ -19,6 +19,12 @@ macro_rules! failpoints {
             match step { $($pattern => concat!("before:", $name),)* }
         }
 
+        /// A step's name, for metrics.
+        #[must_use]
+        pub fn name(step: &Step) -> &'static str {
+            match step { $($pattern => $name,)* }
+        }
+
         /// The failpoint after a step.
         #[must_use]
         pub fn after(step: &Step) -> &'static str {
@@ -50,6 +56,18 @@ failpoints! {
     "remove-pod-dir:before-logs",
     "remove-pod-dir:before-run",
 }
+
+/// Reads `FAILPOINTS`; keep what it returns as long as the process lives.
+#[cfg(feature = "failpoints")]
+#[must_use]
+pub fn arm() -> impl Sized {
+    fail::FailScenario::setup()
+}
+
+/// Nothing to arm in this build.
+#[cfg(not(feature = "failpoints"))]
+#[must_use]
+pub fn arm() -> impl Sized {}
 
 /// Dies here if the test asked for it.
 pub fn failpoint(name: &str) {

@@ -1,12 +1,32 @@
 //! The node agent of minipod.
+//!
+//! # Tasks and channels
+//!
+//! ```text
+//!  API server ◀──Session── session ──▶ Pods ──watch (newest Desired)──▶ worker (one per pod) ──▶ tasks: execute::perform
+//!                  ▲          ▲                                          │      ▲   ▲                 │ one per step
+//!                  │          └── Outbox (newest status per pod, ≤512 events) ◀─┘      │   └── outcome ───────┘
+//!               Tunnel        │                                              mpsc (64 events)
+//!                  │          └─▶ streams (≤64: logs, exec, images)                 │
+//!                  └──────────────────┘ watch (PodView) ◀── worker           shim: one connection task per pod ◀─▶ podshim
+//! ```
+//!
+//! A worker owns all that is known of its pod. It plans (`plan`, pure), has the steps performed (`execute`, which chooses
+//! nothing), and takes their outcomes and the supervisor's events in one loop. What must outlive the agent lies in the pod's
+//! directory (`record`) and in the supervisor; `recover` brings the workers back at a start. The session only carries: pods run
+//! on and start without it.
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod clock;
 pub mod config;
 pub mod container;
 pub mod events;
+pub mod execute;
+pub mod failpoints;
 pub mod image;
 pub mod logs;
+pub mod metrics;
 pub mod net;
 pub mod node;
 pub mod outbox;
@@ -14,10 +34,14 @@ pub mod paths;
 pub mod plan;
 pub mod pods;
 pub mod record;
+pub mod recover;
 pub mod report;
+pub mod session;
 pub mod shim;
 pub mod status;
+pub mod streams;
 pub mod sys;
 pub mod termination;
 pub mod volumes;
 pub mod want;
+pub mod worker;

@@ -95,6 +95,12 @@ impl PodPaths {
         self.data.join("volumes").join(plain(name))
     }
 
+    /// The shared memory of all containers, their /dev/shm.
+    #[must_use]
+    pub fn shm(&self) -> PathBuf {
+        self.data.join("shm")
+    }
+
     /// hosts, hostname, resolv.conf.
     #[must_use]
     pub fn etc(&self) -> PathBuf {

@@ -4,6 +4,7 @@
 //! [`Outbox`] until it is acknowledged.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use minipod_proto::v1::agent_message::Message as Out;
@@ -135,10 +136,7 @@ async fn try_session(agent: &Arc<Agent>) -> Result<std::convert::Infallible, Ses
     serve(agent, &client, response.into_inner(), sender, heartbeat_ms).await
 }
 
-async fn register(
-    agent: &Arc<Agent>,
-    client: &mut NodesClient<Channel>,
-) -> Result<RegisterResponse, SessionError> {
+async fn register(agent: &Arc<Agent>, client: &mut NodesClient<Channel>) -> Result<RegisterResponse, SessionError> {
     let request = RegisterRequest { node: Some(agent.node_object()) };
     let registered = timeout(CONNECT_TIMEOUT, client.register(request))
         .await
@@ -211,7 +209,13 @@ async fn next_to_send<'a>(
 
 async fn receive(agent: &Arc<Agent>, client: &NodesClient<Channel>, message: ServerMessage) {
     match message.message {
-        Some(In::Snapshot(list)) => agent.pods.snapshot(list.items),
+        Some(In::Snapshot(list)) => {
+            agent.pods.snapshot(list.items);
+            if !agent.strays_removed.swap(true, Ordering::Relaxed) {
+                let agent = agent.clone();
+                tokio::task::spawn_blocking(move || crate::recover::remove_strays(&agent));
+            }
+        }
         Some(In::PodUpsert(pod)) => agent.pods.upsert(pod),
         Some(In::PodGone(gone)) => agent.pods.gone(&gone),
         Some(In::PodStatusAck(ack)) => {

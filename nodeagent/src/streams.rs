@@ -19,7 +19,7 @@ use tonic::{Code, Status, Streaming};
 use crate::agent::Agent;
 use crate::image::{ImageError, ImageRecord, LoadOptions};
 use crate::logs::{LogOptions, read_log};
-use crate::shim::{ExecInput, ExecOutput, ShimError};
+use crate::shim::{ExecInput, ExecInputs, ExecOutput, ShimError};
 use crate::want::{Uid, find_container};
 use crate::worker::PodView;
 
@@ -75,7 +75,9 @@ async fn serve(agent: &Arc<Agent>, client: NodesClient<Channel>, open: OpenStrea
             Some(Request::Exec(start)) => exec(agent, &mut tunnel, &open.pod_uid, start).await,
             Some(Request::ImageLoad(start)) => image_load(agent, &mut tunnel, start).await,
             Some(Request::ImageList(_)) => image_list(agent, &tunnel).await,
-            None => Err(Status::unimplemented("this agent does not know the request: is it older than the API server?")),
+            None => {
+                Err(Status::unimplemented("this agent does not know the request: is it older than the API server?"))
+            }
         },
         Err(status) => Err(status),
     };
@@ -124,7 +126,9 @@ async fn logs(agent: &Agent, tunnel: &mut Tunnel, uid: &str, request: &LogsReque
     };
     let path = agent.paths.log_file(&view.pod, &uid, &container, attempt);
     if !path.exists() && !request.follow {
-        return Err(Status::not_found(format!("the log of run {attempt} of container {container:?} is not kept any more")));
+        return Err(Status::not_found(format!(
+            "the log of run {attempt} of container {container:?} is not kept any more"
+        )));
     }
     let unsigned = |value: Option<i64>| value.map(|value| u64::try_from(value).unwrap_or(0));
     let since = unsigned(request.since_seconds).and_then(|s| SystemTime::now().checked_sub(Duration::from_secs(s)));
@@ -164,7 +168,7 @@ async fn exec(agent: &Agent, tunnel: &mut Tunnel, uid: &str, start: ExecStart) -
     if start.command.is_empty() {
         return Err(Status::invalid_argument("no command"));
     }
-    let mut process = match shim.exec(&container, attempt, &start.command, start.stdin).await {
+    let process = match shim.exec(&container, attempt, &start.command, start.stdin).await {
         Ok(process) => process,
         Err(error @ ShimError::Refused { .. }) => {
             let text = crate::report::chain(&error);
@@ -172,34 +176,57 @@ async fn exec(agent: &Agent, tunnel: &mut Tunnel, uid: &str, start: ExecStart) -
         }
         Err(error) => return Err(Status::unavailable(crate::report::chain(&error))),
     };
+    let (mut outputs, inputs) = process.split();
     loop {
         tokio::select! {
             // Cancel safe: output waits in its channel.
-            output = process.next() => match output {
-                Some(ExecOutput::Stdout(data)) => tunnel.send(exec_frame(exec_frame::Frame::Stdout(data))).await?,
-                Some(ExecOutput::Stderr(data)) => tunnel.send(exec_frame(exec_frame::Frame::Stderr(data))).await?,
+            output = outputs.next() => match output {
+                Some(ExecOutput::Stdout(data)) => {
+                    tunnel.send(exec_frame(exec_frame::Frame::Stdout(data.into()))).await?;
+                }
+                Some(ExecOutput::Stderr(data)) => {
+                    tunnel.send(exec_frame(exec_frame::Frame::Stderr(data.into()))).await?;
+                }
                 Some(ExecOutput::Exited(code)) => {
                     return tunnel.send(exec_frame(exec_frame::Frame::ExitCode(code))).await;
                 }
                 None => return Err(Status::unavailable("the pod's supervisor ended")),
             },
-            // Cancel safe: `message` keeps a partly read frame in the stream.
-            message = tunnel.incoming.message() => {
-                let input = match message.ok().flatten().and_then(|frame| frame.frame) {
-                    Some(Frame::Exec(ExecFrame { frame: Some(exec_frame::Frame::Stdin(data)) })) => ExecInput::Stdin(data),
-                    Some(Frame::Exec(ExecFrame { frame: Some(exec_frame::Frame::StdinClosed(_)) }) | Frame::End(_)) => {
-                        ExecInput::StdinClosed
-                    }
-                    Some(_) => continue,
-                    // The user is gone: so is the reason for the process.
-                    None => {
-                        process.send(ExecInput::Kill).await;
-                        return Err(Status::cancelled("the user is gone"));
-                    }
-                };
-                process.send(input).await;
-            }
+            // Cancel safe: input is only taken once there is room for it, and `message` keeps a partly read frame.
+            input = next_input(&inputs, &mut tunnel.incoming) => match input {
+                Some((permit, input)) => permit.send(input),
+                // Dropping its outputs kills the process.
+                None => return Err(Status::cancelled("the user is gone")),
+            },
+            // Cancel safe: a level. Seen also while a process that reads nothing holds the input back.
+            () = tunnel.sender.closed() => return Err(Status::cancelled("the user is gone")),
         }
+    }
+}
+
+/// Room for input and what the user sends. `None` when the user is gone, and with the user the reason for the process.
+async fn next_input<'a>(
+    inputs: &'a ExecInputs,
+    incoming: &mut Streaming<TunnelFrame>,
+) -> Option<(mpsc::Permit<'a, ExecInput>, ExecInput)> {
+    // A process that takes no input any more still has output: only the user's going away counts then.
+    let permit = match inputs.reserve().await {
+        Some(permit) => permit,
+        None => loop {
+            incoming.message().await.ok().flatten()?;
+        },
+    };
+    loop {
+        let input = match incoming.message().await.ok().flatten()?.frame {
+            Some(Frame::Exec(ExecFrame { frame: Some(exec_frame::Frame::Stdin(data)) })) => {
+                ExecInput::Stdin(data.into())
+            }
+            Some(Frame::Exec(ExecFrame { frame: Some(exec_frame::Frame::StdinClosed(_)) }) | Frame::End(_)) => {
+                ExecInput::StdinClosed
+            }
+            _ => continue,
+        };
+        return Some((permit, input));
     }
 }
 
@@ -223,7 +250,8 @@ async fn image_load(agent: &Agent, tunnel: &mut Tunnel, start: ImageLoadStart) -
         match message.frame {
             Some(Frame::Data(data)) => {
                 // A load that failed early says why below.
-                if sender.send(Ok(data.to_vec())).await.is_err() {
+                let taken = sender.send(Ok(data.to_vec())).await;
+                if taken.is_err() {
                     break;
                 }
             }
@@ -239,7 +267,8 @@ async fn image_load(agent: &Agent, tunnel: &mut Tunnel, start: ImageLoadStart) -
         let _ = sender.send(Err(cut)).await;
     }
     drop(sender);
-    let loaded = load.await.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| load_status(&error))?;
+    let loaded =
+        load.await.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| load_status(&error))?;
     agent.images_were_loaded();
     tunnel.send(Frame::ImageLoaded(ImageLoadResponse { images: loaded.iter().map(info).collect() })).await
 }

@@ -38,11 +38,19 @@ fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> V
     move |source| VolumeError::Io { operation, path, source }
 }
 
-/// Makes all volumes of the pod; what is there already stays as it is.
+/// Of every pod's /dev/shm, as in the field; its pages count against the container that touches them first.
+const SHM_OPTIONS: &str = "mode=1777,size=65536k";
+
+/// Makes all volumes of the pod and its shared memory; what is there already stays as it is.
 ///
 /// # Errors
 /// At the first volume that cannot be made.
 pub fn prepare(pod: &Pod, paths: &PodPaths) -> Result<(), VolumeError> {
+    if !pod.spec.as_ref().is_some_and(|spec| spec.host_ipc) {
+        let shm = paths.shm();
+        std::fs::create_dir_all(&shm).map_err(io_error("create", &shm))?;
+        mount_memory(&shm, SHM_OPTIONS)?;
+    }
     for volume in pod.spec.iter().flat_map(|spec| &spec.volumes) {
         prepare_one(volume, &paths.volume(&volume.name))?;
     }
@@ -52,20 +60,34 @@ pub fn prepare(pod: &Pod, paths: &PodPaths) -> Result<(), VolumeError> {
 fn prepare_one(volume: &Volume, dir: &Path) -> Result<(), VolumeError> {
     let Some(source) = &volume.empty_dir else { return Err(VolumeError::Unsupported(volume.name.clone())) };
     std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
-    if source.medium == "Memory" && !is_mount_point(dir)? {
+    if source.medium == "Memory" {
         let limit = source.size_limit.parse::<Quantity>().ok().filter(|limit| limit.sign() > 0);
         let options =
             limit.map_or_else(|| "mode=0777".to_owned(), |limit| format!("mode=0777,size={}", limit.value_ceil()));
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(options.as_str()))
-            .map_err(|errno| io_error("mount tmpfs on", dir)(errno.into()))?;
+        mount_memory(dir, &options)?;
     }
     // Not by create's mode: the umask would take from it.
     std::fs::set_permissions(dir, Permissions::from_mode(0o777)).map_err(io_error("open up", dir))
 }
 
+/// A tmpfs on the directory, unless something is mounted there.
+fn mount_memory(dir: &Path, options: &str) -> Result<(), VolumeError> {
+    if is_mount_point(dir)? {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(options))
+        .map_err(|errno| io_error("mount tmpfs on", dir)(errno.into()))
+}
+
+/// Whether it lies on another file system than its parent. Enough for tmpfs, and cheaper than the list of all mounts.
 fn is_mount_point(dir: &Path) -> Result<bool, VolumeError> {
-    Ok(mounts_below(dir)?.iter().any(|mount| mount == dir))
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| path.symlink_metadata().map(|meta| meta.dev()).map_err(io_error("look at", path));
+    match dir.parent() {
+        Some(parent) => Ok(device(dir)? != device(parent)?),
+        None => Ok(true),
+    }
 }
 
 /// Mount points at or below `dir`, innermost last.
@@ -149,6 +171,7 @@ mod tests {
             assert!(paths.volume("v").join("kept").exists(), "a second time changes nothing");
             let mode = paths.volume("v").metadata().expect("metadata").permissions().mode();
             assert_eq!(mode & 0o7777, 0o777);
+            assert!(is_mount_point(&paths.shm()).expect("look"), "shared memory is there");
             if medium == "Memory" {
                 let too_much = vec![0_u8; 2 << 20];
                 assert!(std::fs::write(paths.volume("v").join("big"), too_much).is_err(), "the limit holds");

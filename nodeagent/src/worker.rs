@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use minipod_proto::v1::{Pod, PodStatus, PodStatusReport};
 use tokio::sync::{mpsc, watch};
@@ -18,6 +18,7 @@ use crate::execute::{Done, Job, StepError, perform};
 use crate::image::ImageRecord;
 use crate::plan::backoff::{Backoff, note_ended, note_started};
 use crate::plan::model::{Deletion, Ended, Image, PodWant, RunState, SandboxState, Seen, Shim as ShimState, Step};
+use crate::plan::view::Phase;
 use crate::plan::{Plan, plan};
 use crate::pods::Desired;
 use crate::record::{self, Record};
@@ -71,6 +72,8 @@ pub struct Worker {
     minor_report_at_ms: Option<u64>,
     /// The API knew the pod as done before this node knew anything of it: its status is the API's, not ours.
     done_elsewhere: bool,
+    /// When the pod arrived, until all of it runs; `None` for one that was here before.
+    arrived: Option<Instant>,
     shown: watch::Sender<PodView>,
 }
 
@@ -116,6 +119,7 @@ impl Worker {
             reported: None,
             minor_report_at_ms: None,
             done_elsewhere: false,
+            arrived: Some(Instant::now()),
             shown,
         }
     }
@@ -149,6 +153,7 @@ impl Worker {
         self.seen.data = paths.data.exists() || self.agent.paths.logs_of(&self.pod, &self.uid).exists();
         self.seen.network_held = self.seen.dir || self.seen.data;
         if self.seen.dir {
+            self.arrived = None;
             self.record = Record::load(&paths.run);
             self.record.restore(&mut self.seen);
             self.seen.data &= !self.record.data_removed;
@@ -292,7 +297,8 @@ impl Worker {
         self.want.deletion = sooner(old.deletion, wish_to_end(&self.pod, desired.gone, now_ms));
         let deadline_s = self.pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
         self.want.deadline_ms = deadline_s.and_then(|seconds| u64::try_from(seconds).ok()).map(|seconds| {
-            (now_ms + self.record.start_wall_ms.saturating_add(seconds.saturating_mul(1000))).saturating_sub(now_wall_ms)
+            (now_ms + self.record.start_wall_ms.saturating_add(seconds.saturating_mul(1000)))
+                .saturating_sub(now_wall_ms)
         });
         if changed && self.seen.dir && !self.seen.in_flight.contains(&Step::RemovePodDir) {
             let dir = self.agent.paths.pod(&self.uid).run;
@@ -343,7 +349,7 @@ impl Worker {
             }
             (Step::WriteEtcFiles { attempt }, _) => self.seen.etc_attempt = *attempt,
             (Step::PrepareVolumes, _) => self.seen.volumes = true,
-            (Step::PrepareImage { name }, Done::Image(image)) => self.take_image(name, image),
+            (Step::PrepareImage { name }, Done::Image(image)) => self.take_image(name, *image),
             (Step::StartContainer { name, attempt }, Done::Started { sandbox, wall_ms }) => {
                 self.take_started(name, *attempt, sandbox, wall_ms);
             }
@@ -479,8 +485,12 @@ impl Worker {
         let Some(container) = crate::want::find_container(&self.pod, name) else { return };
         let paths = self.agent.paths.pod(&self.uid).container(name, attempt);
         let log = self.agent.paths.log_file(&self.pod, &self.uid, name, attempt);
-        let message =
-            crate::termination::message(&paths.termination_log, &log, &container.termination_message_policy, ended.exit_code);
+        let message = crate::termination::message(
+            &paths.termination_log,
+            &log,
+            &container.termination_message_policy,
+            ended.exit_code,
+        );
         if !message.is_empty() {
             ended.message = message;
         }
@@ -520,6 +530,9 @@ impl Worker {
     }
 
     fn shim_died(&mut self) {
+        for event in crate::shim::last_words(&self.agent.paths.pod(&self.uid)) {
+            self.take_event(event);
+        }
         let message = "the pod's supervisor died; its containers are killed".to_owned();
         self.pod_event(Severity::Warning, "SandboxLost", message.clone());
         (self.seen.shim, self.seen.sandbox) = (ShimState::Dead, SandboxState::Ended);
@@ -549,6 +562,13 @@ impl Worker {
 
     fn report(&mut self, plan: &Plan) {
         let now_ms = boot_ms();
+        if plan.view.phase == Phase::Running
+            && let Some(arrived) = self.arrived.take()
+        {
+            let took = arrived.elapsed();
+            self.agent.metrics.pod_start.observe(took);
+            tracing::debug!(pod = %self.want.display_name, took_us = took.as_micros(), "the pod runs");
+        }
         let facts = Facts {
             host_ip: self.agent.node_ip().to_string(),
             pod_ip: if self.want.host_network { self.agent.node_ip().to_string() } else { self.record.pod_ip.clone() },

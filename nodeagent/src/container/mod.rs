@@ -4,6 +4,7 @@ pub mod env;
 pub mod expand;
 pub mod process;
 pub mod resources;
+pub mod spec;
 
 /// A container cannot be made as it is written (waiting reason `CreateContainerConfigError`).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +23,9 @@ pub enum ConfigError {
     /// runAsNonRoot.
     #[error("container has runAsNonRoot and would run as root")]
     WouldBeRoot,
+    /// A mount of a volume that the pod has not.
+    #[error("volumeMounts refers to volume {0:?}, which the pod does not have")]
+    UnknownVolume(String),
     /// Not a capability.
     #[error("unknown capability {0:?}")]
     UnknownCapability(String),

@@ -73,21 +73,6 @@ impl Resources {
     }
 }
 
-/// The sum over several containers; a limit only where each of them has one.
-#[must_use]
-pub fn sum(all: &[Resources]) -> Resources {
-    let total = |field: fn(&Resources) -> Option<u64>| all.iter().filter_map(field).reduce(u64::saturating_add);
-    let bounded = |field: fn(&Resources) -> Option<u64>| {
-        all.iter().map(field).try_fold(0_u64, |sum, value| Some(sum.saturating_add(value?))).filter(|_| !all.is_empty())
-    };
-    Resources {
-        cpu_request_milli: total(|resources| resources.cpu_request_milli),
-        cpu_limit_milli: bounded(|resources| resources.cpu_limit_milli),
-        memory_request_bytes: total(|resources| resources.memory_request_bytes),
-        memory_limit_bytes: bounded(|resources| resources.memory_limit_bytes),
-    }
-}
-
 /// Kubernetes' oom_score_adj by quality of service.
 #[must_use]
 pub fn oom_score_adj(qos_class: &str, memory_request_bytes: u64, node_memory_bytes: u64) -> i32 {
@@ -154,19 +139,6 @@ mod tests {
         assert_eq!(values(&[], &[("cpu", "2"), ("memory", "64Mi")]), (2048, 79, Some(200_000), Some(64 << 20)));
         assert_eq!(values(&[("cpu", "1m")], &[("cpu", "1m")]), (2, 1, Some(1_000), None));
         assert_eq!(values(&[("cpu", "9000")], &[]), (262_144, 10_000, None, None));
-    }
-
-    #[test]
-    fn a_pods_limit_needs_the_limit_of_all() {
-        let with = |limit: Option<u64>| Resources {
-            memory_limit_bytes: limit,
-            cpu_request_milli: Some(10),
-            ..Resources::default()
-        };
-        assert_eq!(sum(&[with(Some(1)), with(Some(2))]).memory_limit_bytes, Some(3));
-        assert_eq!(sum(&[with(Some(1)), with(None)]).memory_limit_bytes, None);
-        assert_eq!(sum(&[with(Some(1)), with(None)]).cpu_request_milli, Some(20));
-        assert_eq!(sum(&[]), Resources::default());
     }
 
     #[test]

@@ -179,8 +179,10 @@ pub(super) fn plan(source: &Source, options: &LoadOptions, limits: &Limits) -> R
 
 fn normalised(name: &str) -> Result<String, ImageError> {
     let reference = Reference::parse(name)?;
-    let pinned =
-        || ImageError::BadReference { reference: name.to_owned(), reason: "an image is named by a tag, not by a digest" };
+    let pinned = || ImageError::BadReference {
+        reference: name.to_owned(),
+        reason: "an image is named by a tag, not by a digest",
+    };
     if reference.digest.is_some() {
         return Err(pinned());
     }
@@ -319,7 +321,8 @@ fn names_of(entry: &Descriptor) -> Result<Vec<String>, ImageError> {
 fn oci_image(source: &Source, entry: &Descriptor, limits: &Limits, depth: usize) -> Result<Planned, ImageError> {
     let bytes = source.blob(&entry.digest, limits)?;
     let what = format!("blob {}", entry.digest);
-    let is_index = entry.media_type.ends_with(".image.index.v1+json") || entry.media_type.ends_with("manifest.list.v2+json");
+    let is_index =
+        entry.media_type.ends_with(".image.index.v1+json") || entry.media_type.ends_with("manifest.list.v2+json");
     if is_index {
         if depth >= MAX_INDEX_DEPTH {
             return Err(ImageError::Malformed("indexes are nested too deep".to_owned()));
@@ -372,7 +375,10 @@ fn config(bytes: &[u8], digest: &Digest) -> Result<(ImageConfig, Vec<Digest>), I
 fn docker_archive(source: &Source, limits: &Limits) -> Result<Vec<Planned>, ImageError> {
     let images: Vec<DockerImage> = json("manifest.json", &source.small("manifest.json", limits)?)?;
     if images.is_empty() || images.len() > MAX_IMAGES {
-        return Err(ImageError::Malformed(format!("manifest.json lists {} images: want 1 to {MAX_IMAGES}", images.len())));
+        return Err(ImageError::Malformed(format!(
+            "manifest.json lists {} images: want 1 to {MAX_IMAGES}",
+            images.len()
+        )));
     }
     images.into_iter().map(|image| docker_image(source, image, limits)).collect()
 }

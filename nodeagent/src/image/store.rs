@@ -228,7 +228,9 @@ impl ImageStore {
         let mut changed = Vec::new();
         for other in self.all() {
             if other.id == record.id {
-                record.names.extend(other.names.iter().filter(|name| !record.names.contains(name)).cloned().collect::<Vec<_>>());
+                record.names.extend(
+                    other.names.iter().filter(|name| !record.names.contains(name)).cloned().collect::<Vec<_>>(),
+                );
             } else if other.names.iter().any(|name| record.names.contains(name)) {
                 let mut other = ImageRecord::clone(&other);
                 other.names.retain(|name| !record.names.contains(name));
@@ -305,9 +307,8 @@ impl ImageStore {
         if let Some(digest) = &reference.digest {
             // The digest alone decides, as everywhere in the field; a tag beside it is a remark.
             let is_it = |image: &&Arc<ImageRecord>| {
-                let same_repository = |name: &String| {
-                    name.strip_prefix(&reference.repository).is_some_and(|tag| tag.starts_with(':'))
-                };
+                let same_repository =
+                    |name: &String| name.strip_prefix(&reference.repository).is_some_and(|tag| tag.starts_with(':'));
                 (image.manifest_digest.as_ref() == Some(digest) || image.id == *digest)
                     && image.names.iter().any(same_repository)
             };

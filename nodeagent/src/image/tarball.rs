@@ -66,7 +66,11 @@ impl<R: Read> Tar<R> {
         let mut extra = Extra::default();
         loop {
             let Some(header) = self.header()? else {
-                return if extra.is_empty() { Ok(None) } else { Err(malformed("a header announces a file that is not there")) };
+                return if extra.is_empty() {
+                    Ok(None)
+                } else {
+                    Err(malformed("a header announces a file that is not there"))
+                };
             };
             let kind = header.entry_type();
             let size = if has_content(kind) { header.entry_size().map_err(ImageError::Archive)? } else { 0 };

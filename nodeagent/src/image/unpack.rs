@@ -67,8 +67,7 @@ pub(super) fn unpack(
     budget: &mut Budget<'_>,
 ) -> Result<Unpacked, ImageError> {
     let mut stream = Stream::open(blob, label, budget)?;
-    let top = Dir::top(into)
-        .map_err(|source| ImageError::Io { operation: "open", path: into.to_owned(), source })?;
+    let top = Dir::top(into).map_err(|source| ImageError::Io { operation: "open", path: into.to_owned(), source })?;
     let max_header = stream.budget.limits.metadata_bytes;
     let mut tar = Tar::new(&mut stream, max_header);
     let mut writer = Writer { top, layer: label, bytes: 0, dir_times: Vec::new() };

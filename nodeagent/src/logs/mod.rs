@@ -131,7 +131,9 @@ impl Changes {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok()?;
         let what = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
         inotify.add_watch(path.parent()?, what).ok()?;
-        AsyncFd::register(OwnedFd::from(inotify)).ok().map(Self)
+        // Deprecated for types that could lend out another descriptor than the one they own; OwnedFd cannot.
+        #[allow(deprecated)]
+        AsyncFd::new(OwnedFd::from(inotify)).ok().map(Self)
     }
 
     async fn wait(&self) {

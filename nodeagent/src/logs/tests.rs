@@ -42,12 +42,12 @@ async fn pieces_become_lines_again() {
     ];
     append(&log, &pieces.iter().map(|(stream, tag, text)| line(0, stream, tag, text)).collect::<String>());
     append(&log, "not a log line\n");
-    assert_eq!(
-        collect(&log, LogOptions::default()).await,
-        "one two\n\nbad news\ntagged\nnot a log line\nunfinished"
-    );
+    assert_eq!(collect(&log, LogOptions::default()).await, "one two\n\nbad news\ntagged\nnot a log line\nunfinished");
     let stamped = collect(&log, LogOptions { timestamps: true, ..LogOptions::default() }).await;
-    assert!(stamped.starts_with("2026-01-31T12:00:00.000000000Z one two\n2026-01-31T12:00:00.000000000Z \n"), "{stamped}");
+    assert!(
+        stamped.starts_with("2026-01-31T12:00:00.000000000Z one two\n2026-01-31T12:00:00.000000000Z \n"),
+        "{stamped}"
+    );
 }
 
 #[tokio::test]

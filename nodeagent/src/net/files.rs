@@ -261,7 +261,9 @@ impl Parsed {
         let kept = kept.count();
         if kept < self.searches.len() {
             let left = self.searches.split_off(kept).join(" ");
-            out.warnings.push(format!("resolvers read {MAX_SEARCHES} search domains of {MAX_SEARCH_BYTES} bytes: {left} left out"));
+            out.warnings.push(format!(
+                "resolvers read {MAX_SEARCHES} search domains of {MAX_SEARCH_BYTES} bytes: {left} left out"
+            ));
         }
         for server in &self.nameservers {
             let _ = writeln!(out.text, "nameserver {server}");
@@ -333,7 +335,8 @@ mod tests {
         assert!(etc_hosts_of_node("", &aliases).ends_with("192.0.2.7\ta\tb\n"));
     }
 
-    const NODE: &str = "# made by hand\ndomain old\nsearch lan corp ; note\nnameserver 192.0.2.53\noptions edns0 ndots:2\n";
+    const NODE: &str =
+        "# made by hand\ndomain old\nsearch lan corp ; note\nnameserver 192.0.2.53\noptions edns0 ndots:2\n";
 
     fn resolv(policy: &str, host_network: bool, dns: &[IpAddr]) -> String {
         let policy = DnsPolicy::parse(policy).expect("a policy");

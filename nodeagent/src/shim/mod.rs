@@ -216,6 +216,7 @@ impl Shim {
     /// When it cannot be started or does not answer.
     pub async fn spawn(launch: &Launch) -> Result<(Self, mpsc::Receiver<ShimEvent>), ShimError> {
         spawn::ensure(launch).await?;
+        crate::failpoints::failpoint("spawn-shim:before-connect");
         let (shim, _, events) = Self::connect(launch.dir.join(protocol::files::SOCKET)).await?;
         Ok((shim, events))
     }

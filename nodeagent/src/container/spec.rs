@@ -1,0 +1,511 @@
+//! What podshim is told about a sandbox and about one run of a container. Pure: pod, image and facts of the node in, spec out.
+
+use std::path::{Path, PathBuf};
+
+use minipod_podshim::protocol::{
+    Capabilities, ContainerSpec, Limits, LogSpec, Mount, MountKind, Propagation, Rootfs, SandboxSpec, Sysctl, User,
+};
+use minipod_proto::resources::{self as pod_resources, QosClass};
+use minipod_proto::v1::{Container, Pod, PodSpec, SecurityContext};
+
+use super::ConfigError;
+use super::env::{EnvFacts, environment};
+use super::process::{arguments, capabilities, user};
+use super::resources::{CPU_PERIOD_US, Resources, oom_score_adj};
+use crate::image::{ImageConfig, ResolvedUser};
+use crate::paths::PodPaths;
+
+pub use super::process::stop_signal;
+
+/// Kubernetes' value: the infra container is killed last.
+const PAUSE_OOM_SCORE_ADJ: i32 = -998;
+/// A log file that has grown to this is rotated (Kubernetes' default).
+const LOG_MAX_BYTES: u64 = 10 << 20;
+/// Log files kept of a run (Kubernetes' default).
+const LOG_MAX_FILES: u32 = 5;
+/// Where a container leaves its last words unless the manifest says otherwise.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// What tells of the node or changes it; the list that the field agreed on (moby, containerd, CRI-O).
+const MASKED_PATHS: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+/// May be looked at.
+const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// What a container's spec is made of.
+#[derive(Debug, Clone)]
+pub struct Input<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// The container of it.
+    pub container: &'a Container,
+    /// Its image's wishes.
+    pub image: &'a ImageConfig,
+    /// Who its user is in the image.
+    pub image_user: &'a ResolvedUser,
+    /// The image's layers, the topmost first.
+    pub lowers: Vec<PathBuf>,
+    /// What environment variables may refer to.
+    pub facts: &'a EnvFacts,
+    /// The pod's directories.
+    pub paths: &'a PodPaths,
+    /// The file of this run's log.
+    pub log: PathBuf,
+    /// The run.
+    pub attempt: u32,
+    /// The node's memory, for the OOM score.
+    pub node_memory_bytes: u64,
+}
+
+/// The user to resolve in the image: the nearest word on it that a manifest or the image has.
+#[must_use]
+pub fn user_text(pod: &Pod, container: &Container, image: &ImageConfig) -> String {
+    let own = container.security_context.as_ref().and_then(|context| context.run_as_user);
+    let of_pod = || pod.spec().security_context.as_ref().and_then(|context| context.run_as_user);
+    own.or_else(of_pod).map_or_else(|| image.user.clone(), |uid| uid.to_string())
+}
+
+/// The sandbox of a pod. `hostname` is what `uname -n` shall say.
+#[must_use]
+pub fn sandbox(pod: &Pod, hostname: &str, attempt: u32) -> SandboxSpec {
+    let spec = pod.spec();
+    let sysctls = spec.security_context.iter().flat_map(|context| &context.sysctls);
+    SandboxSpec {
+        attempt,
+        hostname: hostname.to_owned(),
+        host_network: spec.host_network,
+        host_ipc: spec.host_ipc,
+        host_pid: spec.host_pid,
+        share_pid: spec.share_process_namespace.unwrap_or(false) && !spec.host_pid,
+        sysctls: sysctls.map(|sysctl| Sysctl { name: sysctl.name.clone(), value: sysctl.value.clone() }).collect(),
+        limits: Some(limits(&pod_level(spec))),
+        oom_score_adj: PAUSE_OOM_SCORE_ADJ,
+    }
+}
+
+/// Requests and limits of the pod as a whole: a limit only where every container has one, because a container without
+/// may use what the node has.
+fn pod_level(spec: &PodSpec) -> Resources {
+    let requests = pod_resources::pod_requests(spec).unwrap_or_default();
+    let all_limits = pod_resources::pod_limits(spec).unwrap_or_default();
+    let amount = |resources: &pod_resources::Resources, name: &str| {
+        u64::try_from(resources.get(name)).ok().filter(|amount| *amount > 0)
+    };
+    let has_limit = |container: &Container, name: &str| {
+        container.resources.as_ref().is_some_and(|resources| resources.limits.contains_key(name))
+    };
+    let limit = |name: &str| {
+        let stated = spec.resources.as_ref().is_some_and(|resources| resources.limits.contains_key(name));
+        let mut containers = spec.init_containers.iter().chain(&spec.containers);
+        let bounded = stated || containers.all(|container| has_limit(container, name));
+        amount(&all_limits, name).filter(|_| bounded)
+    };
+    Resources {
+        cpu_request_milli: amount(&requests, "cpu"),
+        cpu_limit_milli: limit("cpu"),
+        memory_request_bytes: amount(&requests, "memory"),
+        memory_limit_bytes: limit("memory"),
+    }
+}
+
+fn limits(resources: &Resources) -> Limits {
+    let values = resources.cgroup();
+    Limits {
+        cpu_shares: Some(values.cpu_shares),
+        cpu_weight: Some(values.cpu_weight),
+        cpu_quota_us: values.cpu_quota_us,
+        cpu_period_us: CPU_PERIOD_US,
+        memory_limit_bytes: values.memory_limit_bytes,
+        oom_group: true,
+        ..Limits::default()
+    }
+}
+
+/// One run of a container.
+///
+/// # Errors
+/// What of the manifest cannot be carried out.
+pub fn container(input: &Input<'_>) -> Result<ContainerSpec, ConfigError> {
+    let Input { pod, container, .. } = *input;
+    let context = container.security_context.as_ref();
+    supported(container, context)?;
+    let spec = pod.spec();
+    let environment = environment(pod, container, &input.image.env, input.facts)?;
+    let user = user(context, spec.security_context.as_ref(), input.image_user)?;
+    let set = capabilities(context)?;
+    let resources = Resources::of(container.resources.as_ref());
+    let qos = pod_resources::qos_class(spec).unwrap_or(QosClass::BestEffort);
+    let readonly_root = context.and_then(|context| context.read_only_root_filesystem).unwrap_or(false);
+    let argv = arguments(container, input.image, &environment)?;
+    let mut env: Vec<String> = environment.all.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    if !environment.all.iter().any(|(name, _)| name == "HOME") {
+        env.push(format!("HOME={}", user.home));
+    }
+    let memory = resources.memory_request_bytes.unwrap_or(0);
+    Ok(ContainerSpec {
+        name: container.name.clone(),
+        attempt: input.attempt,
+        argv,
+        env,
+        cwd: [&container.working_dir, &input.image.working_dir]
+            .into_iter()
+            .find(|dir| !dir.is_empty())
+            .cloned()
+            .unwrap_or_default(),
+        user: Some(User { uid: user.uid, gid: user.gid, groups: user.groups }),
+        capabilities: Some(Capabilities {
+            bounding: set,
+            permitted: set,
+            effective: set,
+            // Not inheritable: they would come back by file capabilities (CVE-2022-24769).
+            inheritable: 0,
+            ambient: 0,
+        }),
+        // Stricter than Kubernetes, where only an explicit `false` sets it.
+        no_new_privs: !context.and_then(|context| context.allow_privilege_escalation).unwrap_or(false),
+        rlimits: Vec::new(),
+        oom_score_adj: oom_score_adj(qos.as_str(), memory, input.node_memory_bytes),
+        root: Some(root(input, readonly_root)),
+        mounts: mounts(input, readonly_root)?,
+        masked_paths: MASKED_PATHS.map(str::to_owned).to_vec(),
+        readonly_paths: READONLY_PATHS.map(str::to_owned).to_vec(),
+        log: Some(LogSpec { path: text(&input.log), max_bytes: LOG_MAX_BYTES, max_files: LOG_MAX_FILES }),
+        limits: Some(limits(&resources)),
+        seccomp_filter: Vec::new(),
+        stdin: container.stdin,
+    })
+}
+
+/// The API server refuses these fields; should one come through, a container must not start without what it asks for.
+fn supported(container: &Container, context: Option<&SecurityContext>) -> Result<(), ConfigError> {
+    let mounts = &container.volume_mounts;
+    let has = [
+        (container.tty, "tty"),
+        (!container.volume_devices.is_empty(), "volumeDevices"),
+        (
+            mounts.iter().any(|mount| !mount.sub_path.is_empty() || !mount.sub_path_expr.is_empty()),
+            "volumeMounts.subPath",
+        ),
+        (
+            mounts.iter().any(|mount| !matches!(mount.mount_propagation.as_str(), "" | "None")),
+            "volumeMounts.mountPropagation",
+        ),
+        (context.and_then(|context| context.privileged) == Some(true), "securityContext.privileged"),
+        (
+            context.is_some_and(|context| !matches!(context.proc_mount.as_str(), "" | "Default")),
+            "securityContext.procMount",
+        ),
+        (context.is_some_and(|context| context.app_armor_profile.is_some()), "securityContext.appArmorProfile"),
+        (
+            context
+                .and_then(|context| context.seccomp_profile.as_ref())
+                .is_some_and(|profile| profile.r#type != "Unconfined"),
+            "securityContext.seccompProfile",
+        ),
+    ];
+    has.iter().find(|(used, _)| *used).map_or(Ok(()), |(_, field)| Err(ConfigError::Unsupported((*field).to_owned())))
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn root(input: &Input<'_>, readonly: bool) -> Rootfs {
+    let own = input.paths.container(&input.container.name, input.attempt);
+    Rootfs {
+        lowers: input.lowers.iter().map(|lower| text(lower)).collect(),
+        upper: text(&own.upper),
+        work: text(&own.work),
+        target: text(&own.root),
+        readonly,
+    }
+}
+
+/// A file system of the kernel.
+fn kernel(kind: MountKind, target: &str, readonly: bool, noexec: bool) -> Mount {
+    Mount {
+        kind: kind.into(),
+        target: target.to_owned(),
+        readonly,
+        nosuid: true,
+        nodev: true,
+        noexec,
+        ..Mount::default()
+    }
+}
+
+fn bind(source: &Path, target: &str, readonly: bool) -> Mount {
+    Mount {
+        kind: MountKind::Bind.into(),
+        source: text(source),
+        target: target.to_owned(),
+        readonly,
+        propagation: Propagation::None.into(),
+        ..Mount::default()
+    }
+}
+
+fn mounts(input: &Input<'_>, readonly_root: bool) -> Result<Vec<Mount>, ConfigError> {
+    let Input { pod, container, paths, .. } = *input;
+    let dev = Mount {
+        kind: MountKind::Dev.into(),
+        target: "/dev".to_owned(),
+        nosuid: true,
+        noexec: true,
+        ..Mount::default()
+    };
+    let shm = if pod.spec().host_ipc { PathBuf::from("/dev/shm") } else { paths.shm() };
+    let shm = Mount { nosuid: true, nodev: true, noexec: true, ..bind(&shm, "/dev/shm", false) };
+    let termination = match container.termination_message_path.as_str() {
+        "" => TERMINATION_LOG,
+        path => path,
+    };
+    let own = paths.container(&container.name, input.attempt);
+    let etc = paths.etc();
+    let mut all = vec![
+        kernel(MountKind::Proc, "/proc", false, true),
+        dev,
+        kernel(MountKind::Mqueue, "/dev/mqueue", false, true),
+        shm,
+        kernel(MountKind::Sysfs, "/sys", true, true),
+        kernel(MountKind::Cgroup, "/sys/fs/cgroup", true, true),
+        bind(&etc.join("hosts"), "/etc/hosts", readonly_root),
+        bind(&etc.join("hostname"), "/etc/hostname", readonly_root),
+        bind(&etc.join("resolv.conf"), "/etc/resolv.conf", readonly_root),
+        bind(&own.termination_log, termination, false),
+    ];
+    let mut volumes = Vec::new();
+    for mount in &container.volume_mounts {
+        if !pod.spec().volumes.iter().any(|volume| volume.name == mount.name) {
+            return Err(ConfigError::UnknownVolume(mount.name.clone()));
+        }
+        let target = mount.mount_path.trim_end_matches('/');
+        // What the manifest mounts there replaces what we would.
+        all.retain(|other| other.target != target);
+        volumes.push(bind(&paths.volume(&mount.name), target, mount.read_only));
+    }
+    // Outer ones first, whatever the manifest's order: an inner one would be hidden.
+    volumes.sort_by_key(|mount| mount.target.split('/').count());
+    all.extend(volumes);
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use minipod_proto::v1::{
+        EmptyDirVolumeSource, PodSecurityContext, ResourceRequirements, SeccompProfile, Volume, VolumeMount,
+    };
+
+    use super::*;
+    use crate::paths::Paths;
+    use crate::want::Uid;
+
+    fn resources(limits: &[(&str, &str)]) -> Option<ResourceRequirements> {
+        let limits = limits.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Some(ResourceRequirements { limits, ..ResourceRequirements::default() })
+    }
+
+    fn volume_mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
+        VolumeMount { name: name.into(), mount_path: path.into(), read_only, ..VolumeMount::default() }
+    }
+
+    fn pod() -> Pod {
+        let container = Container {
+            name: "web".into(),
+            command: vec!["serve".into()],
+            resources: resources(&[("memory", "64Mi"), ("cpu", "500m")]),
+            ..Container::default()
+        };
+        let volume = |name: &str| Volume {
+            name: name.into(),
+            empty_dir: Some(EmptyDirVolumeSource::default()),
+            ..Volume::default()
+        };
+        let spec =
+            PodSpec { containers: vec![container], volumes: vec![volume("a"), volume("b")], ..PodSpec::default() };
+        Pod { spec: Some(spec), ..Pod::default() }
+    }
+
+    fn made(change: impl FnOnce(&mut Pod)) -> Result<ContainerSpec, ConfigError> {
+        let mut pod = pod();
+        change(&mut pod);
+        let image = ImageConfig { working_dir: "/srv".into(), ..ImageConfig::default() };
+        container(&Input {
+            container: &pod.spec().containers[0],
+            pod: &pod,
+            image: &image,
+            image_user: &ResolvedUser { uid: 0, gid: 0, groups: vec![], home: "/root".into() },
+            lowers: vec!["/l/2".into(), "/l/1".into()],
+            facts: &EnvFacts::default(),
+            paths: &Paths::new(Path::new("/run/m"), Path::new("/var/m")).pod(&Uid("u".into())),
+            log: "/var/m/logs/x/web/3.log".into(),
+            attempt: 3,
+            node_memory_bytes: 1 << 30,
+        })
+    }
+
+    fn own(pod: &mut Pod) -> &mut Container {
+        &mut pod.spec_mut().containers[0]
+    }
+
+    fn context(pod: &mut Pod) -> &mut SecurityContext {
+        own(pod).security_context.get_or_insert_default()
+    }
+
+    #[test]
+    fn a_plain_container_has_the_fields_defaults() {
+        let spec = made(|_| {}).expect("made");
+        assert_eq!((spec.argv, spec.cwd, spec.attempt), (vec!["serve".to_owned()], "/srv".to_owned(), 3));
+        assert!(spec.env.contains(&"HOME=/root".to_owned()) && spec.env.iter().any(|pair| pair.starts_with("PATH=")));
+        let set = 0xa804_25fb;
+        let wanted = Capabilities { bounding: set, permitted: set, effective: set, inheritable: 0, ambient: 0 };
+        assert_eq!((spec.capabilities, spec.no_new_privs), (Some(wanted), true));
+        assert_eq!(spec.oom_score_adj, -997, "limits alone make it Guaranteed");
+        let limits = spec.limits.expect("limits");
+        assert_eq!((limits.memory_limit_bytes, limits.cpu_quota_us), (Some(64 << 20), Some(50_000)));
+        let root = spec.root.expect("root");
+        assert_eq!((root.lowers, root.readonly), (vec!["/l/2".to_owned(), "/l/1".to_owned()], false));
+        assert_eq!(root.upper, "/var/m/pods/u/containers/web/3/upper");
+        assert_eq!(spec.log.expect("log").path, "/var/m/logs/x/web/3.log");
+    }
+
+    /// target, source or kind, flags.
+    fn mount_table(spec: &ContainerSpec) -> Vec<String> {
+        let one = |mount: &Mount| {
+            let from = if mount.source.is_empty() { format!("{:?}", mount.kind()) } else { mount.source.clone() };
+            let flag = |is: bool, name: &'static str| if is { name } else { "" };
+            let flags = [
+                flag(mount.readonly, " ro"),
+                flag(mount.nosuid, " nosuid"),
+                flag(mount.nodev, " nodev"),
+                flag(mount.noexec, " noexec"),
+            ];
+            format!("{} {from}{}", mount.target, flags.concat())
+        };
+        spec.mounts.iter().map(one).collect()
+    }
+
+    #[test]
+    fn mounts_in_their_order() {
+        let base = [
+            "/proc Proc nosuid nodev noexec",
+            "/dev Dev nosuid noexec",
+            "/dev/mqueue Mqueue nosuid nodev noexec",
+            "/dev/shm /var/m/pods/u/shm nosuid nodev noexec",
+            "/sys Sysfs ro nosuid nodev noexec",
+            "/sys/fs/cgroup Cgroup ro nosuid nodev noexec",
+            "/etc/hosts /var/m/pods/u/etc/hosts",
+            "/etc/hostname /var/m/pods/u/etc/hostname",
+            "/etc/resolv.conf /var/m/pods/u/etc/resolv.conf",
+            "/dev/termination-log /var/m/pods/u/containers/web/3/termination-log",
+        ];
+        assert_eq!(mount_table(&made(|_| {}).expect("made")), base);
+        let volumes = made(|pod| {
+            own(pod).volume_mounts = vec![
+                volume_mount("a", "/data/inner", false),
+                volume_mount("b", "/data/", true),
+                volume_mount("a", "/etc/hosts", false),
+            ];
+        });
+        let table = mount_table(&volumes.expect("made"));
+        assert!(!table.contains(&base[6].to_owned()));
+        assert_eq!(
+            table[9..],
+            [
+                "/data /var/m/pods/u/volumes/b ro",
+                "/data/inner /var/m/pods/u/volumes/a",
+                "/etc/hosts /var/m/pods/u/volumes/a"
+            ]
+        );
+        let shared = made(|pod| {
+            pod.spec_mut().host_ipc = true;
+            context(pod).read_only_root_filesystem = Some(true);
+            own(pod).termination_message_path = "/tmp/last".into();
+        });
+        let table = mount_table(&shared.expect("made"));
+        for line in ["/dev/shm /dev/shm nosuid nodev noexec", "/etc/hosts /var/m/pods/u/etc/hosts ro"] {
+            assert!(table.iter().any(|other| other == line), "{line} is not in {table:#?}");
+        }
+        assert!(table.iter().any(|line| line.starts_with("/tmp/last ")));
+    }
+
+    #[test]
+    fn what_is_not_carried_out_does_not_start() {
+        type Change = fn(&mut Pod);
+        let table: [(Change, &str); 8] = [
+            (|pod| own(pod).tty = true, "tty"),
+            (|pod| context(pod).privileged = Some(true), "privileged"),
+            (|pod| context(pod).proc_mount = "Unmasked".into(), "procMount"),
+            (|pod| context(pod).seccomp_profile = Some(SeccompProfile::default()), "seccompProfile"),
+            (|pod| own(pod).volume_mounts = vec![volume_mount("c", "/c", false)], "volume \"c\""),
+            (
+                |pod| {
+                    let mount = VolumeMount { sub_path: "x".into(), ..volume_mount("a", "/a", false) };
+                    own(pod).volume_mounts = vec![mount];
+                },
+                "subPath",
+            ),
+            (|pod| own(pod).command.clear(), "neither the manifest nor the image"),
+            (|pod| context(pod).run_as_non_root = Some(true), "runAsNonRoot"),
+        ];
+        for (change, part) in table {
+            let error = made(change).expect_err(part).to_string();
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_pods_limit_needs_the_limit_of_all() {
+        let limit = |change: fn(&mut Pod)| {
+            let mut pod = pod();
+            change(&mut pod);
+            sandbox(&pod, "p", 1).limits.expect("limits").memory_limit_bytes
+        };
+        assert_eq!(limit(|_| {}), Some(64 << 20));
+        assert_eq!(limit(|pod| pod.spec_mut().containers.push(Container::default())), None);
+        let with_init = |pod: &mut Pod| {
+            let init = Container { resources: resources(&[("memory", "1Gi")]), ..Container::default() };
+            pod.spec_mut().init_containers.push(init);
+        };
+        assert_eq!(limit(with_init), Some(1 << 30), "an init container may need more than the apps");
+        assert_eq!(limit(|pod| pod.spec_mut().resources = resources(&[("memory", "2Gi")])), Some(2 << 30));
+    }
+
+    #[test]
+    fn namespaces_follow_the_pod() {
+        let flags = |change: fn(&mut PodSpec)| {
+            let mut pod = pod();
+            change(pod.spec_mut());
+            let spec = sandbox(&pod, "name", 2);
+            (spec.host_network, spec.host_ipc, spec.host_pid, spec.share_pid)
+        };
+        assert_eq!(flags(|_| {}), (false, false, false, false));
+        assert_eq!(flags(|spec| spec.share_process_namespace = Some(true)), (false, false, false, true));
+        assert_eq!(flags(|spec| spec.host_network = true), (true, false, false, false));
+        assert_eq!(flags(|spec| spec.host_pid = true), (false, false, true, false));
+    }
+
+    #[test]
+    fn the_nearest_word_names_the_user() {
+        let image = ImageConfig { user: "web:7".into(), ..ImageConfig::default() };
+        let mut pod = pod();
+        assert_eq!(user_text(&pod, &pod.spec().containers[0].clone(), &image), "web:7");
+        let of_pod = PodSecurityContext { run_as_user: Some(5), ..PodSecurityContext::default() };
+        pod.spec_mut().security_context = Some(of_pod);
+        assert_eq!(user_text(&pod, &pod.spec().containers[0].clone(), &image), "5");
+        context(&mut pod).run_as_user = Some(6);
+        assert_eq!(user_text(&pod, &pod.spec().containers[0].clone(), &image), "6");
+    }
+}
