@@ -130,6 +130,13 @@ impl Group {
         Self { v2: self.v2, dirs: self.dirs.iter().map(|(controller, dir)| (*controller, dir.join(name))).collect() }
     }
 
+    /// Its directories that exist, each with the controller it is for (empty: all, version 2).
+    #[must_use]
+    pub fn directories(&self) -> Vec<(String, PathBuf)> {
+        let there = self.dirs.iter().filter(|(_, dir)| dir.is_dir());
+        there.map(|(controller, dir)| ((*controller).to_owned(), dir.clone())).collect()
+    }
+
     /// Makes the group with its limits; one that is there already gets the limits.
     ///
     /// # Errors

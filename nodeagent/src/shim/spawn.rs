@@ -51,7 +51,6 @@ pub(super) async fn ensure(launch: &Launch) -> Result<(), ShimError> {
         .stdin(Stdio::from(listener))
         .stdout(Stdio::from(file))
         .stderr(Stdio::from(complaints))
-        .process_group(0)
         .spawn();
     // The runtime reaps it when it ends; it is not to end with this handle.
     child.map(drop).map_err(failed("start", launch.podshim.clone()))

@@ -1,0 +1,212 @@
+//! What happens in a child between clone3 and exec.
+//!
+//! The child is a copy of the supervisor with one thread. It works through its steps, tells the supervisor which one failed
+//! and with what, and ends by exec or `_exit`. Nothing here returns to the supervisor's loop.
+
+pub mod identity;
+pub mod report;
+pub mod rootfs;
+
+use std::convert::Infallible;
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use minipod_podshim::cgroup::Joins;
+use minipod_podshim::protocol::{ContainerSpec, SandboxSpec};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{chdir, execve, setsid, write};
+
+use self::report::{ChildSays, Context as _, Failure, Reporter, Step, c_text};
+use crate::sys;
+
+/// A child's standard descriptors.
+#[derive(Debug)]
+pub struct Stdio {
+    /// Descriptor 0.
+    pub stdin: OwnedFd,
+    /// Descriptor 1.
+    pub stdout: OwnedFd,
+    /// Descriptor 2.
+    pub stderr: OwnedFd,
+}
+
+/// What every child gets.
+#[derive(Debug)]
+pub struct Common {
+    /// Its cgroups.
+    pub joins: Joins,
+    /// Its standard descriptors.
+    pub stdio: Stdio,
+    /// Where it reports; closes at exec.
+    pub reporter: Reporter,
+}
+
+/// The infra container.
+#[derive(Debug)]
+pub struct PauseChild<'a> {
+    /// What the sandbox shall be.
+    pub spec: &'a SandboxSpec,
+    /// The binary, open.
+    pub program: &'a OwnedFd,
+}
+
+/// A container's first process.
+#[derive(Debug)]
+pub struct ContainerChild<'a> {
+    /// What it shall be.
+    pub spec: &'a ContainerSpec,
+    /// The infra container.
+    pub pause: BorrowedFd<'a>,
+    /// Which of its namespaces to enter.
+    pub namespaces: CloneFlags,
+    /// Its groups by controller.
+    pub cgroups: Vec<(String, PathBuf)>,
+}
+
+/// A further process of a container.
+#[derive(Debug)]
+pub struct ExecChild<'a> {
+    /// The container's spec.
+    pub spec: &'a ContainerSpec,
+    /// The program and its arguments.
+    pub argv: &'a [String],
+    /// Added to the container's environment.
+    pub env: &'a [String],
+    /// The container's first process.
+    pub init: BorrowedFd<'a>,
+    /// Which of its namespaces to enter; the PID namespace was entered by the supervisor, for its child.
+    pub namespaces: CloneFlags,
+}
+
+/// Runs the steps and ends.
+pub fn run(mut common: Common, steps: impl FnOnce(&mut Common) -> Step<Infallible>) -> ! {
+    sys::reset_signals();
+    let Err(failure) = steps(&mut common);
+    common.reporter.fail(failure);
+    sys::exit_now(127)
+}
+
+/// The infra container's steps.
+pub fn pause(child: &PauseChild<'_>, common: &mut Common) -> Step<Infallible> {
+    if !child.spec.host_network {
+        nix::unistd::sethostname(&child.spec.hostname).container("set hostname", &child.spec.hostname)?;
+    }
+    for sysctl in &child.spec.sysctls {
+        let path = PathBuf::from(format!("/proc/sys/{}", sysctl.name.replace('.', "/")));
+        std::fs::write(&path, &sysctl.value).container("set", &path)?;
+    }
+    common.reporter.say(&ChildSays { named: true, ..ChildSays::default() });
+    // The first join after a while waits for all processors, some 10 ms; the containers are prepared meanwhile.
+    join(&common.joins)?;
+    identity::set_oom_score(child.spec.oom_score_adj, &mut common.reporter)?;
+    chdir("/").node("enter", "/")?;
+    begin_session(&common.stdio)?;
+    sys::die_with_parent().node("bind the infra container's life to its supervisor", "")?;
+    sys::close_from_on_exec(3).node("close descriptors", "")?;
+    let errno = sys::exec_fd(child.program, &[CString::from(c"pause")]);
+    Err(Failure::node("run the infra container's program", "", errno))
+}
+
+/// A container's steps.
+pub fn container(child: &ContainerChild<'_>, common: &mut Common) -> Step<Infallible> {
+    let spec = child.spec;
+    join(&common.joins)?;
+    unshare(CloneFlags::CLONE_NEWCGROUP).node("make a cgroup namespace", "")?;
+    if !child.namespaces.is_empty() {
+        setns(child.pause, child.namespaces).node("enter the sandbox's namespaces", "")?;
+    }
+    identity::set_oom_score(spec.oom_score_adj, &mut common.reporter)?;
+    umask(Mode::from_bits_truncate(0o022));
+    rootfs::enter(spec, &child.cgroups)?;
+    let cwd = if spec.cwd.is_empty() { "/" } else { spec.cwd.as_str() };
+    rootfs::make_cwd(cwd)?;
+    become_program(spec, (cwd, &spec.argv, &[]), common)
+}
+
+/// The steps of an exec'd process.
+pub fn exec(child: &ExecChild<'_>, common: &mut Common) -> Step<Infallible> {
+    join(&common.joins)?;
+    identity::set_oom_score(child.spec.oom_score_adj, &mut common.reporter)?;
+    setns(child.init, child.namespaces).node("enter the container's namespaces", "")?;
+    umask(Mode::from_bits_truncate(0o022));
+    let cwd = if child.spec.cwd.is_empty() { "/" } else { child.spec.cwd.as_str() };
+    become_program(child.spec, (cwd, child.argv, child.env), common)
+}
+
+fn become_program(
+    spec: &ContainerSpec,
+    (cwd, argv, more_env): (&str, &[String], &[String]),
+    common: &mut Common,
+) -> Step<Infallible> {
+    chdir(cwd).container("enter the working directory", cwd)?;
+    rootfs::check_cwd()?;
+    identity::set_rlimits(&spec.rlimits, &mut common.reporter)?;
+    begin_session(&common.stdio)?;
+    let env = spec.env.iter().chain(more_env).map(|pair| c_text("env", pair)).collect::<Step<Vec<_>>>()?;
+    let texts = argv.iter().map(|text| c_text("argv", text)).collect::<Step<Vec<_>>>()?;
+    identity::assume(spec, &mut common.reporter)?;
+    sys::close_from_on_exec(3).node("close descriptors", "")?;
+    run_program(&texts, &env)
+}
+
+/// Looks the program up as a shell would, and runs it.
+fn run_program(argv: &[CString], env: &[CString]) -> Step<Infallible> {
+    let empty = || Failure::container("run the program", "", Errno::ENOENT).because("there is no command");
+    let program = argv.first().filter(|program| !program.is_empty()).ok_or_else(empty)?;
+    let name = String::from_utf8_lossy(program.to_bytes()).into_owned();
+    if program.to_bytes().contains(&b'/') {
+        let Err(errno) = execve(program, argv, env);
+        return Err(failure_of(&name, errno));
+    }
+    let path = env.iter().rev().find_map(|pair| pair.to_bytes().strip_prefix(b"PATH=")).unwrap_or(b"/usr/bin:/bin");
+    let mut worst = Errno::ENOENT;
+    for dir in path.split(|byte| *byte == b':') {
+        let dir = if dir.is_empty() { std::ffi::OsStr::new(".") } else { std::ffi::OsStr::from_bytes(dir) };
+        let mut bytes = PathBuf::from(dir).join(&name).into_os_string().into_encoded_bytes();
+        bytes.push(0);
+        let Ok(candidate) = CStr::from_bytes_with_nul(&bytes) else { continue };
+        let Err(errno) = execve(candidate, argv, env);
+        match errno {
+            Errno::ENOENT | Errno::ENOTDIR => {}
+            // Another directory may have one that is permitted.
+            Errno::EACCES => worst = errno,
+            errno => return Err(failure_of(&name, errno)),
+        }
+    }
+    let failure = failure_of(&name, worst);
+    Err(if worst == Errno::ENOENT { failure.because("it is not in the PATH either") } else { failure })
+}
+
+fn failure_of(name: &str, errno: Errno) -> Failure {
+    match errno {
+        Errno::ENOMEM | Errno::EAGAIN | Errno::ENFILE => Failure::node("run the program", name, errno),
+        errno => Failure::container("run the program", name, errno),
+    }
+}
+
+/// Puts this process into its groups, where clone3 did not.
+fn join(joins: &Joins) -> Step<()> {
+    for procs in &joins.procs {
+        write(procs, b"0").node("join cgroup", format!("/proc/self/fd/{}", procs.as_raw_fd()))?;
+    }
+    Ok(())
+}
+
+fn begin_session(stdio: &Stdio) -> Step<()> {
+    setsid().node("begin a session", "")?;
+    // dup2 clears close-on-exec, unless both are the same: so none of them may be 0, 1 or 2 already.
+    let high = |fd: &OwnedFd| -> Step<File> {
+        let fd =
+            nix::fcntl::fcntl(fd.as_fd(), nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(10)).node("copy a descriptor", "")?;
+        Ok(sys::file_of(fd))
+    };
+    let (stdin, stdout, stderr) = (high(&stdio.stdin)?, high(&stdio.stdout)?, high(&stdio.stderr)?);
+    nix::unistd::dup2_stdin(&stdin).node("set up", "stdin")?;
+    nix::unistd::dup2_stdout(&stdout).node("set up", "stdout")?;
+    nix::unistd::dup2_stderr(&stderr).node("set up", "stderr")
+}

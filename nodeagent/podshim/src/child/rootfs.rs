@@ -1,0 +1,453 @@
+//! The container's view of files. Everything is attached by descriptor: paths of the image are resolved by the kernel within
+//! the root (`RESOLVE_IN_ROOT`), once, and what was resolved is what is mounted on.
+//!
+//! No mount of a container lets devices be opened but the single files that /dev is made of, so that a container that may
+//! make device files gains nothing by it, with or without a devices cgroup.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use libc::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
+use minipod_podshim::protocol::{ContainerSpec, Mount, MountKind, Propagation, Rootfs};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, major, minor, mkdirat};
+use nix::unistd::{chdir, chroot, fchdir, pivot_root, symlinkat};
+
+use super::report::{Context as _, Failure, Step, c_text};
+use crate::sys::{self, Tree};
+
+/// mount(2) takes one page of options, the closing zero included.
+const MAX_OPTIONS_BYTES: usize = 4095;
+/// The device files of every container, with their numbers.
+const DEVICES: [(&CStr, u64, u64); 6] =
+    [(c"null", 1, 3), (c"zero", 1, 5), (c"full", 1, 7), (c"random", 1, 8), (c"urandom", 1, 9), (c"tty", 5, 0)];
+const DEV_LINKS: [(&str, &str); 6] = [
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+    ("pts/ptmx", "ptmx"),
+    ("/proc/kcore", "core"),
+];
+const NOTHING_SPECIAL: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+
+/// Makes the container's root from its spec and enters it; the node's files are out of reach afterwards. `cgroups` are the
+/// container's groups by controller, for mounts of that kind.
+pub fn enter(spec: &ContainerSpec, cgroups: &[(String, PathBuf)]) -> Step<()> {
+    let missing = || Failure::container("read", "root", Errno::EINVAL).because("the spec has no root file system");
+    let root_spec = spec.root.as_ref().ok_or_else(missing)?;
+    // Before the namespace's mounts part from the node's: a shared source stays shared.
+    let sources = spec.mounts.iter().map(open_source).collect::<Step<Vec<Option<Tree>>>>()?;
+    let all = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, all, None::<&str>).node("make mounts private", "/")?;
+    let root = mount_root(root_spec)?;
+    for (mount, source) in spec.mounts.iter().zip(sources) {
+        attach_mount(&root, mount, source, cgroups)?;
+    }
+    for path in &spec.readonly_paths {
+        make_readonly(&root, path)?;
+    }
+    mask(&root, &spec.masked_paths)?;
+    if root_spec.readonly {
+        sys::set_attributes(&root, false, MOUNT_ATTR_RDONLY, 0).node("make read-only", &root_spec.target)?;
+    }
+    change_root(&root)
+}
+
+fn change_root(root: &OwnedFd) -> Step<()> {
+    fchdir(root).node("enter", "the new root")?;
+    match pivot_root(".", ".") {
+        // The old root lies over the new one now.
+        Ok(()) => umount2(".", MntFlags::MNT_DETACH).node("unmount", "the node's root")?,
+        // An initramfs cannot be pivoted: the new root is moved over it.
+        Err(Errno::EINVAL) => {
+            mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).node("move", "the new root")?;
+            chroot(".").node("change root to", "the new root")?;
+        }
+        Err(errno) => return Err(Failure::node("pivot to", "the new root", errno)),
+    }
+    chdir("/").node("enter", "/")
+}
+
+// -------------------------------------------------------------------------------------------------------- the root
+
+fn mount_root(root: &Rootfs) -> Step<OwnedFd> {
+    let tree = match (root.lowers.as_slice(), root.upper.as_str()) {
+        ([], _) => {
+            return Err(Failure::container("read", "root", Errno::EINVAL).because("the image has no layers"));
+        }
+        ([only], "") => {
+            let path = c_text("root.lowers", only)?;
+            let tree = sys::open_tree(AT_FDCWD, &path, true).node("open root directory", only)?;
+            sys::set_attributes(&tree, true, MOUNT_ATTR_NODEV, libc::MS_PRIVATE).node("seal", only)?;
+            Some(tree)
+        }
+        _ => {
+            mount_overlay(root)?;
+            None
+        }
+    };
+    if let Some(tree) = tree {
+        let target = open_dir(&root.target)?;
+        sys::attach(tree, target).node("mount root directory on", &root.target)?;
+    }
+    open_dir(&root.target)
+}
+
+fn open_dir(path: &str) -> Step<OwnedFd> {
+    open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).node("open", path)
+}
+
+fn mount_overlay(root: &Rootfs) -> Step<()> {
+    // A volatile upper that was mounted before, by a start that failed later, says so here and would be refused.
+    let marker = Path::new(&root.work).join("work/incompat");
+    match std::fs::remove_dir_all(&marker) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).node("remove", &marker),
+        _ => {}
+    }
+    let (dir, options) = overlay_options(root)?;
+    if let Some(dir) = &dir {
+        chdir(dir).node("enter", dir)?;
+    }
+    let flags = MsFlags::MS_NODEV;
+    let with = |options: &str| mount(Some("overlay"), root.target.as_str(), Some("overlay"), flags, Some(options));
+    let mut result = Err(Errno::EINVAL);
+    if !root.upper.is_empty() {
+        // What a container wrote is discarded after a crash of the machine, so nothing of it need be synced.
+        result = with(&format!("{options},volatile"));
+    }
+    if result == Err(Errno::EINVAL) {
+        result = with(&options);
+    }
+    result.node("mount overlay", &root.target)
+}
+
+/// overlay's options, and the directory that they are relative to when they would be too long otherwise.
+fn overlay_options(root: &Rootfs) -> Step<(Option<PathBuf>, String)> {
+    let full = options_relative_to(root, None);
+    if full.len() + ",volatile".len() <= MAX_OPTIONS_BYTES {
+        return Ok((None, full));
+    }
+    let common = common_dir(&root.lowers);
+    let short = options_relative_to(root, Some(&common));
+    if short.len() + ",volatile".len() > MAX_OPTIONS_BYTES {
+        let text = format!("{} layers need {} bytes of mount options", root.lowers.len(), short.len());
+        return Err(Failure::container("mount overlay", &root.target, Errno::E2BIG).because(&text));
+    }
+    Ok((Some(common), short))
+}
+
+fn options_relative_to(root: &Rootfs, dir: Option<&Path>) -> String {
+    let name = |path: &String| {
+        let path = Path::new(path);
+        let relative = dir.and_then(|dir| path.strip_prefix(dir).ok()).unwrap_or(path);
+        let text = relative.to_string_lossy();
+        // overlayfs' own separators.
+        text.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
+    };
+    let lowers: Vec<String> = root.lowers.iter().map(name).collect();
+    let mut options = format!("lowerdir={}", lowers.join(":"));
+    if !root.upper.is_empty() {
+        options.push_str(&format!(",upperdir={},workdir={}", name(&root.upper), name(&root.work)));
+    }
+    options
+}
+
+fn common_dir(paths: &[String]) -> PathBuf {
+    let mut paths = paths.iter().map(|path| Path::new(path).parent().unwrap_or(Path::new("/")));
+    let mut common = paths.next().unwrap_or(Path::new("/")).to_owned();
+    for path in paths {
+        common = common.components().zip(path.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
+    }
+    common
+}
+
+// ------------------------------------------------------------------------------------------------- within the root
+
+/// Opens what a path of the container means, links resolved within its root.
+fn find(root: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    loop {
+        match openat2(&root, path, how) {
+            // The kernel lost a race against a rename elsewhere.
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
+/// The same, and makes what is missing: directories, and at the end a directory or an empty file.
+fn find_or_make(root: &OwnedFd, path: &str, is_dir: bool) -> Step<OwnedFd> {
+    let wrong = |errno| Failure::container("make mount point", path, errno);
+    if !path.starts_with('/') {
+        return Err(wrong(Errno::EINVAL).because("it must be absolute"));
+    }
+    match find(root, Path::new(path)) {
+        Err(Errno::ENOENT) => {}
+        result => return result.map_err(wrong),
+    }
+    let names: Vec<&OsStr> = Path::new(path)
+        .components()
+        .filter_map(|part| match part {
+            Component::Normal(name) => Some(name),
+            _ => None,
+        })
+        .collect();
+    let mut so_far = PathBuf::from("/");
+    let mut here = find(root, &so_far).map_err(wrong)?;
+    for (at, name) in names.iter().enumerate() {
+        so_far.push(name);
+        here = match find(root, &so_far) {
+            Err(Errno::ENOENT) => {
+                if is_dir || at + 1 < names.len() {
+                    // EEXIST: a link that leads nowhere.
+                    mkdirat(&here, *name, Mode::from_bits_truncate(0o755)).map_err(wrong)?;
+                } else {
+                    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+                    openat(&here, *name, flags, Mode::from_bits_truncate(0o644)).map_err(wrong)?;
+                }
+                find(root, &so_far).map_err(wrong)?
+            }
+            result => result.map_err(wrong)?,
+        };
+    }
+    Ok(here)
+}
+
+/// Makes the working directory if it is missing. Within the root already.
+pub fn make_cwd(path: &str) -> Step<()> {
+    std::fs::create_dir_all(path).container("make the working directory", path)
+}
+
+fn kind_of(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
+}
+
+fn is_dir(fd: impl AsFd) -> Result<bool, Errno> {
+    Ok(kind_of(&fstat(fd)?) == SFlag::S_IFDIR)
+}
+
+// ----------------------------------------------------------------------------------------------------------- mounts
+
+fn open_source(mount: &Mount) -> Step<Option<Tree>> {
+    if mount.kind() != MountKind::Bind {
+        return Ok(None);
+    }
+    let path = c_text("mounts.source", &mount.source)?;
+    sys::open_tree(AT_FDCWD, &path, mount.recursive).map(Some).node("open mount source", &mount.source)
+}
+
+fn attributes(mount: &Mount) -> u64 {
+    let flag = |on: bool, flag: u64| if on { flag } else { 0 };
+    flag(mount.readonly, MOUNT_ATTR_RDONLY)
+        | flag(mount.nosuid, MOUNT_ATTR_NOSUID)
+        | flag(mount.noexec, MOUNT_ATTR_NOEXEC)
+        | MOUNT_ATTR_NODEV
+}
+
+fn attach_mount(root: &OwnedFd, mount: &Mount, source: Option<Tree>, cgroups: &[(String, PathBuf)]) -> Step<()> {
+    let target = mount.target.as_str();
+    let readonly = if mount.readonly { MOUNT_ATTR_RDONLY } else { 0 };
+    let tree = match (mount.kind(), source) {
+        (MountKind::Bind, Some(tree)) => {
+            let propagation = match mount.propagation() {
+                Propagation::None => libc::MS_PRIVATE,
+                Propagation::HostToContainer => libc::MS_SLAVE,
+                Propagation::Bidirectional => 0,
+            };
+            sys::set_attributes(&tree, mount.recursive, attributes(mount), propagation)
+                .node("set flags of", &mount.source)?;
+            let place = find_or_make(root, target, is_dir(&tree).node("look at", &mount.source)?)?;
+            return sys::attach(tree, place).node("mount on", target);
+        }
+        (MountKind::Bind, None) => return Err(Failure::node("open mount source", &mount.source, Errno::EBADF)),
+        (MountKind::Tmpfs, _) => {
+            let options = file_system_options(&mount.options)?;
+            sys::new_mount(c"tmpfs", &options, attributes(mount)).container("make tmpfs for", target)?
+        }
+        (MountKind::Proc, _) => {
+            sys::new_mount(c"proc", &[], NOTHING_SPECIAL | readonly).node("make procfs for", target)?
+        }
+        (MountKind::Sysfs, _) => {
+            sys::new_mount(c"sysfs", &[], NOTHING_SPECIAL | readonly).node("make sysfs for", target)?
+        }
+        (MountKind::Mqueue, _) => {
+            sys::new_mount(c"mqueue", &[], NOTHING_SPECIAL | readonly).node("make mqueue for", target)?
+        }
+        (MountKind::Cgroup, _) => return attach_cgroups(root, target, cgroups),
+        (MountKind::Dev, _) => return attach_dev(root, target),
+    };
+    let place = find_or_make(root, target, true)?;
+    sys::attach(tree, place).node("mount on", target)
+}
+
+/// `a=b,c` as pairs.
+fn file_system_options(text: &str) -> Step<Vec<(CString, Option<CString>)>> {
+    let parts = text.split(',').filter(|part| !part.is_empty());
+    parts
+        .map(|part| match part.split_once('=') {
+            Some((key, value)) => Ok((c_text("mounts.options", key)?, Some(c_text("mounts.options", value)?))),
+            None => Ok((c_text("mounts.options", part)?, None)),
+        })
+        .collect()
+}
+
+/// The container's own groups, read-only: version 2 the group itself, version 1 a directory of them.
+fn attach_cgroups(root: &OwnedFd, target: &str, cgroups: &[(String, PathBuf)]) -> Step<()> {
+    let view = |dir: &Path| {
+        let path = c_text("cgroup", &dir.to_string_lossy())?;
+        let tree = sys::open_tree(AT_FDCWD, &path, false).node("open cgroup", dir)?;
+        sys::set_attributes(&tree, false, NOTHING_SPECIAL | MOUNT_ATTR_RDONLY, libc::MS_PRIVATE).node("seal", dir)?;
+        Step::Ok(tree)
+    };
+    let place = find_or_make(root, target, true)?;
+    if let [(name, dir)] = cgroups
+        && name.is_empty()
+    {
+        return sys::attach(view(dir)?, place).node("mount on", target);
+    }
+    let options = file_system_options("mode=755,size=64k")?;
+    let top = sys::new_mount(c"tmpfs", &options, NOTHING_SPECIAL).node("make tmpfs for", target)?;
+    sys::attach(&top, place).node("mount on", target)?;
+    for (name, dir) in cgroups {
+        let place = find_or_make(root, &format!("{target}/{name}"), true)?;
+        sys::attach(view(dir)?, place).node("mount on", target)?;
+    }
+    sys::set_attributes(&top, false, MOUNT_ATTR_RDONLY, 0).node("make read-only", target)
+}
+
+fn attach_dev(root: &OwnedFd, target: &str) -> Step<()> {
+    let options = file_system_options("mode=755,size=64k")?;
+    let attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NODEV;
+    let dev = sys::new_mount(c"tmpfs", &options, attributes).node("make tmpfs for", target)?;
+    let place = find_or_make(root, target, true)?;
+    sys::attach(&dev, place).node("mount on", target)?;
+    let node_dev = open_dir("/dev")?;
+    for (name, major, minor) in DEVICES {
+        let tree = open_device(node_dev.as_fd(), name, major, minor)?;
+        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        let place = openat(&dev, name, flags, Mode::from_bits_truncate(0o666)).node("make", target)?;
+        sys::attach(tree, place).node("mount device on", target)?;
+    }
+    mkdirat(&dev, "pts", Mode::from_bits_truncate(0o755)).node("make", "/dev/pts")?;
+    let options = file_system_options("newinstance,ptmxmode=0666,mode=0620,gid=5")?;
+    let pts = sys::new_mount(c"devpts", &options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC).node("make", "/dev/pts")?;
+    let place = openat(&dev, "pts", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).node("open", "/dev/pts")?;
+    sys::attach(pts, place).node("mount on", "/dev/pts")?;
+    for (to, name) in DEV_LINKS {
+        symlinkat(to, &dev, name).node("make link in", target)?;
+    }
+    Ok(())
+}
+
+/// A device file of the node, if it is what it is called.
+fn open_device(dev: BorrowedFd<'_>, name: &CStr, want_major: u64, want_minor: u64) -> Step<Tree> {
+    let object = Path::new("/dev").join(OsStr::from_bytes(name.to_bytes()));
+    let tree = sys::open_tree(dev, name, false).node("open device", &object)?;
+    let stat = fstat(&tree).node("look at", &object)?;
+    let numbers = (major(stat.st_rdev), minor(stat.st_rdev));
+    if kind_of(&stat) != SFlag::S_IFCHR || numbers != (want_major, want_minor) {
+        let text = format!("it is not the character device {want_major}:{want_minor}");
+        return Err(Failure::node("use", &object.to_string_lossy(), Errno::ENODEV).because(&text));
+    }
+    Ok(tree)
+}
+
+// -------------------------------------------------------------------------------------------- hidden and read-only
+
+/// What a path of the list means, if it exists.
+fn find_listed(root: &OwnedFd, path: &str) -> Step<Option<OwnedFd>> {
+    match find(root, Path::new(path)) {
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        result => result.map(Some).container("look for", path),
+    }
+}
+
+fn make_readonly(root: &OwnedFd, path: &str) -> Step<()> {
+    let Some(place) = find_listed(root, path)? else { return Ok(()) };
+    let tree = sys::open_tree(place.as_fd(), c"", true).node("open", path)?;
+    sys::set_attributes(&tree, true, MOUNT_ATTR_RDONLY, 0).node("make read-only", path)?;
+    sys::attach(tree, place).node("mount on", path)
+}
+
+fn mask(root: &OwnedFd, paths: &[String]) -> Step<()> {
+    let mut empty: Option<Tree> = None;
+    for path in paths {
+        let Some(place) = find_listed(root, path)? else { continue };
+        let tree = if is_dir(&place).node("look at", path)? {
+            let whole = match empty.take() {
+                Some(tree) => tree,
+                None => {
+                    let options = file_system_options("mode=755,size=4k,nr_inodes=1")?;
+                    sys::new_mount(c"tmpfs", &options, NOTHING_SPECIAL | MOUNT_ATTR_RDONLY)
+                        .node("make mask for", path)?
+                }
+            };
+            let copy = sys::open_tree(whole.as_fd(), c"", false).node("copy mask for", path)?;
+            empty = Some(whole);
+            copy
+        } else {
+            open_device(open_dir("/dev")?.as_fd(), c"null", 1, 3)?
+        };
+        sys::attach(tree, place).node("mask", path)?;
+    }
+    Ok(())
+}
+
+/// The working directory lies within the root: a descriptor that leaked in from outside would show here.
+pub fn check_cwd() -> Step<()> {
+    let cwd = nix::unistd::getcwd().node("ask for", "the working directory")?;
+    if cwd.as_os_str().as_bytes().starts_with(b"/") {
+        return Ok(());
+    }
+    Err(Failure::node("stay in", "the container's root", Errno::EXDEV).because("the working directory is outside"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rootfs(lowers: &[&str], upper: &str) -> Rootfs {
+        Rootfs {
+            lowers: lowers.iter().map(|path| (*path).to_owned()).collect(),
+            upper: upper.to_owned(),
+            work: upper.replace("upper", "work"),
+            ..Rootfs::default()
+        }
+    }
+
+    #[test]
+    fn overlay_options_are_escaped_and_shortened() {
+        let (dir, options) = overlay_options(&rootfs(&["/l/b", "/l/a:,\\x"], "/c/upper")).expect("fit");
+        assert_eq!(dir, None);
+        assert_eq!(options, "lowerdir=/l/b:/l/a\\:\\,\\\\x,upperdir=/c/upper,workdir=/c/work");
+        let (_, readonly) = overlay_options(&rootfs(&["/l/b", "/l/a"], "")).expect("fit");
+        assert_eq!(readonly, "lowerdir=/l/b:/l/a");
+
+        let many: Vec<String> = (0..50).map(|n| format!("/var/lib/{}/{n:064}/fs", "long".repeat(10))).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let (dir, options) = overlay_options(&rootfs(&many, "/c/upper")).expect("fit when relative");
+        assert_eq!(dir, Some(PathBuf::from(format!("/var/lib/{}", "long".repeat(10)))));
+        assert!(options.len() < MAX_OPTIONS_BYTES && options.starts_with("lowerdir=0000"));
+
+        let too_many: Vec<String> = (0..200).map(|n| format!("/l/{n:064}/fs")).collect();
+        let too_many: Vec<&str> = too_many.iter().map(String::as_str).collect();
+        let failure = overlay_options(&rootfs(&too_many, "/c/upper")).expect_err("too long");
+        assert!(failure.0.detail.contains("200 layers"));
+    }
+
+    #[test]
+    fn options_are_pairs_or_flags() {
+        let options = file_system_options("size=64k,newinstance,,mode=1777").expect("fine");
+        let text = |option: &(CString, Option<CString>)| format!("{option:?}");
+        assert_eq!(options.len(), 3);
+        assert!(text(&options[0]).contains("64k") && text(&options[1]).contains("None"));
+        assert!(file_system_options("a\0b").is_err());
+    }
+}

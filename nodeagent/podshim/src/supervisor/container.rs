@@ -1,0 +1,391 @@
+//! Containers: from their spec to a process, to their end.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use minipod_podshim::cgroup::Group;
+use minipod_podshim::process::{Pidfd, start_ticks};
+use minipod_podshim::protocol::{
+    ContainerSpec, Ended, Fault, Happened, Kill, Refused, Rootfs, Run, SandboxPhase, Say, Started,
+};
+use nix::errno::Errno;
+use nix::sched::CloneFlags;
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+
+use super::sandbox::{Tap as _, cgroup_refused, null};
+use super::{Asker, MAX_CONTAINERS, Role, Supervisor, Token, now_ms, refused, wall_ms};
+use crate::child::report::{Failure, Reporter, errno_of};
+use crate::child::{self, Common, ContainerChild, Stdio};
+use crate::logs::{Logger, Task};
+
+/// How long an ended container's output and group may take to be complete. Others may hold its pipe open, and a disk may
+/// stall: its end is told all the same.
+const DRAIN_MS: u64 = 2_000;
+/// What a container may write before the log thread has read it.
+const PIPE_BYTES: i32 = 256 << 10;
+
+/// The newest run of a container.
+#[derive(Debug)]
+pub struct Container {
+    /// Without what only its start needs.
+    pub spec: ContainerSpec,
+    started: Started,
+    start_ticks: u64,
+    group: Group,
+    phase: Phase,
+    kill_at_ms: Option<u64>,
+    waiters: Vec<Asker>,
+    /// The number of its open log.
+    log: Option<u64>,
+    /// Kept open, so that a container which reads stdin waits instead of seeing its end.
+    _stdin: Option<std::os::fd::OwnedFd>,
+    /// A second handle on its first process.
+    init: Option<Pidfd>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// On its way to exec.
+    Starting,
+    /// Its program runs.
+    Running,
+    /// Its first process is gone; the rest is not complete.
+    Ending { ended: Ended, until_ms: u64 },
+    /// It is over.
+    Ended(Ended),
+}
+
+impl Container {
+    /// Whether anything of it may live.
+    pub fn lives(&self) -> bool {
+        !matches!(self.phase, Phase::Ended(_))
+    }
+
+    /// Whether a program can be run in it.
+    pub fn runs(&self) -> bool {
+        matches!(self.phase, Phase::Running)
+    }
+
+    /// Its run.
+    pub fn attempt(&self) -> u32 {
+        self.spec.attempt
+    }
+
+    /// Its cgroup.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// Its first process.
+    pub fn init_fd(&self) -> Result<std::os::fd::OwnedFd, Failure> {
+        let gone = || Failure::node("find", "the container's process", Errno::ESRCH);
+        let copy = self.init.as_ref().ok_or_else(gone)?.as_fd().try_clone_to_owned();
+        copy.map_err(|error| Failure::node("copy a descriptor", "", errno_of(&error)))
+    }
+
+    /// When something is due for it.
+    pub fn deadline_ms(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Starting | Phase::Running => self.kill_at_ms,
+            Phase::Ending { until_ms, .. } => Some(until_ms),
+            Phase::Ended(_) => None,
+        }
+    }
+
+    /// As the state tells it; none until its program runs.
+    pub fn as_run(&self) -> Option<Run> {
+        let ended = match &self.phase {
+            Phase::Starting => return None,
+            Phase::Running | Phase::Ending { .. } => None,
+            Phase::Ended(ended) => Some(ended.clone()),
+        };
+        Some(Run { started: Some(self.started.clone()), ended, start_ticks: self.start_ticks })
+    }
+
+    /// Kills everything in it.
+    pub fn kill_group(&self) {
+        if let Phase::Starting | Phase::Running = self.phase
+            && let Some(init) = &self.init
+        {
+            let _ = init.signal(libc::SIGKILL);
+        }
+        if self.lives() {
+            self.group.kill();
+        }
+    }
+}
+
+impl Supervisor {
+    pub(super) fn start(&mut self, asker: Asker, spec: ContainerSpec) {
+        if let Some(container) = self.containers.get_mut(&spec.name).filter(|known| known.attempt() == spec.attempt) {
+            if matches!(container.phase, Phase::Starting) {
+                container.waiters.push(asker);
+            } else {
+                let started = container.started.clone();
+                self.say(asker, Say::Started(started));
+            }
+            return;
+        }
+        if let Err(refused) = self.check_start(&spec) {
+            return self.refuse(asker, refused);
+        }
+        if !self.sandbox.named {
+            self.sandbox.waiting.push((asker, spec));
+            return;
+        }
+        if let Err(refused) = self.try_start(asker, spec) {
+            self.refuse(asker, refused);
+        }
+    }
+
+    fn check_start(&self, spec: &ContainerSpec) -> Result<(), Refused> {
+        let wrong = |why: &str| Err(refused("start container", &spec.name, Fault::Request).tap(why));
+        let label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if spec.name.is_empty() || spec.name.len() > 63 || !spec.name.bytes().all(label) {
+            return wrong("a name has 1 to 63 lower case letters, digits and dashes");
+        }
+        if self.stopping.is_some() {
+            return wrong("the pod is being stopped");
+        }
+        if self.sandbox.phase != SandboxPhase::Up {
+            return wrong("there is no sandbox");
+        }
+        match self.containers.get(&spec.name) {
+            Some(known) if known.lives() => return wrong("another run of it is not over"),
+            Some(known) if known.attempt() > spec.attempt => return wrong("a later run of it is over already"),
+            None if self.containers.len() >= MAX_CONTAINERS => return wrong("the pod has too many containers"),
+            _ => {}
+        }
+        if self.sandbox.waiting.len() >= MAX_CONTAINERS || !self.journal.has_room() {
+            return wrong("too much of the pod waits for the agent");
+        }
+        Ok(())
+    }
+
+    fn try_start(&mut self, asker: Asker, spec: ContainerSpec) -> Result<(), Refused> {
+        let group = self.pod_group.child(&format!("{}.{}", spec.name, spec.attempt));
+        let joins = group
+            .create(&spec.limits.clone().unwrap_or_default())
+            .and_then(|()| group.joins())
+            .map_err(|error| cgroup_refused(&error))?;
+        let made = self.make_container(&spec, &group, joins);
+        let (pid, log, stdin) = match made {
+            Ok(made) => made,
+            Err(failure) => {
+                let _ = group.remove();
+                return Err(failure.0);
+            }
+        };
+        let started = Started {
+            name: spec.name.clone(),
+            attempt: spec.attempt,
+            sandbox: self.sandbox.attempt(),
+            pid,
+            started_wall_ms: wall_ms(),
+            warnings: Vec::new(),
+        };
+        // What an exec'd process needs later; the rest was for the start.
+        let kept = ContainerSpec {
+            root: Some(Rootfs::default()),
+            mounts: Vec::new(),
+            masked_paths: Vec::new(),
+            readonly_paths: Vec::new(),
+            argv: Vec::new(),
+            ..spec
+        };
+        let container = Container {
+            started,
+            start_ticks: start_ticks(pid).unwrap_or(0),
+            group,
+            phase: Phase::Starting,
+            kill_at_ms: None,
+            waiters: vec![asker],
+            log,
+            _stdin: stdin,
+            init: Pidfd::open(pid).ok(),
+            spec: kept,
+        };
+        self.containers.insert(container.spec.name.clone(), container);
+        Ok(())
+    }
+
+    /// The process, the number of its log, and the other end of its stdin.
+    fn make_container(
+        &mut self,
+        spec: &ContainerSpec,
+        group: &Group,
+        joins: minipod_podshim::cgroup::Joins,
+    ) -> Result<(u32, Option<u64>, Option<std::os::fd::OwnedFd>), Failure> {
+        let wrong = |error: std::io::Error| Failure::node("make a pipe", "", errno_of(&error));
+        let (report, reporter) = crate::pipe().map_err(wrong)?;
+        let plain_pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| wrong(errno.into()));
+        let (stdin, kept_stdin) = if spec.stdin {
+            let (read, write) = plain_pipe()?;
+            (read, Some(write))
+        } else {
+            (null()?, None)
+        };
+        let (stdout, stderr, log) = match &spec.log {
+            Some(log) => {
+                let ((out, stdout), (err, stderr)) = (plain_pipe()?, plain_pipe()?);
+                crate::sys::widen_pipe(out.as_fd(), PIPE_BYTES);
+                let number = self.next_number;
+                self.next_number += 1;
+                let task = Task::open(number, log, out, err);
+                let task = task.map_err(|error| Failure::node("open log", &log.path, errno_of(&error)))?;
+                self.add_log(task).map_err(|error| Failure::node("begin log", &log.path, errno_of(&error)))?;
+                (stdout, stderr, Some(number))
+            }
+            None => (null()?, null()?, None),
+        };
+        let pause = self.pause_fd()?;
+        let mut namespaces = CloneFlags::CLONE_NEWNS;
+        if !self.sandbox.shares_pids() && !self.sandbox.host_pids() {
+            namespaces |= CloneFlags::CLONE_NEWPID;
+        }
+        let into_pids = if self.sandbox.shares_pids() { Some(self.pause_fd()?) } else { None };
+        let cgroups: Vec<(String, PathBuf)> = group.directories();
+        let shared = self.sandbox.shared_namespaces();
+        let common = Common { joins, stdio: Stdio { stdin, stdout, stderr }, reporter: Reporter(reporter.into()) };
+        let role = Role::Container(spec.name.clone());
+        let pid = self.in_pid_namespace_of(into_pids, |this| {
+            this.fork(role, namespaces, (common, report), |common| {
+                let child = ContainerChild { spec, pause: pause.as_fd(), namespaces: shared, cgroups };
+                child::container(&child, common)
+            })
+        })?;
+        Ok((pid, log, kept_stdin))
+    }
+
+    fn pause_fd(&self) -> Result<std::os::fd::OwnedFd, Failure> {
+        let gone = || Failure::node("find", "the infra container", Errno::ESRCH);
+        let pause = self.children.get(&self.sandbox.pid).ok_or_else(gone)?;
+        let copy = pause.pidfd.as_fd().try_clone_to_owned();
+        copy.map_err(|error| Failure::node("copy a descriptor", "", errno_of(&error)))
+    }
+
+    fn add_log(&mut self, task: Box<Task>) -> std::io::Result<()> {
+        if self.logger.is_none() {
+            let logger = Logger::start()?;
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, Token::Logs.pack());
+            self.epoll.add(logger.done(), event)?;
+            self.logger = Some(logger);
+        }
+        self.logger.as_mut().map_or(Ok(()), |logger| logger.add(task))
+    }
+
+    pub(super) fn take_closed_logs(&mut self) {
+        while let Some(number) = self.logger.as_mut().and_then(Logger::next_done) {
+            for container in self.containers.values_mut().filter(|container| container.log == Some(number)) {
+                container.log = None;
+            }
+        }
+    }
+
+    /// A container's program runs, or it never will.
+    pub(super) fn container_runs(&mut self, name: &str, failed: Option<Refused>, warnings: Vec<String>) {
+        let Some(container) = self.containers.get_mut(name) else { return };
+        let waiters = std::mem::take(&mut container.waiters);
+        container.started.warnings = warnings;
+        match failed {
+            None => {
+                container.phase = Phase::Running;
+                let started = container.started.clone();
+                self.journal.append(Happened::Started(started.clone()));
+                self.state_changed = true;
+                waiters.into_iter().for_each(|asker| self.say(asker, Say::Started(started.clone())));
+            }
+            Some(failed) => {
+                // No run came of it: the same number may be tried again. The process is about to be reaped.
+                if let Some(container) = self.containers.remove(name) {
+                    container.kill_group();
+                    self.leftovers.push(container.group);
+                    self.settle_soon();
+                }
+                waiters.into_iter().for_each(|asker| self.refuse(asker, failed.clone()));
+            }
+        }
+    }
+
+    /// A container's first process is gone.
+    pub(super) fn container_ended(&mut self, name: &str, exit_code: i32, signal: i32) {
+        let Some(container) = self.containers.get_mut(name) else { return };
+        // The others in it have no PID namespace of their own to die with, or die in this moment.
+        container.group.kill();
+        let ended = Ended {
+            name: name.to_owned(),
+            attempt: container.spec.attempt,
+            sandbox: container.started.sandbox,
+            exit_code,
+            signal,
+            oom: false,
+            started_wall_ms: container.started.started_wall_ms,
+            finished_wall_ms: wall_ms(),
+        };
+        container.init = None;
+        container.kill_at_ms = None;
+        container.phase = Phase::Ending { ended, until_ms: now_ms() + DRAIN_MS };
+    }
+
+    /// Announces ends that are complete: the group empty and removed, the output written.
+    pub(super) fn finish_ended_containers(&mut self) {
+        let now_ms = now_ms();
+        let mut again = false;
+        for container in self.containers.values_mut() {
+            let Phase::Ending { ended, until_ms } = &mut container.phase else { continue };
+            let late = *until_ms <= now_ms;
+            if container.log.is_some() && !late {
+                continue;
+            }
+            ended.oom |= container.group.oom_kills() > 0;
+            if container.group.remove().is_err() {
+                if !late {
+                    again = true;
+                    continue;
+                }
+                self.leftovers.push(container.group.clone());
+            }
+            let ended = ended.clone();
+            self.journal.append(Happened::Ended(ended.clone()));
+            container.phase = Phase::Ended(ended);
+            self.state_changed = true;
+        }
+        self.leftovers.retain(|group| {
+            group.kill();
+            group.remove().is_err()
+        });
+        if again || !self.leftovers.is_empty() {
+            self.settle_soon();
+        }
+    }
+
+    pub(super) fn kill(&mut self, asker: Asker, kill: &Kill) {
+        let container = self.containers.get_mut(&kill.name).filter(|known| known.attempt() == kill.attempt);
+        if let Some(container) = container
+            && matches!(container.phase, Phase::Starting | Phase::Running)
+        {
+            let at_ms = now_ms().saturating_add(kill.grace_ms);
+            container.kill_at_ms = Some(container.kill_at_ms.map_or(at_ms, |known| known.min(at_ms)));
+            if kill.grace_ms > 0
+                && let Some(init) = &container.init
+                && let Err(error) = init.signal(kill.signal)
+                && error.raw_os_error() == Some(libc::EINVAL)
+            {
+                let mut wrong = refused("send signal", &kill.signal.to_string(), Fault::Request);
+                wrong.errno = libc::EINVAL;
+                return self.refuse(asker, wrong);
+            }
+        }
+        self.done(asker);
+    }
+
+    /// Kills what did not end in its grace.
+    pub(super) fn kill_the_late(&mut self, now_ms: u64) {
+        for container in self.containers.values_mut() {
+            if container.kill_at_ms.is_some_and(|at_ms| at_ms <= now_ms) {
+                container.kill_at_ms = None;
+                container.kill_group();
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Programs run in a container, each on its own connection.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use minipod_podshim::protocol::{Exec, ExecInput, ExecOutput, Fault, Input, MAX_DATA_BYTES, Output, Refused, Say};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sched::CloneFlags;
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+
+use super::sandbox::{Tap as _, cgroup_refused, null};
+use super::{Asker, Role, Supervisor, Token, now_ms, refused};
+use crate::child::report::{Failure, Reporter, errno_of};
+use crate::child::{self, Common, ExecChild, Stdio};
+use crate::client::ExecSession;
+
+/// Input that may wait for a process which does not read it, before its connection is not read any more.
+const INPUT_BYTES: usize = 256 << 10;
+/// How long others may hold an ended process' output open.
+const DRAIN_MS: u64 = 500;
+
+impl ExecSession {
+    /// Whether more input can be taken.
+    pub fn takes_input(&self) -> bool {
+        self.waiting_input.len() < INPUT_BYTES
+    }
+
+    /// When to stop waiting for its output.
+    pub fn deadline_ms(&self) -> Option<u64> {
+        self.exited.map(|_| self.drain_until_ms)
+    }
+
+    fn is_over(&self, now_ms: u64) -> bool {
+        let drained = self.outputs.iter().all(Option::is_none);
+        self.started && self.exited.is_some() && (drained || self.drain_until_ms <= now_ms)
+    }
+}
+
+impl Supervisor {
+    pub(super) fn exec(&mut self, asker: Asker, exec: &Exec) {
+        match self.try_exec(asker, exec) {
+            Ok(session) => {
+                if let Some(client) = self.clients.get_mut(&asker.client) {
+                    client.exec = Some(session);
+                }
+            }
+            Err(refused) => {
+                self.refuse(asker, refused);
+                if let Some(client) = self.clients.get_mut(&asker.client) {
+                    client.finishing = true;
+                }
+            }
+        }
+    }
+
+    fn try_exec(&mut self, asker: Asker, exec: &Exec) -> Result<ExecSession, Refused> {
+        let wrong = |why: &str| refused("run a program in container", &exec.name, Fault::Request).tap(why);
+        let client = self.clients.get(&asker.client);
+        if client.is_none_or(|client| client.exec.is_some() || client.subscribed_after.is_some()) {
+            return Err(wrong("the connection serves something else"));
+        }
+        let known = self.containers.get(&exec.name).filter(|known| known.attempt() == exec.attempt && known.runs());
+        let container = known.filter(|_| self.stopping.is_none()).ok_or_else(|| wrong("it is not running"))?;
+        let joins = container.group().joins().map_err(|error| cgroup_refused(&error))?;
+        let spec = container.spec.clone();
+        let init = container.init_fd().map_err(|failure| failure.0)?;
+        self.make_exec(asker, exec, (spec, init, joins)).map_err(|failure| failure.0)
+    }
+
+    fn make_exec(
+        &mut self,
+        asker: Asker,
+        exec: &Exec,
+        (spec, init, joins): (minipod_podshim::protocol::ContainerSpec, OwnedFd, minipod_podshim::cgroup::Joins),
+    ) -> Result<ExecSession, Failure> {
+        let wrong = |error: std::io::Error| Failure::node("make a pipe", "", errno_of(&error));
+        let (report, reporter) = crate::pipe().map_err(wrong)?;
+        let ((out, stdout), (err, stderr)) = (crate::pipe().map_err(wrong)?, crate::pipe().map_err(wrong)?);
+        let (stdin, input) = if exec.stdin {
+            let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| wrong(errno.into()))?;
+            fcntl(write.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|errno| wrong(errno.into()))?;
+            (read, Some(write))
+        } else {
+            (null()?, None)
+        };
+        let into_pids = if self.sandbox.host_pids() {
+            None
+        } else {
+            Some(init.try_clone().map_err(|error| Failure::node("copy a descriptor", "", errno_of(&error)))?)
+        };
+        let namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP | self.sandbox.shared_namespaces();
+        let common = Common { joins, stdio: Stdio { stdin, stdout, stderr }, reporter: Reporter(reporter.into()) };
+        let pid = self.in_pid_namespace_of(into_pids, |this| {
+            this.fork(Role::Exec(asker.client), CloneFlags::empty(), (common, report), |common| {
+                let child = ExecChild { spec: &spec, argv: &exec.argv, env: &exec.env, init: init.as_fd(), namespaces };
+                child::exec(&child, common)
+            })
+        })?;
+        Ok(ExecSession {
+            pid,
+            request: asker.request,
+            started: false,
+            outputs: [Some(out), Some(err)],
+            input,
+            waiting_input: Vec::new(),
+            input_ends: false,
+            exited: None,
+            drain_until_ms: 0,
+            watched: [false; 2],
+            input_watched: false,
+        })
+    }
+
+    /// Its program runs, or it never will.
+    pub(super) fn exec_runs(&mut self, number: u64, failed: Option<Refused>) {
+        let Some(client) = self.clients.get_mut(&number) else { return };
+        let Some(session) = &mut client.exec else { return };
+        let request = session.request;
+        match failed {
+            Some(failed) => {
+                client.say(request, Say::Refused(failed));
+                client.finishing = true;
+                client.exec = None;
+            }
+            None => {
+                session.started = true;
+                let pid = session.pid;
+                client.say(request, said(Output::Started(pid)));
+            }
+        }
+    }
+
+    pub(super) fn read_output(&mut self, number: u64, which: usize) {
+        let Some(client) = self.clients.get_mut(&number) else { return };
+        let room = client.has_room();
+        let Some(session) = &mut client.exec else { return };
+        let request = session.request;
+        let (Some(place), Some(watched)) = (session.outputs.get_mut(which), session.watched.get_mut(which)) else {
+            return;
+        };
+        let Some(pipe) = place else { return };
+        if !room {
+            // Its reader is slow: the process waits. `update_exec_interest` watches again when there is room.
+            let _ = self.epoll.delete(&*pipe);
+            *watched = false;
+            return;
+        }
+        let mut data = vec![0; MAX_DATA_BYTES];
+        match nix::unistd::read(&*pipe, &mut data) {
+            Ok(count) if count > 0 => {
+                data.truncate(count);
+                data.shrink_to_fit();
+                client.say(request, said(if which == 0 { Output::Stdout(data) } else { Output::Stderr(data) }));
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            _ => {
+                let _ = self.epoll.delete(&*pipe);
+                *place = None;
+            }
+        }
+    }
+
+    /// Watches what can be served: outputs while their reader keeps up, stdin while something waits for it.
+    pub(super) fn update_exec_interest(&mut self, number: u64) {
+        let Some(client) = self.clients.get_mut(&number) else { return };
+        let room = client.has_room();
+        let Some(session) = client.exec.as_mut().filter(|session| session.started) else { return };
+        for (which, (pipe, watched)) in session.outputs.iter().zip(&mut session.watched).enumerate() {
+            if let Some(pipe) = pipe
+                && room
+                && !*watched
+            {
+                let event = EpollEvent::new(EpollFlags::EPOLLIN, Token::Output(number, which).pack());
+                *watched = self.epoll.add(pipe, event).is_ok();
+            }
+        }
+        let Some(input) = &session.input else { return };
+        let wanted = !session.waiting_input.is_empty();
+        if wanted && !session.input_watched {
+            let event = EpollEvent::new(EpollFlags::EPOLLOUT, Token::Input(number).pack());
+            session.input_watched = self.epoll.add(input, event).is_ok();
+        } else if !wanted && session.input_watched {
+            let _ = self.epoll.delete(input);
+            session.input_watched = false;
+        }
+    }
+
+    pub(super) fn exec_input(&mut self, asker: Asker, input: ExecInput) {
+        let Some(session) = self.clients.get_mut(&asker.client).and_then(|client| client.exec.as_mut()) else { return };
+        match input.input {
+            Some(Input::Stdin(data)) if session.input.is_some() => session.waiting_input.extend_from_slice(&data),
+            Some(Input::StdinClosed(_)) => session.input_ends = true,
+            Some(Input::Signal(signal)) => {
+                if let Some(child) = self.children.get(&session.pid) {
+                    let _ = child.pidfd.signal(signal);
+                }
+            }
+            Some(Input::Stdin(_)) | None => {}
+        }
+        self.write_input(asker.client);
+    }
+
+    pub(super) fn write_input(&mut self, number: u64) {
+        let Some(session) = self.clients.get_mut(&number).and_then(|client| client.exec.as_mut()) else { return };
+        let Some(input) = &session.input else { return };
+        let mut written = 0;
+        let open = loop {
+            let Some(rest) = session.waiting_input.get(written..).filter(|rest| !rest.is_empty()) else { break true };
+            match nix::unistd::write(input, rest) {
+                Ok(count) => written += count,
+                Err(Errno::EINTR) => {}
+                Err(errno) => break errno == Errno::EAGAIN,
+            }
+        };
+        session.waiting_input.drain(..written);
+        if !open || (session.input_ends && session.waiting_input.is_empty()) {
+            if session.input_watched {
+                let _ = self.epoll.delete(input);
+            }
+            // What nobody reads is dropped; what comes later too.
+            (session.input, session.input_watched) = (None, false);
+            session.waiting_input = Vec::new();
+        }
+    }
+
+    pub(super) fn exec_ended(&mut self, number: u64, code: i32) {
+        if let Some(session) = self.clients.get_mut(&number).and_then(|client| client.exec.as_mut()) {
+            session.exited = Some(code);
+            session.drain_until_ms = now_ms() + DRAIN_MS;
+        }
+    }
+
+    /// Tells the ends of processes whose output was all sent, or is held open for too long.
+    pub(super) fn end_drained_execs(&mut self, now_ms: u64) {
+        for client in self.clients.values_mut() {
+            let Some(session) = client.exec.as_mut().filter(|session| session.is_over(now_ms)) else { continue };
+            for (pipe, watched) in session.outputs.iter().zip(session.watched) {
+                if let Some(pipe) = pipe
+                    && watched
+                {
+                    let _ = self.epoll.delete(pipe);
+                }
+            }
+            let (request, code) = (session.request, session.exited.unwrap_or(0));
+            client.exec = None;
+            client.say(request, said(Output::Exited(code)));
+            client.finishing = true;
+        }
+    }
+}
+
+fn said(output: Output) -> Say {
+    Say::ExecOutput(ExecOutput { output: Some(output) })
+}
