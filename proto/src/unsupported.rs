@@ -3,9 +3,14 @@
 //! Two tables: [`REFUSED`] are fields of core.proto that nothing carries out yet (delete the row with the change that does),
 //! and `FOREIGN` are fields that core.proto does not have. [`markdown`] prints the first for ARCHITECTURE.md.
 
+use std::borrow::Cow;
+
+use serde_json::Value as Json;
+
 use crate::{
-    manifest::{Checker, Map, Node, Tree},
+    manifest::{Node, Tree},
     problem::Problem,
+    schema::{self, Cardinality, Message, Value},
     v1::Object,
 };
 
@@ -26,11 +31,13 @@ enum Accepted {
     Empty,
     /// These scalars too.
     Values(&'static [&'static str]),
-    /// What this says of the value, the message around it and the pod's spec.
-    When(&'static str, fn(&Node, &Map, Option<&Map>) -> bool),
+    /// Any, in a pod on the node's network.
+    WithHostNetwork,
+    /// Any, beside `medium: Memory`.
+    InMemory,
 }
 
-use Accepted::{Empty, Values, When};
+use Accepted::{Empty, InMemory, Values, WithHostNetwork};
 
 const fn row(message: &'static str, field: &'static str, accepted: Accepted, why: &'static str) -> Row {
     Row { message, field, why, accepted }
@@ -60,7 +67,7 @@ pub const REFUSED: &[Row] = &[
     row("Container", "stdin", Values(&["false"]), NO_TTY),
     row("Container", "stdinOnce", Values(&["false"]), NO_TTY),
     row("Container", "tty", Values(&["false"]), NO_TTY),
-    row("ContainerPort", "hostPort", When("with hostNetwork", host_port), "ports of the node are not forwarded yet"),
+    row("ContainerPort", "hostPort", WithHostNetwork, "ports of the node are not forwarded yet"),
     row("EnvVarSource", "configMapKeyRef", Empty, "ConfigMaps do not reach containers yet"),
     row("EnvVarSource", "secretKeyRef", Empty, "Secrets do not reach containers yet"),
     row("VolumeMount", "recursiveReadOnly", Values(&["Disabled"]), "submounts are not made read-only yet"),
@@ -91,64 +98,135 @@ pub const REFUSED: &[Row] = &[
     row("Volume", "configMap", Empty, SOURCES),
     row("Volume", "projected", Empty, SOURCES),
     row("Volume", "image", Empty, SOURCES),
-    row("EmptyDirVolumeSource", "sizeLimit", When("with medium Memory", in_memory), "space on disk is not limited yet"),
+    row("EmptyDirVolumeSource", "sizeLimit", InMemory, "space on disk is not limited yet"),
 ];
 
-/// On the node's network the container's port is the node's.
-fn host_port(value: &Node, _: &Map, pod_spec: Option<&Map>) -> bool {
-    let host_network = pod_spec.and_then(|spec| find(spec, "hostNetwork"));
-    value.tree == Tree::Number("0".to_owned()) || host_network.is_some_and(|node| node.tree == Tree::Bool(true))
+/// What a rule sees of a value, of a manifest or of an object.
+pub(crate) trait Seen: Sized {
+    /// The scalar as text; `None` for lists and maps.
+    fn scalar(&self) -> Option<Cow<'_, str>>;
+    /// Whether it is as good as absent. An empty map is a choice (`emptyDir: {}`), not an absence.
+    fn is_nothing(&self) -> bool;
+    /// A field of a map.
+    fn get(&self, name: &str) -> Option<&Self>;
 }
 
-fn in_memory(_: &Node, around: &Map, _: Option<&Map>) -> bool {
-    find(around, "medium").is_some_and(|node| node.tree == Tree::Text("Memory".to_owned()))
+fn truth(value: bool) -> &'static str {
+    if value { "true" } else { "false" }
 }
 
-fn find<'a>(map: &'a Map, name: &str) -> Option<&'a Node> {
-    map.iter().find(|(key, _)| key.name == name).map(|(_, node)| node)
+impl Seen for Node {
+    fn scalar(&self) -> Option<Cow<'_, str>> {
+        match &self.tree {
+            Tree::Bool(value) => Some(truth(*value).into()),
+            Tree::Text(text) | Tree::Number(text) => Some(text.into()),
+            _ => None,
+        }
+    }
+    fn is_nothing(&self) -> bool {
+        match &self.tree {
+            Tree::Null => true,
+            Tree::List(items) => items.is_empty(),
+            Tree::Text(text) => text.is_empty(),
+            Tree::Bool(_) | Tree::Number(_) | Tree::Map(_) => false,
+        }
+    }
+    fn get(&self, name: &str) -> Option<&Node> {
+        let Tree::Map(map) = &self.tree else { return None };
+        map.iter().find(|(key, _)| key.name == name).map(|(_, node)| node)
+    }
 }
 
-/// Why this value of a field is refused, if it is.
-pub(crate) fn refused(
+impl Seen for Json {
+    fn scalar(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Json::Bool(value) => Some(truth(*value).into()),
+            Json::String(text) => Some(text.into()),
+            Json::Number(number) => Some(number.to_string().into()),
+            _ => None,
+        }
+    }
+    fn is_nothing(&self) -> bool {
+        match self {
+            Json::Null => true,
+            Json::Array(items) => items.is_empty(),
+            Json::String(text) => text.is_empty(),
+            Json::Bool(_) | Json::Number(_) | Json::Object(_) => false,
+        }
+    }
+    fn get(&self, name: &str) -> Option<&Json> {
+        Json::get(self, name)
+    }
+}
+
+/// Why this value of a field is refused, if it is; `around` is the message it is in.
+pub(crate) fn refused<V: Seen>(
     message: &str,
     field: &str,
-    value: &Node,
-    around: &Map,
-    pod_spec: Option<&Map>,
+    value: &V,
+    around: &V,
+    pod_spec: Option<&V>,
 ) -> Option<&'static str> {
     // An ephemeral container has the fields of a container; the list of them is refused as a whole.
-    let row = REFUSED.iter().find(|row| row.message == message && row.field == field)?;
-    let empty = match &value.tree {
-        Tree::Null => true,
-        Tree::List(items) => items.is_empty(),
-        Tree::Text(text) => text.is_empty(),
-        // An empty map is a choice (`emptyDir: {}`), not an absence.
-        Tree::Bool(_) | Tree::Number(_) | Tree::Map(_) => false,
-    };
-    let accepted = empty
+    let row = REFUSED.iter().find(|row| row.field == field && row.message == message)?;
+    let says = |node: Option<&V>, text: &str| node.and_then(Seen::scalar).is_some_and(|found| found == text);
+    let accepted = value.is_nothing()
         || match &row.accepted {
             Empty => false,
-            Values(values) => match &value.tree {
-                Tree::Bool(value) => values.contains(&if *value { "true" } else { "false" }),
-                Tree::Text(text) | Tree::Number(text) => values.contains(&text.as_str()),
-                _ => false,
-            },
-            When(_, accepts) => accepts(value, around, pod_spec),
+            Values(values) => value.scalar().is_some_and(|found| values.contains(&found.as_ref())),
+            WithHostNetwork => {
+                says(Some(value), "0") || says(pod_spec.and_then(|spec| spec.get("hostNetwork")), "true")
+            }
+            InMemory => says(around.get("medium"), "Memory"),
         };
     (!accepted).then_some(row.why)
 }
 
 /// The refused fields that an object uses, for objects that came without a manifest.
 pub fn check(object: &Object) -> Vec<Problem> {
-    let Some(kind) = object.kind_of() else { return Vec::new() };
-    let node = serde_json::to_value(object).map_err(|error| Problem::new("", error.to_string()));
-    match node.and_then(|json| Node::from_value(json, 0)) {
-        Ok(node) => {
-            let mut checker = Checker::default();
-            checker.object(kind, &node);
-            checker.problems.list
+    // All rows are about pods.
+    let Some(spec) = object.as_pod().and_then(|pod| pod.spec.as_ref()) else { return Vec::new() };
+    let Some(message) = schema::message("PodSpec") else { return Vec::new() };
+    let mut problems = Vec::new();
+    match serde_json::to_value(spec) {
+        Ok(json) => walk(message, &json, &json, &Place { name: "spec", index: None, above: None }, &mut problems),
+        Err(error) => problems.push(Problem::new("spec", error.to_string())),
+    }
+    problems
+}
+
+/// A path that is only put together when there is a problem.
+struct Place<'a> {
+    name: &'a str,
+    index: Option<usize>,
+    above: Option<&'a Place<'a>>,
+}
+
+impl Place<'_> {
+    fn path(&self) -> String {
+        let above = self.above.map(|above| above.path() + ".").unwrap_or_default();
+        let index = self.index.map(|index| format!("[{index}]")).unwrap_or_default();
+        format!("{above}{}{index}", self.name)
+    }
+}
+
+fn walk(message: &Message, json: &Json, spec: &Json, place: &Place, problems: &mut Vec<Problem>) {
+    let Json::Object(map) = json else { return };
+    for (name, value) in map {
+        let here = Place { name, index: None, above: Some(place) };
+        if let Some(why) = refused(message.name, name, value, json, Some(spec)) {
+            problems.push(Problem::new(here.path(), format!("known to Kubernetes, not supported by minipod: {why}")));
         }
-        Err(problem) => vec![problem],
+        let Some(field) = message.field(name) else { continue };
+        match (field.value, field.cardinality, value) {
+            (Value::Message(inner), Cardinality::One, value) => walk(inner, value, spec, &here, problems),
+            (Value::Message(inner), Cardinality::List, Json::Array(items)) => {
+                for (index, item) in items.iter().enumerate() {
+                    walk(inner, item, spec, &Place { index: Some(index), ..here }, problems);
+                }
+            }
+            _ => {}
+        }
     }
 }
 
@@ -159,7 +237,8 @@ pub fn markdown() -> String {
         let accepted = match &row.accepted {
             Empty => String::new(),
             Values(values) => format!("`{}`", values.join("`, `")),
-            When(when, _) => (*when).to_owned(),
+            WithHostNetwork => "with hostNetwork".to_owned(),
+            InMemory => "with medium Memory".to_owned(),
         };
         text += &format!("| `{}.{}` | {accepted} | {} |\n", row.message, row.field, row.why);
     }
@@ -289,6 +368,43 @@ mod tests {
         }
         let kinds = FOREIGN_KINDS.iter().flat_map(|(kinds, _)| *kinds);
         kinds.for_each(|kind| assert_eq!(crate::Kind::from_name(kind), None));
+    }
+
+    /// An object that came over the wire is told what a manifest is told.
+    #[test]
+    fn objects_are_refused_like_manifests() {
+        let text = "
+apiVersion: v1
+kind: Pod
+metadata: {name: p}
+spec:
+  hostUsers: true
+  containers:
+    - {name: a, image: b, tty: false, ports: [{containerPort: 1}], securityContext: {privileged: false}}
+  volumes: [{name: v, emptyDir: {medium: Memory, sizeLimit: 1Mi}}]
+";
+        let good = crate::manifest::parse(text).unwrap_or_else(|problems| panic!("{problems}")).remove(0);
+        assert_eq!(check(&good), []);
+        let mut bad = good.clone();
+        let Some(crate::v1::object::Kind::Pod(pod)) = &mut bad.kind else { panic!("a pod") };
+        let spec = pod.spec_mut();
+        spec.host_users = Some(false);
+        spec.containers[0].tty = true;
+        spec.containers[0].ports[0].host_port = 80;
+        spec.volumes[0].empty_dir.as_mut().unwrap().medium.clear();
+        let paths: Vec<String> = check(&bad).into_iter().map(|problem| problem.path).collect();
+        let expected = [
+            "spec.volumes[0].emptyDir.sizeLimit",
+            "spec.containers[0].ports[0].hostPort",
+            "spec.containers[0].tty",
+            "spec.hostUsers",
+        ];
+        assert_eq!(paths, expected);
+        let Err(problems) = crate::manifest::parse(&crate::manifest::to_yaml(&bad)) else { panic!("refused") };
+        assert_eq!(problems.list.into_iter().map(|problem| problem.path).collect::<Vec<_>>(), expected);
+        let Some(crate::v1::object::Kind::Pod(pod)) = &mut bad.kind else { panic!("a pod") };
+        pod.spec_mut().host_network = true;
+        assert_eq!(check(&bad).len(), 3, "on the node's network the port is the node's");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::{
 
 /// Collects problems on a walk through a tree.
 #[derive(Default)]
-pub(crate) struct Checker {
+pub(super) struct Checker {
     path: String,
     pub problems: Problems,
 }
@@ -26,7 +26,7 @@ pub(crate) struct Checker {
 #[derive(Clone, Copy, Default)]
 struct Scope<'a> {
     /// The `spec` of the pod around, for rules that look at it.
-    pod_spec: Option<&'a Map>,
+    pod_spec: Option<&'a Node>,
 }
 
 impl Checker {
@@ -52,7 +52,7 @@ impl Checker {
     }
 
     /// The value of an object of that kind, as far as it is right.
-    pub(crate) fn object(&mut self, kind: Kind, node: &Node) -> Json {
+    pub(super) fn object(&mut self, kind: Kind, node: &Node) -> Json {
         let message = crate::schema::message(kind.name());
         message.map_or(Json::Null, |message| self.message(message, node, Scope::default()))
     }
@@ -76,7 +76,7 @@ impl Checker {
             return Json::Null;
         };
         self.duplicates(map);
-        let scope = if message.name == "PodSpec" { Scope { pod_spec: Some(map) } } else { scope };
+        let scope = if message.name == "PodSpec" { Scope { pod_spec: Some(node) } } else { scope };
         let mut json = serde_json::Map::with_capacity(map.len());
         for (key, value) in map {
             let Some(field) = message.field(&key.name) else {
@@ -88,7 +88,7 @@ impl Checker {
                 continue;
             }
             self.within(field.name, |checker| {
-                if let Some(why) = unsupported::refused(message.name, field.name, value, map, scope.pod_spec) {
+                if let Some(why) = unsupported::refused(message.name, field.name, value, node, scope.pod_spec) {
                     checker.problem(value.line, format!("known to Kubernetes, not supported by minipod: {why}"));
                 }
                 let converted = checker.field(field, value, scope);

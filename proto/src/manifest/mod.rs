@@ -12,10 +12,8 @@ mod yaml;
 
 use serde_json::Value as Json;
 
-pub(crate) use self::{
-    check::Checker,
-    tree::{Map, Node, Tree},
-};
+pub(crate) use self::tree::{Node, Tree};
+use self::{check::Checker, tree::Map};
 pub use self::{
     print::{to_json, to_yaml},
     tree::{MAX_BYTES, MAX_DEPTH, MAX_DOCUMENTS},

@@ -200,10 +200,10 @@ pub(super) fn resource_ref(walk: &mut Walk, field: &ResourceFieldSelector, spec:
             "want limits.NAME or requests.NAME with cpu, memory, ephemeral-storage or hugepages-SIZE",
         );
     }
-    if let Ok(divisor) = field.divisor.parse::<crate::quantity::Quantity>()
-        && divisor.sign() < 0
-    {
-        walk.bad("divisor", &field.divisor, "want 0 (stands for 1) or more");
+    match field.divisor.parse::<crate::quantity::Quantity>() {
+        Ok(divisor) if divisor.sign() < 0 => walk.bad("divisor", &field.divisor, "want 0 (stands for 1) or more"),
+        Err(error) if !field.divisor.is_empty() => walk.wrong("divisor", error.to_string()),
+        _ => {}
     }
 }
 

@@ -37,7 +37,7 @@ fn checked(object: &Object) -> Walk {
         walk.missing("kind", "want an object of a known kind");
         return walk;
     };
-    // Refused fields and texts that are no quantity, as a manifest would be told.
+    // As a manifest would be told.
     walk.problems = unsupported::check(object);
     meta::object(&mut walk, object, kind);
     match &object.kind {

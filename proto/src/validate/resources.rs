@@ -19,7 +19,7 @@ fn overcommits(name: &str) -> bool {
     matches!(name, CPU | MEMORY | EPHEMERAL_STORAGE)
 }
 
-/// Quantities by resource name. Texts that are no quantity are found where the whole object is held against the schema.
+/// Quantities by resource name.
 pub(super) fn quantities(walk: &mut Walk, field: &str, map: &BTreeMap<String, String>) {
     for (name, text) in map {
         let place = format!("{field}.{name}");
@@ -30,7 +30,13 @@ pub(super) fn quantities(walk: &mut Walk, field: &str, map: &BTreeMap<String, St
                 "want cpu, memory, ephemeral-storage, hugepages-SIZE or a name such as example.com/gpu",
             );
         }
-        let Ok(amount) = text.parse::<Quantity>() else { continue };
+        let amount = match text.parse::<Quantity>() {
+            Ok(amount) => amount,
+            Err(error) => {
+                walk.wrong(&place, error.to_string());
+                continue;
+            }
+        };
         if amount.sign() < 0 {
             walk.bad(&place, text, "want 0 or more");
         } else if name == CPU && !amount.is_whole_in(1000) {

@@ -68,7 +68,7 @@ pub(super) fn node(walk: &mut Walk, node: &Node) {
                     map.iter().filter(|(name, _)| *name != PODS).map(|(k, v)| (k.clone(), v.clone())).collect();
                 quantities(walk, field, &others);
                 if let Some(text) = map.get(PODS)
-                    && text.parse::<Quantity>().is_ok_and(|pods| pods.sign() < 0 || !pods.is_whole_in(1))
+                    && text.parse::<Quantity>().map_or(true, |pods| pods.sign() < 0 || !pods.is_whole_in(1))
                 {
                     walk.bad(&format!("{field}.pods"), text, "want a whole number, 0 or more");
                 }

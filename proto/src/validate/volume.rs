@@ -36,8 +36,10 @@ fn volume(walk: &mut Walk, volume: &Volume, spec: &PodSpec) {
     }
     if let Some(source) = &volume.empty_dir {
         walk.word("emptyDir.medium", &source.medium, &["Memory"]);
-        if source.size_limit.parse::<Quantity>().is_ok_and(|limit| limit.sign() < 0) {
-            walk.bad("emptyDir.sizeLimit", &source.size_limit, "want 0 or more");
+        match source.size_limit.parse::<Quantity>() {
+            Ok(limit) if limit.sign() < 0 => walk.bad("emptyDir.sizeLimit", &source.size_limit, "want 0 or more"),
+            Err(error) if !source.size_limit.is_empty() => walk.wrong("emptyDir.sizeLimit", error.to_string()),
+            _ => {}
         }
     }
     if let Some(source) = &volume.host_path {
