@@ -3,14 +3,15 @@
 /// The answer of a check: `Err` says what would be right.
 pub type Check = Result<(), &'static str>;
 
-const DNS_LABEL: &str = "want at most 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit";
-const DNS_SUBDOMAIN: &str =
-    "want at most 253 of a-z, 0-9, '-' and '.', each part between dots beginning and ending with a letter or digit";
+const DNS_LABEL: &str =
+    "want at most 63 lower case letters, digits and '-', beginning and ending with a letter or digit";
+const DNS_SUBDOMAIN: &str = "want at most 253 lower case letters, digits, '-' and '.', each part between dots beginning and ending with a letter or digit";
 const LABEL_VALUE: &str =
     "want nothing or at most 63 of A-Z, a-z, 0-9, '-', '_' and '.', beginning and ending with a letter or digit";
 const QUALIFIED: &str = "want an optional DNS prefix and '/', then 1 to 63 of A-Z, a-z, 0-9, '-', '_' and '.', beginning and ending with a \
      letter or digit, as in example.com/name";
-const PORT_NAME: &str = "want 1 to 15 of a-z, 0-9 and '-', at least one letter, no '-' at an end and no two in a row";
+const PORT_NAME: &str =
+    "want 1 to 15 lower case letters, digits and '-', at least one letter, no '-' at an end and no two in a row";
 const ENV_NAME: &str = "want printable ASCII without '='";
 const CONFIG_KEY: &str = "want 1 to 253 of A-Z, a-z, 0-9, '-', '_' and '.', not \".\" and not beginning with \"..\"";
 

@@ -15,6 +15,9 @@ use crate::{
     v1::{MicroTime, Time},
 };
 
+/// Where a field that stands in the wrong place may belong.
+const ELSEWHERE: [&str; 5] = ["PodSpec", "Container", "ObjectMeta", "PodSecurityContext", "SecurityContext"];
+
 /// Collects problems on a walk through a tree.
 #[derive(Default)]
 pub(super) struct Checker {
@@ -103,7 +106,14 @@ impl Checker {
             Some(why) => format!("known to Kubernetes, not supported by minipod: {why}"),
             None => match near(&key.name, message.fields.iter().map(|field| field.name)) {
                 Some(meant) => format!("unknown field, did you mean {meant}?"),
-                None => format!("unknown field of {}", message.name),
+                None => match ELSEWHERE
+                    .into_iter()
+                    .filter_map(crate::schema::message)
+                    .find(|m| m.field(&key.name).is_some())
+                {
+                    Some(other) => format!("unknown field of {}, it belongs to {}", message.name, other.name),
+                    None => format!("unknown field of {}", message.name),
+                },
             },
         };
         self.problem(key.line, text);

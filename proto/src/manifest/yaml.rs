@@ -20,6 +20,10 @@ pub(super) fn read(text: &str) -> Result<Vec<Node>, Problem> {
     while let Some(event) = parser.next_event() {
         let (event, span) = event.map_err(|error| {
             let marker = error.marker();
+            // The scanner looks ahead and meets its own limit (of 255 flow collections) before ours is counted.
+            if error.info().contains("recursion limit") {
+                return too_deep(marker.line());
+            }
             at(marker.line(), format!("not YAML: {} (column {})", error.info(), marker.col() + 1))
         })?;
         reader.event(event, span.start.line())?;
