@@ -1,0 +1,287 @@
+//! What the store holds, in memory, and who watches it.
+//!
+//! One task ([`feed`]) follows the store in the order of its revisions and is the only writer. Readers take `Arc`s. Every change is
+//! decoded once; what goes over the wire is the store's own bytes with the resourceVersion appended (protobuf merges it), so that
+//! an event is never encoded again, however many watch it. Watchers are indexed by node and by namespace.
+
+pub mod feed;
+mod state;
+mod watcher;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::{Duration, Instant},
+};
+
+use bytes::{BufMut, Bytes};
+use minipod_daemon::metrics::Registry;
+use minipod_proto::{Kind, v1::Object};
+use tokio::sync::watch;
+
+pub use state::Change;
+use state::State;
+pub use watcher::{Cut, Delivery, Filter, Subscription};
+
+use crate::{error::ApiError, ledger::Ledger, storage::Item};
+
+/// How long a reader waits for the cache to reach the store's revision. Normally it is there at once.
+const CATCH_UP: Duration = Duration::from_secs(5);
+
+/// An object as it was at a revision.
+#[derive(Debug)]
+pub struct Entry {
+    /// Decoded, with its resourceVersion.
+    pub object: Object,
+    /// `namespace/name` or `name`.
+    pub key: String,
+    /// The encoded inner message, with its resourceVersion.
+    pub inner: Bytes,
+    /// The revision of the last write.
+    pub revision: i64,
+    /// A revision since which the spec is the same. After a start it may be later than the true one, never earlier.
+    pub spec_revision: i64,
+}
+
+impl Entry {
+    /// From the bytes of the store.
+    ///
+    /// # Errors
+    /// When they cannot be decoded.
+    pub fn decode(kind: Kind, key: &str, value: &[u8], revision: i64) -> Result<Entry, ApiError> {
+        let mut object = Object::decode_inner(kind, value).map_err(|source| ApiError::Corrupt {
+            kind: kind.name(),
+            key: key.to_owned(),
+            source,
+        })?;
+        if let Some(meta) = object.meta_mut() {
+            meta.resource_version = revision.to_string();
+        }
+        let inner = with_revision(value, revision);
+        Ok(Entry { object, key: key.to_owned(), inner, revision, spec_revision: revision })
+    }
+
+    /// The same object, deleted at a revision.
+    fn deleted(&self, revision: i64) -> Entry {
+        let mut object = self.object.clone();
+        if let Some(meta) = object.meta_mut() {
+            meta.resource_version = revision.to_string();
+        }
+        let inner = with_revision(&self.inner, revision);
+        Entry { object, key: self.key.clone(), inner, revision, spec_revision: self.spec_revision }
+    }
+
+    /// The node of a bound pod; empty for everything else.
+    fn node(&self) -> &str {
+        self.object.as_pod().and_then(|pod| pod.node_name()).unwrap_or_default()
+    }
+
+    fn namespace(&self) -> &str {
+        &self.object.meta().namespace
+    }
+}
+
+/// Appends `metadata.resourceVersion` to an encoded object. A field that comes again is merged into the message, and of a scalar the
+/// last value counts (protobuf encoding, "Last One Wins"); `metadata` has the number 3 in every kind, `resourceVersion` the 5.
+fn with_revision(value: &[u8], revision: i64) -> Bytes {
+    let text = revision.to_string();
+    let length = u8::try_from(text.len()).unwrap_or(0);
+    let mut bytes = Vec::with_capacity(value.len() + text.len() + 4);
+    bytes.put_slice(value);
+    bytes.put_slice(&[3 << 3 | 2, length + 2, 5 << 3 | 2, length]);
+    bytes.put_slice(text.as_bytes());
+    Bytes::from(bytes)
+}
+
+/// What another API server said of itself.
+#[derive(Debug, Clone)]
+pub struct ReplicaSeen {
+    /// Where clients reach it.
+    pub address: String,
+    /// Nodes whose sessions it holds.
+    pub nodes: Vec<String>,
+    /// When its word reached us, by our own clock.
+    pub at: Instant,
+    /// The revision of its word.
+    pub revision: i64,
+}
+
+/// Sizes of the cache.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Changes that are kept per kind for watches that resume.
+    pub history: usize,
+    /// Transactions' worth of changes that may wait for one watcher before it is cut.
+    pub queue: usize,
+}
+
+impl Default for Limits {
+    /// History: some minutes of a busy cluster, at a few hundred bytes each (the objects are shared). Queue: what a connection
+    /// that stalls for a second misses at a thousand transactions a second.
+    fn default() -> Limits {
+        Limits { history: 16_384, queue: 1_024 }
+    }
+}
+
+/// The cache. Shared by everything in the server.
+pub struct Cache {
+    state: RwLock<State>,
+    revision: watch::Sender<i64>,
+    /// Why the store's feed is broken, while it is.
+    trouble: RwLock<Option<String>>,
+    metrics: Metrics,
+}
+
+struct Metrics {
+    revision: Arc<minipod_daemon::metrics::Gauge>,
+    watchers: Arc<minipod_daemon::metrics::Gauge>,
+    cut: Arc<minipod_daemon::metrics::Counter>,
+    relists: Arc<minipod_daemon::metrics::Counter>,
+}
+
+impl Cache {
+    /// An empty cache; [`feed::follow`] fills it.
+    pub fn new(limits: Limits, registry: &Registry) -> Arc<Cache> {
+        let metrics = Metrics {
+            revision: registry.gauge("minipod_cache_revision", &[], "The store's revision that the cache has reached."),
+            watchers: registry.gauge("minipod_watchers", &[], "Open watches, those of node sessions included."),
+            cut: registry.counter("minipod_watchers_cut_total", &[], "Watches ended because they were too slow."),
+            relists: registry.counter("minipod_cache_lists_total", &[], "Times that the cache was filled by a list."),
+        };
+        Arc::new(Cache {
+            state: RwLock::new(State::new(limits)),
+            revision: watch::Sender::new(0),
+            trouble: RwLock::new(Some("the first list of the store is not done yet".into())),
+            metrics,
+        })
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The revision up to which everything is known.
+    pub fn revision(&self) -> i64 {
+        *self.revision.borrow()
+    }
+
+    /// Why the feed from the store is broken; `None` when it runs.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.write().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// Returns when everything up to a revision is known.
+    ///
+    /// # Errors
+    /// When that takes too long: the store cannot be followed.
+    pub async fn reach(&self, revision: i64) -> Result<(), ApiError> {
+        let mut known = self.revision.subscribe();
+        let reached = tokio::time::timeout(CATCH_UP, known.wait_for(|known| *known >= revision)).await;
+        match reached {
+            Ok(Ok(_)) => Ok(()),
+            _ => {
+                let why = self.trouble().unwrap_or_else(|| "the cache is behind".into());
+                Err(ApiError::Unavailable(format!("revision {revision} was not reached within 5 s: {why}")))
+            }
+        }
+    }
+
+    /// One object.
+    pub fn get(&self, kind: Kind, key: &str) -> Option<Arc<Entry>> {
+        self.read().kind(kind).objects.get(key).cloned()
+    }
+
+    /// Several objects of a kind under one lock.
+    pub fn get_many<'a>(&self, kind: Kind, keys: impl Iterator<Item = &'a str>) -> Vec<Option<Arc<Entry>>> {
+        let state = self.read();
+        let objects = &state.kind(kind).objects;
+        keys.map(|key| objects.get(key).cloned()).collect()
+    }
+
+    /// Objects of a kind that match, in the order of their keys, and the revision at which that is exact.
+    pub fn list(&self, kind: Kind, filter: &Filter) -> (Vec<Arc<Entry>>, i64) {
+        let state = self.read();
+        (state.matching(kind, filter), state.revision)
+    }
+
+    /// All pods that are bound to a node.
+    pub fn pods_of(&self, node: &str) -> Vec<Arc<Entry>> {
+        self.read().pods_of(node)
+    }
+
+    /// Whether a namespace still has objects.
+    pub fn namespace_in_use(&self, namespace: &str) -> bool {
+        let state = self.read();
+        let prefix = format!("{namespace}/");
+        Kind::ALL.into_iter().filter(|kind| kind.namespaced()).any(|kind| {
+            state.kind(kind).objects.range(prefix.clone()..).next().is_some_and(|(key, _)| key.starts_with(&prefix))
+        })
+    }
+
+    /// Ledgers of nodes under one lock, with the revisions of their last writes.
+    pub fn ledgers<'a>(&self, nodes: impl Iterator<Item = &'a str>) -> Vec<Option<(Arc<Ledger>, i64)>> {
+        let state = self.read();
+        nodes.map(|node| state.ledgers.get(node).cloned()).collect()
+    }
+
+    /// What the API servers, this one included, have said of themselves.
+    pub fn replicas(&self) -> HashMap<String, ReplicaSeen> {
+        self.read().replicas.clone()
+    }
+
+    /// The changes after a revision that match a filter, and those to come. Revision 0: the present objects first.
+    ///
+    /// # Errors
+    /// When the changes after that revision are no longer kept; the error names the oldest that can be resumed from.
+    pub fn subscribe(self: &Arc<Cache>, kind: Kind, filter: Filter, revision: i64) -> Result<Subscription, ApiError> {
+        let subscription = self.write().subscribe(self, kind, filter, revision)?;
+        self.metrics.watchers.add(1);
+        Ok(subscription)
+    }
+
+    fn unsubscribe(&self, kind: Kind, id: u64) {
+        self.write().unsubscribe(kind, id);
+        self.metrics.watchers.add(-1);
+    }
+
+    /// Tells every watcher the revision that it has seen everything of.
+    pub fn bookmark(&self) {
+        let cut = self.write().bookmark();
+        self.metrics.cut.add(cut);
+    }
+
+    /// Everything as a list has found it. Watchers cannot be told what happened in between and are sent to list again.
+    fn replace(&self, items: Vec<Item>, revision: i64) {
+        let decoded = state::decode_items(items);
+        self.write().replace(decoded, revision);
+        self.metrics.relists.increment();
+        self.metrics.revision.set(revision);
+        self.revision.send_replace(revision);
+    }
+
+    /// Changes in the order of their revisions; everything up to `revision` is told with them.
+    fn apply(&self, events: Vec<crate::storage::RawEvent>, revision: i64) {
+        // Decoding is the expensive part and needs no lock.
+        let decoded = state::decode_events(events);
+        let cut = self.write().apply(decoded, revision);
+        self.metrics.cut.add(cut);
+        self.metrics.revision.set(revision);
+        self.revision.send_if_modified(|known| {
+            let newer = revision > *known;
+            *known = revision.max(*known);
+            newer
+        });
+    }
+}
+
+#[cfg(test)]
+#[path = "cache_tests.rs"]
+mod tests;
