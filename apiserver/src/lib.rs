@@ -1,1 +1,32 @@
-//! Placeholder until the first step of this crate lands.
+//! The API server: keeps objects in etcd, binds pods, and talks to nodes.
+//!
+//! Stateless over the store; any number may run. What runs in one, and what flows between:
+//!
+//! ```text
+//!  etcd ──feed──▶ cache ──Subscription (bounded)──▶ Watch streams, node sessions, routes, namespaces
+//!    ▲             │ Arc<Entry>
+//!    │ txn         ▼
+//!  storage ◀── registry (defaults, validates, compare-and-swap) ◀── Objects, sessions' reports, contact, namespaces, events
+//!    ▲
+//!    └──────── binding (pods and ledgers in one transaction) ◀── Scheduling
+//!
+//!  PodAccess, Images ──OpenStream──▶ session ──▶ agent ──Tunnel──▶ tunnels (rendezvous) ──▶ PodAccess, Images
+//! ```
+//!
+//! Tasks for the life of the process: [`cache::feed::follow`], [`registry::namespaces::keep`], [`nodes::contact::watch`],
+//! [`nodes::routes::keep`], [`events::write`] and the compactor of [`serve`]. Tasks per stream: one per watch, session and tunnel.
+#![forbid(unsafe_code)]
+
+pub mod binding;
+pub mod cache;
+pub mod error;
+pub mod events;
+pub mod keys;
+pub mod ledger;
+pub mod nodes;
+pub mod registry;
+pub mod serve;
+pub mod services;
+pub mod storage;
+pub mod tunnels;
+mod wire;

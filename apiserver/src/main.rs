@@ -1,2 +1,158 @@
-//! x
-fn main() {}
+//! The API server's process.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::Parser;
+use minipod_apiserver::{
+    cache::Limits,
+    nodes::cidr::ClusterCidr,
+    serve::{self, Config, StartError},
+    storage::DEFAULT_MAX_OPS,
+};
+use minipod_daemon::{
+    shutdown::Shutdown,
+    telemetry::{self, TelemetryError},
+};
+
+/// Keeps the objects of a minipod cluster in etcd and serves them.
+#[derive(Debug, Parser)]
+#[command(name = "minipod-apiserver", version)]
+struct Args {
+    /// Where the objects are kept: etcd://HOST:PORT[,HOST:PORT…].
+    #[arg(long, env = "MINIPOD_STORE", value_parser = store_addresses)]
+    store: Addresses,
+    /// Operations that the store takes in one transaction (etcd's --max-txn-ops).
+    #[arg(long, env = "MINIPOD_STORE_MAX_TXN_OPS", default_value_t = DEFAULT_MAX_OPS)]
+    store_max_txn_ops: usize,
+    /// Where to serve the API; port 0 takes a free one.
+    #[arg(long, env = "MINIPOD_LISTEN", default_value = "127.0.0.1:7650")]
+    listen: SocketAddr,
+    /// Where clients reach this server, if not at its listen address: HOST:PORT.
+    #[arg(long, env = "MINIPOD_ADVERTISE", default_value = "")]
+    advertise: String,
+    /// Write the port of the API to this file once it is served.
+    #[arg(long, env = "MINIPOD_PORT_FILE")]
+    port_file: Option<PathBuf>,
+    /// Where to serve /healthz and /metrics.
+    #[arg(long, env = "MINIPOD_METRICS_LISTEN")]
+    metrics_listen: Option<SocketAddr>,
+    /// The addresses of all pods; every node gets a /24 of them.
+    #[arg(long, env = "MINIPOD_CLUSTER_CIDR", default_value = "10.42.0.0/16")]
+    cluster_cidr: ClusterCidr,
+    /// How long a node may be silent before it is not ready: 15s, 500ms, 2m.
+    #[arg(long, env = "MINIPOD_NODE_GRACE", default_value = "15s", value_parser = duration)]
+    node_grace: Duration,
+    /// How much of the past the store keeps for lists and watches to be continued; 0 leaves compaction to others.
+    #[arg(long, env = "MINIPOD_KEEP_HISTORY", default_value = "5m", value_parser = duration)]
+    keep_history: Duration,
+}
+
+#[derive(Debug, Clone)]
+struct Addresses(Vec<String>);
+
+fn store_addresses(text: &str) -> Result<Addresses, String> {
+    let wrong = || format!("{text:?} is no store; write it like etcd://127.0.0.1:2379 or etcd://a:2379,b:2379");
+    let hosts = text.strip_prefix("etcd://").ok_or_else(wrong)?;
+    let good = |host: &str| {
+        host.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+    };
+    let hosts: Vec<String> = hosts.trim_end_matches('/').split(',').map(str::to_owned).collect();
+    if hosts.iter().all(|host| good(host)) { Ok(Addresses(hosts)) } else { Err(wrong()) }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no duration; write it like 15s, 500ms, 2m or 1h");
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let milliseconds = match unit {
+        "ms" => Some(number),
+        "s" => number.checked_mul(1_000),
+        "m" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        "" if number == 0 => Some(0),
+        _ => None,
+    };
+    milliseconds.map(Duration::from_millis).ok_or_else(wrong)
+}
+
+#[derive(Debug, thiserror::Error)]
+enum MainError {
+    #[error("set up logging: {0}")]
+    Telemetry(#[from] TelemetryError),
+    #[error("--node-grace: at least 100ms is needed to tell silence from a slow network")]
+    Grace,
+    #[error("set up the runtime or its signals: {0}")]
+    Runtime(#[from] std::io::Error),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("write --port-file {path}: {source}", path = path.display())]
+    PortFile { path: PathBuf, source: std::io::Error },
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("minipod-apiserver: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> Result<(), MainError> {
+    telemetry::init()?;
+    if args.node_grace < Duration::from_millis(100) {
+        return Err(MainError::Grace);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(args))
+}
+
+async fn serve(args: Args) -> Result<(), MainError> {
+    let shutdown = Shutdown::on_signals()?;
+    let config = Config {
+        store: args.store.0,
+        max_txn_ops: args.store_max_txn_ops,
+        listen: args.listen,
+        advertise: args.advertise,
+        metrics_listen: args.metrics_listen,
+        cluster_cidr: args.cluster_cidr,
+        node_grace: args.node_grace,
+        keep_history: Some(args.keep_history).filter(|keep| !keep.is_zero()),
+        limits: Limits::default(),
+    };
+    let running = serve::start(config, shutdown).await?;
+    println!("minipod-apiserver listens on {}", running.address);
+    if let Some(path) = args.port_file {
+        write_port(&path, running.address.port()).map_err(|source| MainError::PortFile { path, source })?;
+    }
+    // The task neither panics (that aborts) nor is it cancelled.
+    let _ = running.ended.await;
+    Ok(())
+}
+
+/// Whole or not at all: a reader that waits for the file never sees half of it.
+fn write_port(path: &std::path::Path, port: u16) -> std::io::Result<()> {
+    let beside = path.with_extension("new");
+    std::fs::write(&beside, format!("{port}\n"))?;
+    std::fs::rename(&beside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stores_and_durations() {
+        assert_eq!(store_addresses("etcd://a:1,b:2").expect("good").0, ["a:1", "b:2"]);
+        for bad in ["", "a:1", "etcd://", "etcd://a", "etcd://a:0", "etcd://a:1,", "etcd://:1", "http://a:1"] {
+            assert!(store_addresses(bad).is_err(), "{bad}");
+        }
+        assert_eq!(duration("15s"), Ok(Duration::from_secs(15)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        for bad in ["", "s", "15", "-1s", "1.5s", "1d", "99999999999999999999s", "18446744073709551615h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

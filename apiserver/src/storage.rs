@@ -282,14 +282,15 @@ impl Storage {
         Ok(Outcome::Lost { present: present.collect() })
     }
 
-    /// All changes under a prefix from a revision on, that one included.
+    /// All changes of the store from a revision on, that one included.
     ///
     /// # Errors
     /// When the store cannot be reached. A compacted revision shows with the first [`Feed::next`].
-    pub async fn feed(&self, prefix: &str, from: i64) -> Result<Feed, StoreError> {
-        let options = WatchOptions::new().with_prefix().with_start_revision(from).with_progress_notify();
+    pub async fn feed(&self, from: i64) -> Result<Feed, StoreError> {
+        // All keys: only so the revision of an event or a progress report follows the store's, whoever else writes to it.
+        let options = WatchOptions::new().with_all_keys().with_start_revision(from).with_progress_notify();
         let mut watch = self.watch.clone();
-        let stream = patient("watch", false, watch.watch(prefix, Some(options))).await?;
+        let stream = patient("watch", false, watch.watch(Vec::new(), Some(options))).await?;
         Ok(Feed { stream })
     }
 

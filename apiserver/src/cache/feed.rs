@@ -86,7 +86,7 @@ async fn list(cache: &Cache, storage: &Storage) -> Result<(), StoreError> {
 }
 
 async fn watch(cache: &Cache, storage: &Storage, backoff: &mut Backoff) -> Result<(), StoreError> {
-    let mut feed = storage.feed(PREFIX, cache.revision() + 1).await?;
+    let mut feed = storage.feed(cache.revision() + 1).await?;
     loop {
         let trouble = cache.trouble().is_some();
         if trouble {

@@ -19,7 +19,7 @@ use minipod_daemon::metrics::Registry;
 use minipod_proto::{Kind, v1::Object};
 use tokio::sync::watch;
 
-pub use state::Change;
+pub use state::{Change, ReplicaSummary};
 use state::State;
 pub use watcher::{Cut, Delivery, Filter, Subscription};
 
@@ -215,6 +215,11 @@ impl Cache {
     /// All pods that are bound to a node.
     pub fn pods_of(&self, node: &str) -> Vec<Arc<Entry>> {
         self.read().pods_of(node)
+    }
+
+    /// Nodes that pods are bound to.
+    pub fn nodes_with_pods(&self) -> Vec<String> {
+        self.read().pods_by_node.keys().cloned().collect()
     }
 
     /// Whether a namespace still has objects.

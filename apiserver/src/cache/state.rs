@@ -67,7 +67,7 @@ pub(super) struct State {
     limits: Limits,
     kinds: [KindState; Kind::ALL.len()],
     /// Keys of the pods of each node.
-    pods_by_node: HashMap<String, BTreeSet<String>>,
+    pub pods_by_node: HashMap<String, BTreeSet<String>>,
     pub ledgers: HashMap<String, (Arc<Ledger>, i64)>,
     pub replicas: HashMap<String, ReplicaSeen>,
     next_watcher: u64,

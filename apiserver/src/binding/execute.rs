@@ -1,0 +1,344 @@
+//! Carries bindings out: reads what is not known, asks [`super::decide`], writes, and asks again when it was beaten.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream};
+use minipod_daemon::backoff::Backoff;
+use minipod_proto::{
+    Kind,
+    v1::{BindResult, Object, bind_batch_request::Item, bind_result::Code},
+};
+use prost::Message;
+
+use super::{
+    Binder,
+    decide::{self, Plan},
+};
+use crate::{
+    cache::Entry,
+    error::ApiError,
+    keys,
+    ledger::{Charge, Ledger},
+    registry::decode_ledger,
+    storage::{Guard, Outcome, StoreError, Write},
+};
+
+/// How often a transaction is decided again before its items are given back to their scheduler.
+const ATTEMPTS: u32 = 16;
+
+/// Transactions of one call that are under way at once: enough to keep the store's disk busy while answers travel.
+const IN_FLIGHT: usize = 4;
+
+/// An item that may still be bound.
+struct Candidate<'a> {
+    index: usize,
+    item: &'a Item,
+    pod: Arc<Entry>,
+    charge: Charge,
+}
+
+type Results = Vec<(usize, BindResult)>;
+
+/// Ledgers of a transaction's nodes as they are known, with their revisions.
+type Known = BTreeMap<String, (Option<Ledger>, i64)>;
+
+impl Binder {
+    pub(super) async fn execute(
+        &self,
+        items: &[Item],
+        keys: Vec<String>,
+        all: bool,
+    ) -> Result<Vec<BindResult>, ApiError> {
+        let (candidates, mut done) = self.candidates(items, &keys).await?;
+        if all && !done.is_empty() {
+            done.extend(candidates.iter().map(|candidate| (candidate.index, decide::gang())));
+        } else {
+            let limit = if all { usize::MAX } else { self.registry.storage.max_ops() };
+            // Unordered: results carry their positions.
+            let mut batches =
+                stream::iter(split(candidates, limit)).map(|batch| self.bind_batch(batch, all)).buffer_unordered(IN_FLIGHT);
+            while let Some(results) = batches.next().await {
+                done.extend(results);
+            }
+        }
+        let mut results = vec![BindResult::default(); items.len()];
+        for (index, result) in done {
+            if let Some(slot) = results.get_mut(index) {
+                *slot = result;
+            }
+        }
+        Ok(results)
+    }
+
+    /// Sorts out what cannot be bound whatever the nodes say. A refusal that rests on the cache is confirmed by the store.
+    async fn candidates<'a>(
+        &self,
+        items: &'a [Item],
+        keys: &[String],
+    ) -> Result<(Vec<Candidate<'a>>, Results), ApiError> {
+        let cached = self.registry.cache.get_many(Kind::Pod, keys.iter().map(String::as_str));
+        let (mut candidates, mut done) = (Vec::with_capacity(items.len()), Results::new());
+        for (index, ((item, key), cached)) in items.iter().zip(keys).zip(cached).enumerate() {
+            let judged = decide::judge_pod(item, cached.as_deref());
+            match (judged, cached) {
+                (Ok(charge), Some(pod)) => candidates.push(Candidate { index, item, pod, charge }),
+                (_, cached) => {
+                    let read = self.registry.read(Kind::Pod, key).await?;
+                    let fresh = read.map(|read| Arc::new(same_spec(read, cached.as_deref())));
+                    match (decide::judge_pod(item, fresh.as_deref()), fresh) {
+                        (Ok(charge), Some(pod)) => candidates.push(Candidate { index, item, pod, charge }),
+                        (Err(result), _) => done.push((index, *result)),
+                        (Ok(_), None) => {}
+                    }
+                }
+            }
+        }
+        Ok((candidates, done))
+    }
+
+    /// One transaction's worth of items, until all of them are bound or refused.
+    async fn bind_batch(&self, mut batch: Vec<Candidate<'_>>, all: bool) -> Results {
+        let nodes: BTreeSet<String> = batch.iter().map(|candidate| candidate.item.node.clone()).collect();
+        // Taken in the order of names, so that two batches cannot wait for each other.
+        let locks: Vec<_> = nodes.iter().map(|node| self.lock_of(node)).collect();
+        let mut held = Vec::with_capacity(locks.len());
+        for lock in &locks {
+            held.push(lock.lock().await);
+        }
+        let mut known = self.known(&nodes);
+        let mut done = Results::new();
+        let mut backoff = Backoff::new(Duration::from_millis(2), Duration::from_millis(100));
+        let mut failure = decide::result(Code::Conflict, format!("the store was contended {ATTEMPTS} times"));
+        for attempt in 0..ATTEMPTS {
+            if batch.is_empty() {
+                return done;
+            }
+            match self.attempt(&mut batch, &mut known, &mut done, all).await {
+                Ok(()) => {}
+                // The guards make it safe to send again: what has happened is not done twice but found.
+                Err(error @ StoreError::Uncertain { .. }) if attempt < 3 => {
+                    failure = decide::result(Code::UnknownOutcome, error.to_string());
+                }
+                Err(error @ StoreError::Unavailable { .. }) if attempt < 3 => {
+                    if failure.code != Code::UnknownOutcome as i32 {
+                        failure = decide::result(Code::Conflict, format!("nothing was done: {error}"));
+                    }
+                }
+                Err(error) => {
+                    let uncertain = matches!(error, StoreError::Uncertain { .. }) || failure.code == Code::UnknownOutcome as i32;
+                    let code = if uncertain { Code::UnknownOutcome } else { Code::Conflict };
+                    failure = decide::result(code, error.to_string());
+                    break;
+                }
+            }
+            if attempt > 0 && !batch.is_empty() {
+                self.retries.increment();
+                tokio::time::sleep(backoff.next_wait()).await;
+            }
+        }
+        done.extend(batch.iter().map(|candidate| (candidate.index, failure.clone())));
+        done
+    }
+
+    /// The newest ledgers that are known here.
+    fn known(&self, nodes: &BTreeSet<String>) -> Known {
+        let cached = self.registry.cache.ledgers(nodes.iter().map(String::as_str));
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = nodes.iter().zip(cached).map(|(node, cached)| {
+            let ours = recent.get(node).filter(|(_, revision)| cached.as_ref().is_none_or(|cached| cached.1 < *revision));
+            let newest = ours.cloned().or(cached);
+            if ours.is_none() {
+                recent.remove(node);
+            }
+            let (ledger, revision) = newest.map_or((None, 0), |(ledger, revision)| (Some(Ledger::clone(&ledger)), revision));
+            (node.clone(), (ledger, revision))
+        });
+        newest.collect()
+    }
+
+    /// Plans on what is known and writes it. What is settled moves to `done`, what is left stays in `batch` with newer knowledge.
+    async fn attempt(
+        &self,
+        batch: &mut Vec<Candidate<'_>>,
+        known: &mut Known,
+        done: &mut Results,
+        all: bool,
+    ) -> Result<(), StoreError> {
+        let ledgers: BTreeMap<String, Option<Ledger>> =
+            known.iter().map(|(node, (ledger, _))| (node.clone(), ledger.clone())).collect();
+        let plan = decide::plan(batch.iter().map(|c| (c.item.node.as_str(), &c.charge)), &ledgers, all);
+        if plan.granted.is_empty() {
+            return self.confirm_refusals(batch, known, done, plan).await;
+        }
+        // Nodes that refuse are compared too, so that a refusal is as exact as a binding.
+        let refusing: BTreeSet<&str> = plan
+            .refused
+            .iter()
+            .filter_map(|(position, _)| batch.get(*position))
+            .map(|candidate| candidate.item.node.as_str())
+            .collect();
+        let granted: Vec<&Candidate<'_>> = plan.granted.iter().filter_map(|position| batch.get(*position)).collect();
+        let guarded: Vec<String> =
+            known.keys().filter(|node| plan.ledgers.contains_key(*node) || refusing.contains(node.as_str())).cloned().collect();
+        let mut guards: Vec<Guard> =
+            granted.iter().map(|c| Guard::new(keys::object(Kind::Pod, &c.pod.key), c.pod.revision)).collect();
+        guards.extend(guarded.iter().filter_map(|node| Some(Guard::new(keys::ledger(node), known.get(node)?.1))));
+        let now = self.registry.now();
+        let mut writes: Vec<Write> = granted
+            .iter()
+            .map(|c| Write::Put(keys::object(Kind::Pod, &c.pod.key), bound_bytes(&c.pod.object, &c.item.node, now)))
+            .collect();
+        writes.extend(plan.ledgers.iter().map(|(node, ledger)| Write::Put(keys::ledger(node), ledger.encode_to_vec())));
+        let pods = granted.len();
+        match self.registry.storage.txn(guards, writes).await? {
+            Outcome::Done { revision } => {
+                self.settle(batch, plan, revision, done);
+            }
+            Outcome::Lost { present } => {
+                let mut present = present.into_iter();
+                let fresh: Vec<_> = present.by_ref().take(pods).collect();
+                for (node, item) in guarded.into_iter().zip(present) {
+                    let ledger = item.as_ref().and_then(|item| decode_ledger(&node, item).ok());
+                    known.insert(node, (ledger, item.map_or(0, |item| item.revision)));
+                }
+                self.rejudge(batch, &plan.granted, fresh, done, all);
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing can be granted: final only if the ledgers are really so.
+    async fn confirm_refusals(
+        &self,
+        batch: &mut Vec<Candidate<'_>>,
+        known: &mut Known,
+        done: &mut Results,
+        plan: Plan,
+    ) -> Result<(), StoreError> {
+        let mut changed = false;
+        for (node, (ledger, revision)) in known.iter_mut() {
+            let (item, _) = self.registry.storage.get(keys::ledger(node)).await?;
+            let now = item.as_ref().map_or(0, |item| item.revision);
+            if now != *revision {
+                changed = true;
+                *revision = now;
+                *ledger = item.and_then(|item| decode_ledger(node, &item).ok());
+            }
+        }
+        if !changed {
+            let refused = plan.refused.into_iter();
+            done.extend(refused.filter_map(|(position, result)| Some((batch.get(position)?.index, result))));
+            batch.clear();
+        }
+        Ok(())
+    }
+
+    fn settle(&self, batch: &mut Vec<Candidate<'_>>, plan: Plan, revision: i64, done: &mut Results) {
+        for position in plan.granted {
+            let Some(candidate) = batch.get(position) else { continue };
+            let mut bound = decide::result(Code::Bound, "");
+            bound.node.clone_from(&candidate.item.node);
+            bound.revision = revision;
+            done.push((candidate.index, bound));
+        }
+        let refused = plan.refused.into_iter();
+        done.extend(refused.filter_map(|(position, result)| Some((batch.get(position)?.index, result))));
+        batch.clear();
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.extend(plan.ledgers.into_iter().map(|(node, ledger)| (node, (Arc::new(ledger), revision))));
+    }
+
+    /// Judges pods anew by what the store holds; `fresh` belongs to the granted positions.
+    fn rejudge(
+        &self,
+        batch: &mut Vec<Candidate<'_>>,
+        granted: &[usize],
+        fresh: Vec<Option<crate::storage::Item>>,
+        done: &mut Results,
+        all: bool,
+    ) {
+        let mut settled = BTreeSet::new();
+        for (position, item) in granted.iter().zip(fresh) {
+            let Some(candidate) = batch.get_mut(*position) else { continue };
+            if item.as_ref().is_some_and(|item| item.revision == candidate.pod.revision) {
+                continue;
+            }
+            let key = candidate.pod.key.clone();
+            let read = item.and_then(|item| Entry::decode(Kind::Pod, &key, &item.value, item.revision).ok());
+            let pod = read.map(|read| Arc::new(same_spec(read, Some(&candidate.pod))));
+            match (decide::judge_pod(candidate.item, pod.as_deref()), pod) {
+                (Ok(charge), Some(pod)) => {
+                    candidate.charge = charge;
+                    candidate.pod = pod;
+                }
+                (Err(result), _) => {
+                    done.push((candidate.index, *result));
+                    settled.insert(candidate.index);
+                }
+                (Ok(_), None) => {}
+            }
+        }
+        if all && !settled.is_empty() {
+            done.extend(batch.iter().filter(|c| !settled.contains(&c.index)).map(|c| (c.index, decide::gang())));
+            batch.clear();
+        }
+        batch.retain(|candidate| !settled.contains(&candidate.index));
+    }
+}
+
+/// A freshly read pod knows nothing of its past; if the spec is the one known before, so is its age.
+fn same_spec(mut read: Entry, known: Option<&Entry>) -> Entry {
+    if let Some(known) = known {
+        let (old, new) = (known.object.meta(), read.object.meta());
+        if old.uid == new.uid && old.generation == new.generation {
+            read.spec_revision = known.spec_revision;
+        }
+    }
+    read
+}
+
+/// The pod, bound, as it is stored.
+fn bound_bytes(object: &Object, node: &str, now: minipod_proto::v1::Time) -> Vec<u8> {
+    let Some(pod) = object.as_pod() else { return Vec::new() };
+    let mut pod = pod.clone();
+    if let Some(meta) = &mut pod.metadata {
+        meta.resource_version.clear();
+    }
+    pod.spec_mut().node_name = node.to_owned();
+    pod.status_mut().set_condition("PodScheduled", "True", "", "", now);
+    pod.encode_to_vec()
+}
+
+/// Batches of whole nodes, as far as a transaction takes them; the pods of a node that alone are too many are spread over several.
+fn split(candidates: Vec<Candidate<'_>>, limit: usize) -> Vec<Vec<Candidate<'_>>> {
+    let mut by_node: BTreeMap<&str, Vec<Candidate<'_>>> = BTreeMap::new();
+    for candidate in candidates {
+        by_node.entry(candidate.item.node.as_str()).or_default().push(candidate);
+    }
+    let mut batches: Vec<Vec<Candidate<'_>>> = Vec::new();
+    // Keys of the last batch: its pods and its nodes.
+    let mut ops = limit;
+    for (_, mut group) in by_node {
+        while !group.is_empty() {
+            let fitting = group.len().min(limit.saturating_sub(1).max(1));
+            let rest = group.split_off(fitting);
+            let needed = group.len() + 1;
+            match batches.last_mut() {
+                Some(last) if ops.saturating_add(needed) <= limit => {
+                    ops += needed;
+                    last.append(&mut group);
+                }
+                _ => {
+                    ops = needed;
+                    batches.push(std::mem::take(&mut group));
+                }
+            }
+            group = rest;
+        }
+    }
+    batches
+}

@@ -1,0 +1,110 @@
+//! Binding: the arbiter between any number of schedulers.
+//!
+//! [`decide`] is pure: what may be done with these pods on these ledgers. [`execute`] reads, asks it, and writes pods and ledgers in
+//! one transaction; what has changed meanwhile is decided anew from what the store holds, by fit, not by "somebody wrote".
+
+pub mod decide;
+mod execute;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use minipod_daemon::metrics::{Counter, Registry as Metrics};
+use minipod_proto::v1::{
+    BindBatchRequest, BindResult,
+    bind_batch_request::{Item, Mode},
+    bind_result::Code,
+};
+
+use crate::{error::ApiError, events::Recorder, keys, ledger::Ledger, registry::Registry};
+
+/// Items in one call: some transactions' worth, and an answer well under a message's limit.
+const ITEMS_LIMIT: usize = 4_096;
+
+/// The ledgers that this server wrote last, until its cache shows them: with the lock of the node, most bindings need one
+/// round trip to the store and no read.
+type Recent = Mutex<HashMap<String, (Arc<Ledger>, i64)>>;
+
+/// Binds pods to nodes.
+pub struct Binder {
+    registry: Arc<Registry>,
+    recorder: Recorder,
+    recent: Recent,
+    /// One lock a node, so that the calls of one server do not make each other's transactions fail. As many as there are nodes.
+    locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    metrics: Arc<Metrics>,
+    retries: Arc<Counter>,
+}
+
+impl Binder {
+    /// A binder that writes through a registry's store.
+    pub fn new(registry: Arc<Registry>, recorder: Recorder, metrics: Arc<Metrics>) -> Binder {
+        let help = "Binding transactions decided again because something had changed.";
+        let retries = metrics.counter("minipod_bind_retries_total", &[], help);
+        Binder { registry, recorder, recent: Recent::default(), locks: Mutex::default(), metrics, retries }
+    }
+
+    /// Binds a batch; one result per item, in order.
+    ///
+    /// # Errors
+    /// When the request itself is wrong, or the store cannot be reached and nothing was done.
+    pub async fn bind(&self, request: BindBatchRequest) -> Result<Vec<BindResult>, ApiError> {
+        let keys = check(&request, self.registry.storage.max_ops())?;
+        let results = self.execute(&request.items, keys, request.mode == Mode::All as i32).await?;
+        for (item, result) in request.items.iter().zip(&results) {
+            if result.code == Code::Bound as i32 {
+                self.recorder.scheduled(item, &request.scheduler);
+            }
+        }
+        for code in results.iter().map(|result| result.code).collect::<BTreeSet<i32>>() {
+            let count = results.iter().filter(|result| result.code == code).count();
+            let name = Code::try_from(code).map_or("UNKNOWN", |code| code.as_str_name());
+            self.metrics.counter("minipod_binds_total", &[("code", name)], "Items of BindBatch by result.").add(count as u64);
+        }
+        Ok(results)
+    }
+
+    fn lock_of(&self, node: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Locks that nobody holds are of nodes that may be gone; they are made again when they are needed.
+        if locks.len() > 100_000 {
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        }
+        Arc::clone(locks.entry(node.to_owned()).or_default())
+    }
+}
+
+/// Checks a request; the keys of its pods.
+fn check(request: &BindBatchRequest, max_ops: usize) -> Result<Vec<String>, ApiError> {
+    if request.items.len() > ITEMS_LIMIT {
+        return Err(ApiError::TooLarge(format!("items: {}, but one call may have {ITEMS_LIMIT}", request.items.len())));
+    }
+    if Mode::try_from(request.mode).is_err() {
+        return Err(ApiError::Invalid(format!("mode: {} is neither EACH (0) nor ALL (1)", request.mode)));
+    }
+    let (mut problems, mut seen, mut keys) = (Vec::new(), BTreeSet::new(), Vec::with_capacity(request.items.len()));
+    for (index, item) in request.items.iter().enumerate() {
+        let key = keys::object_key(minipod_proto::Kind::Pod, &item.namespace, &item.pod);
+        match key.and_then(|key| keys::check_name("node", &item.node).map(|()| key)) {
+            Ok(key) if seen.contains(&key) => problems.push(format!("items[{index}]: pod {key} is in the batch twice")),
+            Ok(_) if item.uid.is_empty() => problems.push(format!("items[{index}].uid: empty; say which pod of that name is meant")),
+            Ok(key) => {
+                seen.insert(key.clone());
+                keys.push(key);
+            }
+            Err(error) => problems.push(format!("items[{index}].{error}")),
+        }
+    }
+    let nodes: BTreeSet<&str> = request.items.iter().map(|item: &Item| item.node.as_str()).collect();
+    let ops = request.items.len() + nodes.len();
+    if request.mode == Mode::All as i32 && ops > max_ops {
+        problems.push(format!(
+            "items: an ALL batch is one transaction; {} pods on {} nodes are {ops} keys, but the store takes {max_ops}",
+            request.items.len(),
+            nodes.len()
+        ));
+    }
+    if problems.is_empty() { Ok(keys) } else { Err(ApiError::Invalid(problems.join("\n"))) }
+}

@@ -1,0 +1,144 @@
+//! Registration: a Node object, and a range of pod addresses that nobody else has.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use minipod_proto::{
+    Kind,
+    v1::{CreateRequest, Node, NodeStatus, Object, RegisterResponse, Time},
+};
+
+use super::{
+    Sessions,
+    cidr::{self, Choice, ClusterCidr},
+};
+use crate::{
+    error::ApiError,
+    keys,
+    registry::{Registry, Verdict},
+    storage::{Guard, Outcome, Write},
+};
+
+/// Tries for a range when other nodes register at the same time.
+const ATTEMPTS: u32 = 64;
+
+/// Registers nodes.
+pub struct Registrar {
+    registry: Arc<Registry>,
+    sessions: Arc<Sessions>,
+    cluster_cidr: ClusterCidr,
+    heartbeat_interval_ms: i64,
+}
+
+impl Registrar {
+    /// A registrar that gives ranges of a cluster's addresses.
+    pub fn new(
+        registry: Arc<Registry>,
+        sessions: Arc<Sessions>,
+        cluster_cidr: ClusterCidr,
+        heartbeat_interval_ms: i64,
+    ) -> Registrar {
+        Registrar { registry, sessions, cluster_cidr, heartbeat_interval_ms }
+    }
+
+    /// Makes or refreshes the node.
+    ///
+    /// # Errors
+    /// When the node is wrong, no range is left, or the store cannot be written.
+    pub async fn register(&self, given: Option<Node>) -> Result<RegisterResponse, ApiError> {
+        let given = given.ok_or_else(|| ApiError::Invalid("node: missing".into()))?;
+        let name = given.metadata.as_ref().map(|meta| meta.name.clone()).unwrap_or_default();
+        keys::object_key(Kind::Node, "", &name)?;
+        let existing = self.registry.read(Kind::Node, &name).await?;
+        let range = match existing.as_ref().and_then(|entry| entry.object.as_node()) {
+            Some(node) if !node.spec().pod_cidr.is_empty() => node.spec().pod_cidr.clone(),
+            _ => self.range(&name).await?,
+        };
+        self.sessions.touch(&name);
+        let node = match self.create(&given, &range, existing.is_some()).await {
+            Err(ApiError::Exists { .. }) => self.refresh(&name, &given, &range).await?,
+            done => done?,
+        };
+        let node = Node::try_from(node).map_err(|_| ApiError::Unavailable("the store holds no node under the node's key".into()))?;
+        let pod_cidr = node.spec().pod_cidr.clone();
+        Ok(RegisterResponse { node: Some(node), pod_cidr, heartbeat_interval_ms: self.heartbeat_interval_ms })
+    }
+
+    async fn create(&self, given: &Node, range: &str, exists: bool) -> Result<Object, ApiError> {
+        let mut node = given.clone();
+        let name = node.metadata.as_ref().map(|meta| meta.name.clone()).unwrap_or_default();
+        if exists {
+            return Err(ApiError::Exists { kind: Kind::Node, key: name });
+        }
+        let meta = node.metadata.get_or_insert_default();
+        meta.resource_version.clear();
+        node.spec_mut().pod_cidr = range.to_owned();
+        node.spec_mut().pod_cidrs = vec![range.to_owned()];
+        node.status = Some(alive(node.status.take().unwrap_or_default(), None, self.registry.now()));
+        self.registry.create(CreateRequest { object: Some(node.into()), dry_run: false }).await
+    }
+
+    async fn refresh(&self, name: &str, given: &Node, range: &str) -> Result<Object, ApiError> {
+        let now = self.registry.now();
+        let written = self.registry.modify(Kind::Node, name, |old| {
+            let Some(old_node) = old.as_node() else { return Ok(Verdict::Keep) };
+            let mut node = old_node.clone();
+            let labels = given.metadata.as_ref().map(|meta| meta.labels.clone()).unwrap_or_default();
+            // Labels that users have added stay.
+            node.metadata.get_or_insert_default().labels.extend(labels);
+            if node.spec().pod_cidr.is_empty() {
+                node.spec_mut().pod_cidr = range.to_owned();
+                node.spec_mut().pod_cidrs = vec![range.to_owned()];
+            }
+            node.status = Some(alive(given.status.clone().unwrap_or_default(), Some(old_node.status()), now));
+            let object = Object::from(node);
+            crate::registry::admission::validate_update(old, &object)?;
+            Ok(Verdict::Put(object))
+        });
+        Ok(written.await?.object)
+    }
+
+    /// A range that is the node's alone: its key is written only if nobody has it.
+    async fn range(&self, name: &str) -> Result<String, ApiError> {
+        for _ in 0..ATTEMPTS {
+            let (items, _) = self.registry.storage.all(&keys::pod_cidr_prefix(), 0).await?;
+            let mut given = BTreeMap::new();
+            for item in items {
+                if let keys::Parsed::PodCidr(index) = keys::parse(&item.key)
+                    && let Ok(index) = index.parse::<u32>()
+                {
+                    given.insert(index, (String::from_utf8_lossy(&item.value).into_owned(), item.revision));
+                }
+            }
+            let cache = &self.registry.cache;
+            let left = |node: &str| {
+                cache.get(Kind::Node, node).is_some() || cache.ledgers(std::iter::once(node)).into_iter().flatten().next().is_some()
+            };
+            let (index, revision) = match cidr::choose(self.cluster_cidr, name, &given, left) {
+                Choice::Has(index) => return Ok(self.cluster_cidr.range(index)),
+                Choice::Free(index) => (index, 0),
+                Choice::Reclaim(index, revision) => (index, revision),
+                Choice::Full => {
+                    let (cidr, count) = (self.cluster_cidr, self.cluster_cidr.capacity());
+                    return Err(ApiError::TooLarge(format!("--cluster-cidr {cidr} has room for {count} nodes, and all are taken")));
+                }
+            };
+            let guard = Guard::new(keys::pod_cidr(index), revision);
+            let write = Write::Put(keys::pod_cidr(index), name.as_bytes().to_vec());
+            if let Outcome::Done { .. } = self.registry.storage.txn(vec![guard], vec![write]).await? {
+                return Ok(self.cluster_cidr.range(index));
+            }
+        }
+        Err(ApiError::Unavailable("too many nodes register at the same time; try again".into()))
+    }
+}
+
+/// The status of a node that has just been heard of: what it says, and Ready unless it says otherwise.
+pub(super) fn alive(mut reported: NodeStatus, before: Option<&NodeStatus>, now: Time) -> NodeStatus {
+    if !reported.conditions.iter().any(|condition| condition.r#type == "Ready") {
+        // Transition times go on where the node does not speak of its readiness.
+        let known = before.and_then(|status| status.conditions.iter().find(|condition| condition.r#type == "Ready"));
+        reported.conditions.extend(known.cloned());
+        reported.set_condition("Ready", "True", "AgentReady", "the node's agent is connected", now);
+    }
+    reported
+}

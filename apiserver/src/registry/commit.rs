@@ -1,0 +1,288 @@
+//! Carries a verdict out: one transaction over the object and the ledgers that depend on it.
+
+use std::{sync::Arc, time::Duration};
+
+use minipod_daemon::backoff::Backoff;
+use minipod_proto::{Kind, v1::Object};
+use prost::Message;
+
+use super::{ATTEMPTS, Registry, Verdict, Written};
+use crate::{
+    cache::Entry,
+    error::ApiError,
+    keys,
+    ledger::{self, Charge, Ledger, Refusal},
+    storage::{Guard, Item, Outcome, Write},
+};
+
+/// An encoded object may be this large, bytes: under etcd's default request limit of 1.5 MiB, together with a ledger.
+const OBJECT_LIMIT_BYTES: usize = 1_400_000;
+
+/// What happens to one node's ledger.
+#[derive(Debug)]
+enum Booking {
+    /// A pod ends there.
+    Release(Charge),
+    /// A pod is created there.
+    Take(Charge),
+    /// The node says something new of itself.
+    Follow(Box<minipod_proto::v1::Node>),
+    /// The node goes.
+    NodeGone,
+}
+
+/// The present state of an object, from wherever it is known.
+enum Base {
+    Cached(Arc<Entry>),
+    Read(Entry),
+}
+
+impl Base {
+    fn entry(&self) -> &Entry {
+        match self {
+            Base::Cached(entry) => entry,
+            Base::Read(entry) => entry,
+        }
+    }
+}
+
+impl Registry {
+    /// Decides and writes until it holds.
+    ///
+    /// # Errors
+    /// What `decide` says of the store's state, or what the store says.
+    pub async fn modify<F>(&self, kind: Kind, key: &str, mut decide: F) -> Result<Written, ApiError>
+    where
+        F: FnMut(&Object) -> Result<Verdict, ApiError>,
+    {
+        let mut base = self.cache.get(kind, key).map(Base::Cached);
+        let mut ledger_hint = None;
+        let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(50));
+        for attempt in 0..ATTEMPTS {
+            let present = match base.take() {
+                Some(base) => base,
+                None => Base::Read(self.read(kind, key).await?.ok_or(ApiError::NotFound { kind, key: key.to_owned() })?),
+            };
+            let entry = present.entry();
+            let verdict = match decide(&entry.object) {
+                Ok(Verdict::Keep) | Err(_) if matches!(present, Base::Cached(_)) => continue,
+                verdict => verdict?,
+            };
+            let new = match verdict {
+                Verdict::Keep => {
+                    return Ok(Written { object: entry.object.clone(), revision: entry.revision, gone: false });
+                }
+                Verdict::Put(object) => Some(object),
+                Verdict::Remove => None,
+            };
+            let written = self.write(kind, key, Some(entry), new.as_ref(), None, ledger_hint.take()).await?;
+            match written {
+                Outcome::Done { revision } => {
+                    let gone = new.is_none();
+                    return Ok(Written { object: stamped(new.as_ref().unwrap_or(&entry.object), revision), revision, gone });
+                }
+                Outcome::Lost { present } => {
+                    self.conflicts.increment();
+                    let mut present = present.into_iter();
+                    let object = present.next().flatten();
+                    let object = object.ok_or(ApiError::NotFound { kind, key: key.to_owned() })?;
+                    base = Some(Base::Read(Entry::decode(kind, key, &object.value, object.revision)?));
+                    ledger_hint = present.next();
+                }
+            }
+            if attempt > 2 {
+                tokio::time::sleep(backoff.next_wait()).await;
+            }
+        }
+        let detail = format!("others changed it {ATTEMPTS} times meanwhile");
+        Err(ApiError::Stale { kind, key: key.to_owned(), detail })
+    }
+
+    /// Writes a new object.
+    pub(super) async fn insert(&self, kind: Kind, key: &str, object: Object) -> Result<Object, ApiError> {
+        let mut ledger_hint = None;
+        for _ in 0..ATTEMPTS {
+            let namespace = self.namespace(kind, &object.meta().namespace).await?;
+            let guarded = namespace.is_some();
+            match self.write(kind, key, None, Some(&object), namespace, ledger_hint.take()).await? {
+                Outcome::Done { revision } => return Ok(stamped(&object, revision)),
+                Outcome::Lost { present } => {
+                    self.conflicts.increment();
+                    let mut present = present.into_iter();
+                    if present.next().flatten().is_some() {
+                        return Err(ApiError::Exists { kind, key: key.to_owned() });
+                    }
+                    let namespace = if guarded { present.next().flatten() } else { None };
+                    // The cache may be behind: what is newest is known now.
+                    if let Some(item) = namespace {
+                        self.cache.reach(item.revision).await?;
+                    }
+                    ledger_hint = present.next();
+                }
+            }
+        }
+        let detail = format!("its namespace or node changed {ATTEMPTS} times meanwhile");
+        Err(ApiError::Stale { kind, key: key.to_owned(), detail })
+    }
+
+    /// The guard that keeps an object out of a namespace that ends.
+    pub(super) async fn namespace(&self, kind: Kind, namespace: &str) -> Result<Option<Guard>, ApiError> {
+        if !kind.namespaced() {
+            return Ok(None);
+        }
+        let known = match self.cache.get(Kind::Namespace, namespace) {
+            Some(entry) => Some((entry.object.meta().deletion_timestamp.is_some(), entry.revision)),
+            None => {
+                let read = self.read(Kind::Namespace, namespace).await?;
+                read.map(|entry| (entry.object.meta().deletion_timestamp.is_some(), entry.revision))
+            }
+        };
+        match known {
+            Some((false, revision)) => Ok(Some(Guard::new(keys::object(Kind::Namespace, namespace), revision))),
+            Some((true, _)) => Err(ApiError::Precondition(format!("namespace {namespace} is being deleted: nothing new is made in it"))),
+            None => Err(ApiError::NotFound { kind: Kind::Namespace, key: namespace.to_owned() }),
+        }
+    }
+
+    /// One attempt. Guards: the object, then `extra`, then the ledger.
+    async fn write(
+        &self,
+        kind: Kind,
+        key: &str,
+        old: Option<&Entry>,
+        new: Option<&Object>,
+        extra: Option<Guard>,
+        ledger_hint: Option<Option<Item>>,
+    ) -> Result<Outcome, ApiError> {
+        let object_key = keys::object(kind, key);
+        let mut guards = vec![Guard::new(object_key.clone(), old.map_or(0, |old| old.revision))];
+        guards.extend(extra);
+        let mut writes = vec![match new {
+            Some(object) => Write::Put(object_key, encode(kind, key, object)?),
+            None => Write::Delete(object_key),
+        }];
+        if let Some((node, booking)) = booking(old.map(|old| &old.object), new)? {
+            let (ledger, revision) = self.ledger(&node, ledger_hint).await?;
+            if let Some(write) = book(&node, ledger.as_ref(), booking)? {
+                guards.push(Guard::new(keys::ledger(&node), revision));
+                writes.push(write);
+            }
+        }
+        Ok(self.storage.txn(guards, writes).await?)
+    }
+
+    /// A node's ledger and its revision (0: there is none), from the hint, the cache or the store.
+    async fn ledger(&self, node: &str, hint: Option<Option<Item>>) -> Result<(Option<Ledger>, i64), ApiError> {
+        let item = match hint {
+            Some(item) => item,
+            None => {
+                if let Some((ledger, revision)) = self.cache.ledgers(std::iter::once(node)).into_iter().flatten().next() {
+                    return Ok((Some(Ledger::clone(&ledger)), revision));
+                }
+                self.storage.get(keys::ledger(node)).await?.0
+            }
+        };
+        item.map_or(Ok((None, 0)), |item| decode_ledger(node, &item).map(|ledger| (Some(ledger), item.revision)))
+    }
+}
+
+pub fn decode_ledger(node: &str, item: &Item) -> Result<Ledger, ApiError> {
+    Ledger::decode(item.value.as_slice()).map_err(|source| ApiError::Corrupt {
+        kind: "ledger",
+        key: node.to_owned(),
+        source,
+    })
+}
+
+/// The object as it is after a write at a revision.
+fn stamped(object: &Object, revision: i64) -> Object {
+    let mut object = object.clone();
+    if let Some(meta) = object.meta_mut() {
+        meta.resource_version = revision.to_string();
+    }
+    object
+}
+
+/// The form in the store: without resourceVersion, which is the key's revision.
+fn encode(kind: Kind, key: &str, object: &Object) -> Result<Vec<u8>, ApiError> {
+    let bytes = if object.meta().resource_version.is_empty() {
+        object.encode_inner()
+    } else {
+        let mut bare = object.clone();
+        if let Some(meta) = bare.meta_mut() {
+            meta.resource_version.clear();
+        }
+        bare.encode_inner()
+    };
+    if bytes.len() > OBJECT_LIMIT_BYTES {
+        return Err(ApiError::TooLarge(format!(
+            "{kind} {key} is {} bytes long; an object may have {OBJECT_LIMIT_BYTES}",
+            bytes.len()
+        )));
+    }
+    Ok(bytes)
+}
+
+/// What a change of an object means for a ledger. A bound pod never changes its node, so that one ledger is enough.
+fn booking(old: Option<&Object>, new: Option<&Object>) -> Result<Option<(String, Booking)>, ApiError> {
+    let broken = |error| ApiError::Invalid(format!("spec: the requests cannot be summed: {error}"));
+    let either = new.or(old);
+    if either.is_some_and(|object| object.as_pod().is_some()) {
+        let charge = |object: Option<&Object>| -> Result<Option<(String, Charge)>, ApiError> {
+            let Some(pod) = object.and_then(Object::as_pod) else { return Ok(None) };
+            let charged = ledger::charged(pod).map_err(broken)?;
+            Ok(charged.map(|(node, charge)| (node.to_owned(), charge)))
+        };
+        return Ok(match (charge(old)?, charge(new)?) {
+            (Some((node, charge)), None) => Some((node, Booking::Release(charge))),
+            (None, Some((node, charge))) => Some((node, Booking::Take(charge))),
+            _ => None,
+        });
+    }
+    let node = |object: Option<&Object>| object.and_then(Object::as_node).cloned();
+    Ok(match (node(old), node(new)) {
+        (_, Some(new)) => Some((new.metadata.as_ref().map(|meta| meta.name.clone()).unwrap_or_default(), Booking::Follow(Box::new(new)))),
+        (Some(old), None) => Some((old.metadata.as_ref().map(|meta| meta.name.clone()).unwrap_or_default(), Booking::NodeGone)),
+        (None, None) => None,
+    })
+}
+
+/// The write that a booking makes of a ledger; `None` when it stays as it is.
+fn book(node: &str, ledger: Option<&Ledger>, booking: Booking) -> Result<Option<Write>, ApiError> {
+    let mut next = ledger.cloned().unwrap_or_default();
+    match booking {
+        Booking::Release(charge) => {
+            if ledger.is_none() {
+                // Cannot be by way of this server; a ledger that is not there has nothing to give back.
+                tracing::warn!(node, pod = charge.uid, "a pod ends on a node without a ledger");
+                return Ok(None);
+            }
+            next.release(&charge);
+        }
+        Booking::Take(charge) => {
+            let missing = || ApiError::Precondition(format!("spec.nodeName: node {node:?} does not exist"));
+            let admitted = ledger.ok_or_else(missing)?.admits(&charge);
+            admitted.map_err(|refusal| match refusal {
+                Refusal::Gone => missing(),
+                Refusal::Unschedulable(why) => {
+                    ApiError::Precondition(format!("spec.nodeName: node {node:?} takes no pods: {why}"))
+                }
+                Refusal::NoFit(short) => {
+                    ApiError::Precondition(format!("spec.nodeName: the pod does not fit on node {node:?}: {short}"))
+                }
+            })?;
+            next.take(&charge);
+        }
+        Booking::Follow(object) => {
+            next.follow(&object).map_err(|error| ApiError::Invalid(format!("status.allocatable: {error}")))?;
+        }
+        Booking::NodeGone => next.deleting = true,
+    }
+    if next.deleting && next.pods() == 0 {
+        return Ok(ledger.map(|_| Write::Delete(keys::ledger(node))));
+    }
+    if ledger == Some(&next) {
+        return Ok(None);
+    }
+    Ok(Some(Write::Put(keys::ledger(node), next.encode_to_vec())))
+}

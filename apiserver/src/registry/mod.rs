@@ -1,0 +1,152 @@
+//! The only writer of objects: defaults, validates, and writes by compare-and-swap.
+//!
+//! What is to become of an object is decided by a function of its present state ([`Verdict`]); [`commit`] carries it out in one
+//! transaction together with the ledgers that it concerns, and asks again when the state has changed meanwhile. The first attempt
+//! takes the state from the cache; a refusal or a "nothing to do" that rests on the cache is confirmed by the store.
+
+pub mod admission;
+mod commit;
+pub mod delete;
+pub mod namespaces;
+mod update;
+
+pub(crate) use commit::decode_ledger;
+
+use std::sync::Arc;
+
+use minipod_daemon::metrics::Registry as Metrics;
+use minipod_proto::{
+    Kind,
+    v1::{CreateRequest, GetRequest, Object, Time},
+};
+
+use crate::{
+    cache::{Cache, Entry},
+    error::ApiError,
+    keys,
+    storage::Storage,
+};
+
+/// How often a write is tried when others keep writing the same object.
+const ATTEMPTS: u32 = 32;
+
+/// Names that generateName makes are tried as often.
+const NAME_ATTEMPTS: u32 = 8;
+
+/// What is to become of an object.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Nothing: it is as it shall be.
+    Keep,
+    /// This instead.
+    Put(Object),
+    /// It goes.
+    Remove,
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub struct Written {
+    /// As it is now, or was last.
+    pub object: Object,
+    /// The revision at which it is so.
+    pub revision: i64,
+    /// It is gone from the store.
+    pub gone: bool,
+}
+
+/// The registry. Shared by all services.
+pub struct Registry {
+    /// The store.
+    pub storage: Storage,
+    /// What it holds.
+    pub cache: Arc<Cache>,
+    /// The wall clock, for what users read.
+    clock: fn() -> Time,
+    conflicts: Arc<minipod_daemon::metrics::Counter>,
+}
+
+impl Registry {
+    /// A registry over a store and its cache.
+    pub fn new(storage: Storage, cache: Arc<Cache>, metrics: &Metrics) -> Registry {
+        let conflicts =
+            metrics.counter("minipod_write_conflicts_total", &[], "Writes repeated because the object had changed.");
+        Registry { storage, cache, clock: || Time::from(std::time::SystemTime::now()), conflicts }
+    }
+
+    /// The wall clock.
+    pub fn now(&self) -> Time {
+        (self.clock)()
+    }
+
+    /// Makes a new object.
+    ///
+    /// # Errors
+    /// When it is wrong, its name is taken, or its namespace is not there.
+    pub async fn create(&self, request: CreateRequest) -> Result<Object, ApiError> {
+        let given = request.object.ok_or_else(|| ApiError::Invalid("object: missing".into()))?;
+        let generated = given.meta().name.is_empty() && !given.meta().generate_name.is_empty();
+        for _ in 0..NAME_ATTEMPTS {
+            let mut object = given.clone();
+            let kind = admission::prepare(&mut object, self.now())?;
+            if kind == Kind::Pod {
+                admission::resolve_priority(&mut object, &self.cache)?;
+            }
+            admission::validate(&object)?;
+            let key = keys::object_key(kind, &object.meta().namespace, &object.meta().name)?;
+            if request.dry_run {
+                self.namespace(kind, &object.meta().namespace).await?;
+                return Ok(object);
+            }
+            match self.insert(kind, &key, object).await {
+                Err(ApiError::Exists { .. }) if generated => {}
+                done => return done,
+            }
+        }
+        let prefix = &given.meta().generate_name;
+        Err(ApiError::Unavailable(format!(
+            "metadata.generateName: {NAME_ATTEMPTS} names that begin with {prefix:?} were taken; try again"
+        )))
+    }
+
+    /// Reads an object, linearizable.
+    ///
+    /// # Errors
+    /// When there is none, or the store cannot be read.
+    pub async fn get(&self, request: GetRequest) -> Result<Object, ApiError> {
+        let kind = keys::kind(&request.kind)?;
+        let key = keys::object_key(kind, &request.namespace, &request.name)?;
+        let entry = self.read(kind, &key).await?;
+        entry.map(|entry| entry.object).ok_or(ApiError::NotFound { kind, key })
+    }
+
+    /// An object as the store has it.
+    pub(crate) async fn read(&self, kind: Kind, key: &str) -> Result<Option<Entry>, ApiError> {
+        let (item, _) = self.storage.get(keys::object(kind, key)).await?;
+        item.map(|item| Entry::decode(kind, key, &item.value, item.revision)).transpose()
+    }
+}
+
+/// The status that a pod has after a report: terminal phases are for ever, and what only the server knows is kept.
+pub fn merge_status(pod: &minipod_proto::v1::Pod, mut reported: minipod_proto::v1::PodStatus) -> minipod_proto::v1::PodStatus {
+    let old = pod.status();
+    let phase = minipod_proto::Phase::from(reported.phase.as_str());
+    if pod.is_terminal() && phase != pod.phase() {
+        reported.phase.clone_from(&old.phase);
+        reported.reason.clone_from(&old.reason);
+        reported.message.clone_from(&old.message);
+    }
+    if reported.phase.is_empty() {
+        reported.phase.clone_from(&old.phase);
+    }
+    if reported.qos_class.is_empty() {
+        reported.qos_class.clone_from(&old.qos_class);
+    }
+    // The binding is known here and nowhere else; a report that does not mention it does not undo it.
+    if let Some(scheduled) = pod.condition("PodScheduled")
+        && !reported.conditions.iter().any(|condition| condition.r#type == "PodScheduled")
+    {
+        reported.conditions.insert(0, scheduled.clone());
+    }
+    reported
+}

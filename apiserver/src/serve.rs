@@ -1,0 +1,248 @@
+//! Puts the parts together: binds early, serves, drains.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use minipod_daemon::{http, metrics::Registry as Metrics, shutdown::Shutdown};
+use minipod_proto::{
+    FILE_DESCRIPTOR_SET,
+    v1::{images_server::ImagesServer, pod_access_server::PodAccessServer, scheduling_server::SchedulingServer},
+};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tonic::{service::Routes, transport::{Server, server::TcpIncoming}};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    binding::Binder,
+    cache::{Cache, Limits, feed},
+    events::{self, Recorder},
+    nodes::{Identity, Sessions, cidr::ClusterCidr, contact, register::Registrar, routes, session},
+    registry::{Registry, namespaces},
+    services::{access::AccessApi, nodes::NodesApi, objects::ObjectsApi, scheduling::SchedulingApi},
+    storage::{Storage, StoreError},
+    tunnels::Tunnels,
+    wire::{self, REQUEST_LIMIT_BYTES},
+};
+
+/// Connections get this long to end by themselves after the shutdown.
+const DRAIN: Duration = Duration::from_secs(1);
+/// A peer that does not answer pings is gone; its sessions and watches end.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a server needs to know.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Addresses of the store, `host:port`.
+    pub store: Vec<String>,
+    /// The store's limit of operations in a transaction.
+    pub max_txn_ops: usize,
+    /// Where to serve.
+    pub listen: SocketAddr,
+    /// What other servers tell clients who look for a node of this one; empty: the real listen address.
+    pub advertise: String,
+    /// Where to serve /healthz and /metrics, if anywhere.
+    pub metrics_listen: Option<SocketAddr>,
+    /// The addresses of all pods.
+    pub cluster_cidr: ClusterCidr,
+    /// How long a node may be silent.
+    pub node_grace: Duration,
+    /// How much of the past the store keeps; `None`: somebody else compacts it.
+    pub keep_history: Option<Duration>,
+    /// Sizes of the cache.
+    pub limits: Limits,
+}
+
+/// Why a server could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address is taken, or not ours.
+    #[error("listen on {address}: {source}")]
+    Listen {
+        /// As it was given.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The store's addresses cannot be understood.
+    #[error("--store: {0}")]
+    Store(#[from] StoreError),
+    /// The description of the API cannot be served.
+    #[error("set up the reflection service: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// A server that runs.
+pub struct Running {
+    /// Where it serves.
+    pub address: SocketAddr,
+    /// Where it serves metrics.
+    pub metrics_address: Option<SocketAddr>,
+    /// Ends when the server has.
+    pub ended: JoinHandle<()>,
+}
+
+/// Starts a server. It serves at once; until the store is reached its answers are UNAVAILABLE.
+///
+/// # Errors
+/// When it cannot listen, or its configuration makes no sense.
+pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, StartError> {
+    let listen = |address, source| StartError::Listen { address, source };
+    let listener = TcpListener::bind(config.listen).await.map_err(|error| listen(config.listen, error))?;
+    let address = listener.local_addr().map_err(|error| listen(config.listen, error))?;
+    let metrics = Arc::new(Metrics::default());
+    let storage = Storage::connect(&config.store, config.max_txn_ops).await?;
+    let cache = Cache::new(config.limits, &metrics);
+
+    let mut metrics_address = None;
+    if let Some(wanted) = config.metrics_listen {
+        let health = Arc::clone(&cache);
+        let health: Arc<http::Health> = Arc::new(move || health.trouble().map_or(Ok(()), Err));
+        let bound = http::serve(wanted, Arc::clone(&metrics), health, shutdown.clone()).await;
+        metrics_address = Some(bound.map_err(|error| listen(wanted, error))?);
+    }
+
+    let advertise = if config.advertise.is_empty() { address.to_string() } else { config.advertise.clone() };
+    let parts = Parts::new(&config, Identity { id: uuid::Uuid::new_v4().to_string(), address: advertise }, storage, cache, metrics);
+    let routes = parts.spawn_tasks(&config, &shutdown);
+    let router = parts.services(&config, routes, &shutdown)?;
+
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(PING_EVERY))
+        .http2_keepalive_timeout(Some(PING_PATIENCE))
+        .add_routes(router);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let ended = tokio::spawn(async move {
+        let asked = shutdown.clone();
+        let serving = server.serve_with_incoming_shutdown(incoming, async move { asked.asked().await });
+        let drained = async {
+            shutdown.asked().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        // Watches never end by themselves: after the drain they are dropped with everything else.
+        tokio::select! {
+            served = serving => if let Err(error) = served {
+                tracing::error!(%error, "serving has failed");
+            },
+            () = drained => {}
+        }
+    });
+    Ok(Running { address, metrics_address, ended })
+}
+
+/// What all services share.
+struct Parts {
+    registry: Arc<Registry>,
+    sessions: Arc<Sessions>,
+    tunnels: Arc<Tunnels>,
+    recorder: Recorder,
+    queue: std::sync::Mutex<Option<events::Queue>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Parts {
+    fn new(config: &Config, identity: Identity, storage: Storage, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Parts {
+        tracing::info!(store = config.store.join(","), id = identity.id, address = identity.address, "starting");
+        let sessions = Sessions::new(identity, Arc::clone(&cache), &metrics);
+        let registry = Arc::new(Registry::new(storage, cache, &metrics));
+        let (recorder, queue) = Recorder::new(&metrics);
+        let tunnels = Tunnels::new(Arc::clone(&sessions));
+        Parts { registry, sessions, tunnels, recorder, queue: std::sync::Mutex::new(Some(queue)), metrics }
+    }
+
+    /// Starts everything that runs beside the services.
+    fn spawn_tasks(&self, config: &Config, shutdown: &Shutdown) -> watch::Receiver<routes::Table> {
+        let (registry, end) = (&self.registry, || shutdown.clone());
+        tokio::spawn(feed::follow(Arc::clone(&registry.cache), registry.storage.clone(), end()));
+        tokio::spawn(namespaces::keep(Arc::clone(registry), end()));
+        tokio::spawn(contact::watch(Arc::clone(registry), Arc::clone(&self.sessions), config.node_grace, end()));
+        let (sender, table) = watch::channel(routes::Table::default());
+        tokio::spawn(routes::keep(Arc::clone(&registry.cache), sender, end()));
+        let queue = self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(queue) = queue {
+            tokio::spawn(events::write(Arc::clone(registry), queue, end()));
+        }
+        if let Some(keep) = config.keep_history {
+            tokio::spawn(compact(registry.storage.clone(), keep, end()));
+        }
+        table
+    }
+
+    fn services(
+        &self,
+        config: &Config,
+        table: watch::Receiver<routes::Table>,
+        shutdown: &Shutdown,
+    ) -> Result<Routes, StartError> {
+        let heartbeat = (config.node_grace / 3).min(Duration::from_secs(5));
+        let heartbeat_ms = i64::try_from(heartbeat.as_millis()).unwrap_or(5_000);
+        let registry = || Arc::clone(&self.registry);
+        let registrar = Registrar::new(registry(), Arc::clone(&self.sessions), config.cluster_cidr, heartbeat_ms);
+        let shared = session::Shared {
+            registry: registry(),
+            sessions: Arc::clone(&self.sessions),
+            recorder: self.recorder.clone(),
+            routes: table,
+            grace: config.node_grace,
+        };
+        let nodes = NodesApi::new(registrar, Arc::new(shared), Arc::clone(&self.tunnels));
+        let binder = Binder::new(registry(), self.recorder.clone(), Arc::clone(&self.metrics));
+        let scheduling = SchedulingApi::new(registry(), binder, self.recorder.clone());
+        let access = AccessApi::new(registry(), Arc::clone(&self.tunnels));
+
+        let (reporter, health) = tonic_health::server::health_reporter();
+        tokio::spawn(report_health(reporter, Arc::clone(&self.registry.cache), shutdown.clone()));
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+
+        let mut routes = Routes::builder();
+        routes.add_service(health);
+        routes.add_service(reflection.build_v1()?);
+        routes.add_service(wire::Objects::new(Arc::new(ObjectsApi::new(registry()))));
+        routes.add_service(wire::Nodes::new(Arc::new(nodes)));
+        routes.add_service(SchedulingServer::new(scheduling).max_decoding_message_size(REQUEST_LIMIT_BYTES));
+        routes.add_service(PodAccessServer::new(access.clone()).max_decoding_message_size(REQUEST_LIMIT_BYTES));
+        routes.add_service(ImagesServer::new(access).max_decoding_message_size(REQUEST_LIMIT_BYTES));
+        Ok(routes.routes())
+    }
+}
+
+/// Tells the gRPC health service whether the store is followed.
+async fn report_health(reporter: HealthReporter, cache: Arc<Cache>, shutdown: Shutdown) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut told = None;
+    loop {
+        // Cancel safe: a tick that is not taken comes again.
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = shutdown.asked() => return,
+        }
+        let status = if cache.trouble().is_none() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        if told != Some(status) {
+            reporter.set_service_status("", status).await;
+            told = Some(status);
+        }
+    }
+}
+
+/// Lets the store forget what is older than `keep`. Several servers may do so: the later one finds it done.
+async fn compact(storage: Storage, keep: Duration, shutdown: Shutdown) {
+    let mut before = None;
+    loop {
+        match storage.revision().await {
+            Ok(now) => {
+                if let Some(revision) = before.replace(now)
+                    && let Err(error) = storage.compact(revision).await
+                {
+                    tracing::warn!(%error, "the store's past is not compacted");
+                }
+            }
+            Err(error) => tracing::debug!(%error, "the store's past is not compacted"),
+        }
+        // Cancel safe: a sleep.
+        tokio::select! {
+            () = tokio::time::sleep(keep) => {}
+            () = shutdown.asked() => return,
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The services of api.proto: from requests to the parts that do them.
+
+pub mod access;
+pub mod nodes;
+pub mod objects;
+pub mod scheduling;
