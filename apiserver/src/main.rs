@@ -54,7 +54,8 @@ fn store_addresses(text: &str) -> Result<Addresses, String> {
     let wrong = || format!("{text:?} is no store; write it like etcd://127.0.0.1:2379 or etcd://a:2379,b:2379");
     let hosts = text.strip_prefix("etcd://").ok_or_else(wrong)?;
     let good = |host: &str| {
-        host.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+        host.rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
     };
     let hosts: Vec<String> = hosts.trim_end_matches('/').split(',').map(str::to_owned).collect();
     if hosts.iter().all(|host| good(host)) { Ok(Addresses(hosts)) } else { Err(wrong()) }

@@ -34,9 +34,9 @@ const ATTEMPTS: u32 = 16;
 const IN_FLIGHT: usize = 4;
 
 /// An item that may still be bound.
-struct Candidate<'a> {
+struct Candidate {
     index: usize,
-    item: &'a Item,
+    item: Arc<Item>,
     pod: Arc<Entry>,
     charge: Charge,
 }
@@ -49,7 +49,7 @@ type Known = BTreeMap<String, (Option<Ledger>, i64)>;
 impl Binder {
     pub(super) async fn execute(
         &self,
-        items: &[Item],
+        items: &[Arc<Item>],
         keys: Vec<String>,
         all: bool,
     ) -> Result<Vec<BindResult>, ApiError> {
@@ -75,22 +75,22 @@ impl Binder {
     }
 
     /// Sorts out what cannot be bound whatever the nodes say. A refusal that rests on the cache is confirmed by the store.
-    async fn candidates<'a>(
+    async fn candidates(
         &self,
-        items: &'a [Item],
+        items: &[Arc<Item>],
         keys: &[String],
-    ) -> Result<(Vec<Candidate<'a>>, Results), ApiError> {
+    ) -> Result<(Vec<Candidate>, Results), ApiError> {
         let cached = self.registry.cache.get_many(Kind::Pod, keys.iter().map(String::as_str));
         let (mut candidates, mut done) = (Vec::with_capacity(items.len()), Results::new());
         for (index, ((item, key), cached)) in items.iter().zip(keys).zip(cached).enumerate() {
             let judged = decide::judge_pod(item, cached.as_deref());
             match (judged, cached) {
-                (Ok(charge), Some(pod)) => candidates.push(Candidate { index, item, pod, charge }),
+                (Ok(charge), Some(pod)) => candidates.push(Candidate { index, item: Arc::clone(item), pod, charge }),
                 (_, cached) => {
                     let read = self.registry.read(Kind::Pod, key).await?;
                     let fresh = read.map(|read| Arc::new(same_spec(read, cached.as_deref())));
                     match (decide::judge_pod(item, fresh.as_deref()), fresh) {
-                        (Ok(charge), Some(pod)) => candidates.push(Candidate { index, item, pod, charge }),
+                        (Ok(charge), Some(pod)) => candidates.push(Candidate { index, item: Arc::clone(item), pod, charge }),
                         (Err(result), _) => done.push((index, *result)),
                         (Ok(_), None) => {}
                     }
@@ -101,7 +101,7 @@ impl Binder {
     }
 
     /// One transaction's worth of items, until all of them are bound or refused.
-    async fn bind_batch(&self, mut batch: Vec<Candidate<'_>>, all: bool) -> Results {
+    async fn bind_batch(&self, mut batch: Vec<Candidate>, all: bool) -> Results {
         let nodes: BTreeSet<String> = batch.iter().map(|candidate| candidate.item.node.clone()).collect();
         // Taken in the order of names, so that two batches cannot wait for each other.
         let locks: Vec<_> = nodes.iter().map(|node| self.lock_of(node)).collect();
@@ -163,7 +163,7 @@ impl Binder {
     /// Plans on what is known and writes it. What is settled moves to `done`, what is left stays in `batch` with newer knowledge.
     async fn attempt(
         &self,
-        batch: &mut Vec<Candidate<'_>>,
+        batch: &mut Vec<Candidate>,
         known: &mut Known,
         done: &mut Results,
         all: bool,
@@ -181,7 +181,7 @@ impl Binder {
             .filter_map(|(position, _)| batch.get(*position))
             .map(|candidate| candidate.item.node.as_str())
             .collect();
-        let granted: Vec<&Candidate<'_>> = plan.granted.iter().filter_map(|position| batch.get(*position)).collect();
+        let granted: Vec<&Candidate> = plan.granted.iter().filter_map(|position| batch.get(*position)).collect();
         let guarded: Vec<String> =
             known.keys().filter(|node| plan.ledgers.contains_key(*node) || refusing.contains(node.as_str())).cloned().collect();
         let mut guards: Vec<Guard> =
@@ -214,7 +214,7 @@ impl Binder {
     /// Nothing can be granted: final only if the ledgers are really so.
     async fn confirm_refusals(
         &self,
-        batch: &mut Vec<Candidate<'_>>,
+        batch: &mut Vec<Candidate>,
         known: &mut Known,
         done: &mut Results,
         plan: Plan,
@@ -237,7 +237,7 @@ impl Binder {
         Ok(())
     }
 
-    fn settle(&self, batch: &mut Vec<Candidate<'_>>, plan: Plan, revision: i64, done: &mut Results) {
+    fn settle(&self, batch: &mut Vec<Candidate>, plan: Plan, revision: i64, done: &mut Results) {
         for position in plan.granted {
             let Some(candidate) = batch.get(position) else { continue };
             let mut bound = decide::result(Code::Bound, "");
@@ -255,7 +255,7 @@ impl Binder {
     /// Judges pods anew by what the store holds; `fresh` belongs to the granted positions.
     fn rejudge(
         &self,
-        batch: &mut Vec<Candidate<'_>>,
+        batch: &mut Vec<Candidate>,
         granted: &[usize],
         fresh: Vec<Option<crate::storage::Item>>,
         done: &mut Results,
@@ -270,7 +270,7 @@ impl Binder {
             let key = candidate.pod.key.clone();
             let read = item.and_then(|item| Entry::decode(Kind::Pod, &key, &item.value, item.revision).ok());
             let pod = read.map(|read| Arc::new(same_spec(read, Some(&candidate.pod))));
-            match (decide::judge_pod(candidate.item, pod.as_deref()), pod) {
+            match (decide::judge_pod(&candidate.item, pod.as_deref()), pod) {
                 (Ok(charge), Some(pod)) => {
                     candidate.charge = charge;
                     candidate.pod = pod;
@@ -314,12 +314,15 @@ fn bound_bytes(object: &Object, node: &str, now: minipod_proto::v1::Time) -> Vec
 }
 
 /// Batches of whole nodes, as far as a transaction takes them; the pods of a node that alone are too many are spread over several.
-fn split(candidates: Vec<Candidate<'_>>, limit: usize) -> Vec<Vec<Candidate<'_>>> {
-    let mut by_node: BTreeMap<&str, Vec<Candidate<'_>>> = BTreeMap::new();
+fn split(candidates: Vec<Candidate>, limit: usize) -> Vec<Vec<Candidate>> {
+    let mut by_node: BTreeMap<String, Vec<Candidate>> = BTreeMap::new();
     for candidate in candidates {
-        by_node.entry(candidate.item.node.as_str()).or_default().push(candidate);
+        match by_node.get_mut(&candidate.item.node) {
+            Some(group) => group.push(candidate),
+            None => drop(by_node.insert(candidate.item.node.clone(), vec![candidate])),
+        }
     }
-    let mut batches: Vec<Vec<Candidate<'_>>> = Vec::new();
+    let mut batches: Vec<Vec<Candidate>> = Vec::new();
     // Keys of the last batch: its pods and its nodes.
     let mut ops = limit;
     for (_, mut group) in by_node {

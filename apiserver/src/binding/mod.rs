@@ -52,8 +52,10 @@ impl Binder {
     /// When the request itself is wrong, or the store cannot be reached and nothing was done.
     pub async fn bind(&self, request: BindBatchRequest) -> Result<Vec<BindResult>, ApiError> {
         let keys = check(&request, self.registry.storage.max_ops())?;
-        let results = self.execute(&request.items, keys, request.mode == Mode::All as i32).await?;
-        for (item, result) in request.items.iter().zip(&results) {
+        let all = request.mode == Mode::All as i32;
+        let items: Vec<Arc<Item>> = request.items.into_iter().map(Arc::new).collect();
+        let results = self.execute(&items, keys, all).await?;
+        for (item, result) in items.iter().zip(&results) {
             if result.code == Code::Bound as i32 {
                 self.recorder.scheduled(item, &request.scheduler);
             }
