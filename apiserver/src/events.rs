@@ -16,8 +16,8 @@ use minipod_daemon::{
 use minipod_proto::{
     Kind,
     v1::{
-        CreateRequest, DeleteRequest, Event, EventReport, EventSource, Object, ObjectReference, bind_batch_request::Item,
-        object,
+        CreateRequest, DeleteRequest, Event, EventReport, EventSource, Object, ObjectReference,
+        bind_batch_request::Item, object,
     },
 };
 use tokio::sync::mpsc;
@@ -58,7 +58,8 @@ impl Recorder {
     /// A recorder and the queue that [`write`] empties.
     pub fn new(metrics: &Metrics) -> (Recorder, Queue) {
         let (queue, receiver) = mpsc::channel(QUEUE);
-        let dropped = metrics.counter("minipod_events_dropped_total", &[], "Events not written because there were too many.");
+        let dropped =
+            metrics.counter("minipod_events_dropped_total", &[], "Events not written because there were too many.");
         (Recorder { queue, dropped: Arc::clone(&dropped) }, Queue { receiver, dropped })
     }
 
@@ -70,7 +71,13 @@ impl Recorder {
     /// A pod was bound.
     pub fn scheduled(&self, item: &Item, scheduler: &str) {
         let message = format!("bound {}/{} to {}", item.namespace, item.pod, item.node);
-        self.of_scheduler(item.namespace.clone(), item.pod.clone(), item.uid.clone(), scheduler, ("Normal", "Scheduled", message));
+        self.of_scheduler(
+            item.namespace.clone(),
+            item.pod.clone(),
+            item.uid.clone(),
+            scheduler,
+            ("Normal", "Scheduled", message),
+        );
     }
 
     /// A pod could not be bound.
@@ -161,7 +168,7 @@ async fn store(registry: &Registry, happening: &Happening) -> Result<(), ApiErro
                 event.count = event.count.saturating_add(1);
                 event.last_timestamp = Some(now);
             }
-            Ok(Verdict::Put(object))
+            Ok(Verdict::put(object))
         })
         .await;
     match counted {
@@ -198,7 +205,8 @@ async fn store(registry: &Registry, happening: &Happening) -> Result<(), ApiErro
 /// The same happening has the same name, so that it is counted.
 fn name_of(happening: &Happening) -> String {
     let report = &happening.report;
-    let parts = [&report.uid, &report.reason, &report.message, &report.field_path, &happening.component, &happening.host];
+    let parts =
+        [&report.uid, &report.reason, &report.message, &report.field_path, &happening.component, &happening.host];
     // FNV-1a: stable over restarts and builds, which the standard hasher does not promise. A collision only merges two counts.
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in parts.into_iter().flat_map(|part| part.bytes().chain([0])) {

@@ -92,13 +92,17 @@ pub fn kind(name: &str) -> Result<Kind, ApiError> {
 pub fn object_key(kind: Kind, namespace: &str, name: &str) -> Result<String, ApiError> {
     check_name("name", name)?;
     match (kind.namespaced(), namespace) {
-        (true, "") => Err(ApiError::Invalid(format!("namespace: empty, but a {kind} lives in one, such as \"default\""))),
+        (true, "") => {
+            Err(ApiError::Invalid(format!("namespace: empty, but a {kind} lives in one, such as \"default\"")))
+        }
         (true, _) => {
             check_namespace(namespace)?;
             Ok(format!("{namespace}/{name}"))
         }
         (false, "") => Ok(name.to_owned()),
-        (false, _) => Err(ApiError::Invalid(format!("namespace: {namespace:?}, but a {kind} lives in none; leave it empty"))),
+        (false, _) => {
+            Err(ApiError::Invalid(format!("namespace: {namespace:?}, but a {kind} lives in none; leave it empty")))
+        }
     }
 }
 
@@ -163,7 +167,9 @@ mod tests {
 
     #[test]
     fn names_cannot_walk() {
-        for bad in ["", ".", "..", "../x", "a/b", "a/../b", "A", "-a", "a-", "a..b", ".a", "a\0", "ä", "a b", &"a".repeat(254)] {
+        for bad in
+            ["", ".", "..", "../x", "a/b", "a/../b", "A", "-a", "a-", "a..b", ".a", "a\0", "ä", "a b", &"a".repeat(254)]
+        {
             let error = object_key(Kind::Pod, "default", bad).expect_err(bad).to_string();
             assert!(error.starts_with("name: "), "{error}");
             let error = object_key(Kind::Pod, bad, "a").expect_err(bad).to_string();

@@ -126,8 +126,7 @@ impl Ledger {
     /// When an allocatable quantity is none.
     pub fn follow(&mut self, node: &Node) -> Result<(), ResourceError> {
         let allocatable = resources::node_allocatable(node)?;
-        self.allocatable =
-            allocatable.iter().filter(|(_, n)| *n != 0).map(|(name, n)| (name.to_owned(), n)).collect();
+        self.allocatable = allocatable.iter().filter(|(_, n)| *n != 0).map(|(name, n)| (name.to_owned(), n)).collect();
         self.unschedulable = node.spec().unschedulable;
         // A node of which nothing is known yet may be used; one that is known to be silent or unwell may not.
         self.not_ready = node.condition("Ready").is_some_and(|ready| ready.status != "True");
@@ -210,7 +209,3 @@ impl Ledger {
         self.used.get(PODS).copied().unwrap_or(0)
     }
 }
-
-#[cfg(test)]
-#[path = "ledger_tests.rs"]
-mod tests;

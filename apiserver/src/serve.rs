@@ -8,7 +8,10 @@ use minipod_proto::{
     v1::{images_server::ImagesServer, pod_access_server::PodAccessServer, scheduling_server::SchedulingServer},
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
-use tonic::{service::Routes, transport::{Server, server::TcpIncoming}};
+use tonic::{
+    service::Routes,
+    transport::{Server, server::TcpIncoming},
+};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
@@ -102,7 +105,13 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, StartE
     }
 
     let advertise = if config.advertise.is_empty() { address.to_string() } else { config.advertise.clone() };
-    let parts = Parts::new(&config, Identity { id: uuid::Uuid::new_v4().to_string(), address: advertise }, storage, cache, metrics);
+    let parts = Parts::new(
+        &config,
+        Identity { id: uuid::Uuid::new_v4().to_string(), address: advertise },
+        storage,
+        cache,
+        metrics,
+    );
     let routes = parts.spawn_tasks(&config, &shutdown);
     let router = parts.services(&config, routes, &shutdown)?;
 

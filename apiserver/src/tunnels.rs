@@ -78,7 +78,9 @@ impl Tunnels {
         self.sessions.ask(node, open).await?;
         match tokio::time::timeout(ARRIVAL, receiver).await {
             Ok(Ok((inbound, outbound))) => Ok(Tunnel { inbound, outbound, node: node.to_owned() }),
-            _ => Err(ApiError::Unavailable(format!("node {node} did not open a stream within {} s", ARRIVAL.as_secs()))),
+            _ => {
+                Err(ApiError::Unavailable(format!("node {node} did not open a stream within {} s", ARRIVAL.as_secs())))
+            }
         }
     }
 
@@ -115,7 +117,9 @@ impl Tunnel {
                 }
                 Ok(Some(TunnelFrame { frame: Some(frame) })) => return Ok(Some(frame)),
                 Ok(Some(TunnelFrame { frame: None })) => {}
-                Ok(None) => return Err(Status::unavailable(format!("the stream from node {} has ended early", self.node))),
+                Ok(None) => {
+                    return Err(Status::unavailable(format!("the stream from node {} has ended early", self.node)));
+                }
                 Err(status) => {
                     let text = status.message();
                     return Err(Status::unavailable(format!("the stream from node {} broke: {text}", self.node)));

@@ -15,7 +15,8 @@ use bytes::{Buf, BufMut};
 use minipod_proto::{
     Kind,
     v1::{
-        AgentMessage, ListRequest, ServerMessage, WatchRequest, nodes_server::NodesServer, objects_server::ObjectsServer,
+        AgentMessage, ListRequest, ServerMessage, WatchRequest, nodes_server::NodesServer,
+        objects_server::ObjectsServer,
     },
 };
 use prost::{
@@ -202,7 +203,9 @@ impl<D: Message + Default + Send + 'static> Decoder for ProstDecoder<D> {
         if !buffer.has_remaining() {
             return Ok(Some(D::default()));
         }
-        D::decode(buffer).map(Some).map_err(|error| Status::invalid_argument(format!("the message cannot be decoded: {error}")))
+        D::decode(buffer)
+            .map(Some)
+            .map_err(|error| Status::invalid_argument(format!("the message cannot be decoded: {error}")))
     }
 }
 

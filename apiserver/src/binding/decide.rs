@@ -41,7 +41,10 @@ pub fn judge_pod(item: &Item, entry: Option<&Entry>) -> Result<Charge, Box<BindR
     }
     if item.revision != 0 && item.revision < entry.spec_revision {
         let (decided, now) = (item.revision, entry.spec_revision);
-        return refuse(Code::PodChanged, format!("the spec of pod {} is of revision {now}, not of {decided}", entry.key));
+        return refuse(
+            Code::PodChanged,
+            format!("the spec of pod {} is of revision {now}, not of {decided}", entry.key),
+        );
     }
     if let Some(gate) = pod.spec().scheduling_gates.first() {
         return refuse(Code::PodChanged, format!("pod {} waits for its scheduling gate {}", entry.key, gate.name));
@@ -51,7 +54,9 @@ pub fn judge_pod(item: &Item, entry: Option<&Entry>) -> Result<Charge, Box<BindR
 
 fn charge_of(pod: &Pod, key: &str) -> Result<Charge, Box<BindResult>> {
     let charge = ledger::charge(pod);
-    charge.map_err(|error| Box::new(result(Code::PodChanged, format!("the requests of pod {key} cannot be summed: {error}"))))
+    charge.map_err(|error| {
+        Box::new(result(Code::PodChanged, format!("the requests of pod {key} cannot be summed: {error}")))
+    })
 }
 
 /// The result of a refusal by a node.
@@ -109,7 +114,3 @@ pub fn plan<'a>(
 pub fn gang() -> BindResult {
     result(Code::Gang, "another pod of the batch could not be bound")
 }
-
-#[cfg(test)]
-#[path = "decide_tests.rs"]
-mod tests;

@@ -59,8 +59,9 @@ impl Binder {
         } else {
             let limit = if all { usize::MAX } else { self.registry.storage.max_ops() };
             // Unordered: results carry their positions.
-            let mut batches =
-                stream::iter(split(candidates, limit)).map(|batch| self.bind_batch(batch, all)).buffer_unordered(IN_FLIGHT);
+            let mut batches = stream::iter(split(candidates, limit))
+                .map(|batch| self.bind_batch(batch, all))
+                .buffer_unordered(IN_FLIGHT);
             while let Some(results) = batches.next().await {
                 done.extend(results);
             }
@@ -75,11 +76,7 @@ impl Binder {
     }
 
     /// Sorts out what cannot be bound whatever the nodes say. A refusal that rests on the cache is confirmed by the store.
-    async fn candidates(
-        &self,
-        items: &[Arc<Item>],
-        keys: &[String],
-    ) -> Result<(Vec<Candidate>, Results), ApiError> {
+    async fn candidates(&self, items: &[Arc<Item>], keys: &[String]) -> Result<(Vec<Candidate>, Results), ApiError> {
         let cached = self.registry.cache.get_many(Kind::Pod, keys.iter().map(String::as_str));
         let (mut candidates, mut done) = (Vec::with_capacity(items.len()), Results::new());
         for (index, ((item, key), cached)) in items.iter().zip(keys).zip(cached).enumerate() {
@@ -90,7 +87,9 @@ impl Binder {
                     let read = self.registry.read(Kind::Pod, key).await?;
                     let fresh = read.map(|read| Arc::new(same_spec(read, cached.as_deref())));
                     match (decide::judge_pod(item, fresh.as_deref()), fresh) {
-                        (Ok(charge), Some(pod)) => candidates.push(Candidate { index, item: Arc::clone(item), pod, charge }),
+                        (Ok(charge), Some(pod)) => {
+                            candidates.push(Candidate { index, item: Arc::clone(item), pod, charge })
+                        }
                         (Err(result), _) => done.push((index, *result)),
                         (Ok(_), None) => {}
                     }
@@ -129,7 +128,8 @@ impl Binder {
                     }
                 }
                 Err(error) => {
-                    let uncertain = matches!(error, StoreError::Uncertain { .. }) || failure.code == Code::UnknownOutcome as i32;
+                    let uncertain =
+                        matches!(error, StoreError::Uncertain { .. }) || failure.code == Code::UnknownOutcome as i32;
                     let code = if uncertain { Code::UnknownOutcome } else { Code::Conflict };
                     failure = decide::result(code, error.to_string());
                     break;
@@ -149,12 +149,14 @@ impl Binder {
         let cached = self.registry.cache.ledgers(nodes.iter().map(String::as_str));
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = nodes.iter().zip(cached).map(|(node, cached)| {
-            let ours = recent.get(node).filter(|(_, revision)| cached.as_ref().is_none_or(|cached| cached.1 < *revision));
+            let ours =
+                recent.get(node).filter(|(_, revision)| cached.as_ref().is_none_or(|cached| cached.1 < *revision));
             let newest = ours.cloned().or(cached);
             if ours.is_none() {
                 recent.remove(node);
             }
-            let (ledger, revision) = newest.map_or((None, 0), |(ledger, revision)| (Some(Ledger::clone(&ledger)), revision));
+            let (ledger, revision) =
+                newest.map_or((None, 0), |(ledger, revision)| (Some(Ledger::clone(&ledger)), revision));
             (node.clone(), (ledger, revision))
         });
         newest.collect()
@@ -182,8 +184,11 @@ impl Binder {
             .map(|candidate| candidate.item.node.as_str())
             .collect();
         let granted: Vec<&Candidate> = plan.granted.iter().filter_map(|position| batch.get(*position)).collect();
-        let guarded: Vec<String> =
-            known.keys().filter(|node| plan.ledgers.contains_key(*node) || refusing.contains(node.as_str())).cloned().collect();
+        let guarded: Vec<String> = known
+            .keys()
+            .filter(|node| plan.ledgers.contains_key(*node) || refusing.contains(node.as_str()))
+            .cloned()
+            .collect();
         let mut guards: Vec<Guard> =
             granted.iter().map(|c| Guard::new(keys::object(Kind::Pod, &c.pod.key), c.pod.revision)).collect();
         guards.extend(guarded.iter().filter_map(|node| Some(Guard::new(keys::ledger(node), known.get(node)?.1))));

@@ -63,7 +63,9 @@ impl Binder {
         for code in results.iter().map(|result| result.code).collect::<BTreeSet<i32>>() {
             let count = results.iter().filter(|result| result.code == code).count();
             let name = Code::try_from(code).map_or("UNKNOWN", |code| code.as_str_name());
-            self.metrics.counter("minipod_binds_total", &[("code", name)], "Items of BindBatch by result.").add(count as u64);
+            self.metrics
+                .counter("minipod_binds_total", &[("code", name)], "Items of BindBatch by result.")
+                .add(count as u64);
         }
         Ok(results)
     }
@@ -91,7 +93,9 @@ fn check(request: &BindBatchRequest, max_ops: usize) -> Result<Vec<String>, ApiE
         let key = keys::object_key(minipod_proto::Kind::Pod, &item.namespace, &item.pod);
         match key.and_then(|key| keys::check_name("node", &item.node).map(|()| key)) {
             Ok(key) if seen.contains(&key) => problems.push(format!("items[{index}]: pod {key} is in the batch twice")),
-            Ok(_) if item.uid.is_empty() => problems.push(format!("items[{index}].uid: empty; say which pod of that name is meant")),
+            Ok(_) if item.uid.is_empty() => {
+                problems.push(format!("items[{index}].uid: empty; say which pod of that name is meant"))
+            }
             Ok(key) => {
                 seen.insert(key.clone());
                 keys.push(key);

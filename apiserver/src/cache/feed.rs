@@ -57,7 +57,10 @@ async fn run(cache: &Cache, storage: &Storage) {
                 backoff.reset();
             }
             Err(StoreError::Compacted { .. }) => {
-                tracing::warn!(revision = cache.revision(), "the store has compacted what was not seen yet: listing again");
+                tracing::warn!(
+                    revision = cache.revision(),
+                    "the store has compacted what was not seen yet: listing again"
+                );
                 step = Step::List;
             }
             Err(error) => {

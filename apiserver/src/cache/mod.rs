@@ -19,8 +19,8 @@ use minipod_daemon::metrics::Registry;
 use minipod_proto::{Kind, v1::Object};
 use tokio::sync::watch;
 
-pub use state::{Change, ReplicaSummary};
 use state::State;
+pub use state::{Change, ReplicaSummary};
 pub use watcher::{Cut, Delivery, Filter, Subscription};
 
 use crate::{error::ApiError, ledger::Ledger, storage::Item};
@@ -286,7 +286,3 @@ impl Cache {
         });
     }
 }
-
-#[cfg(test)]
-#[path = "cache_tests.rs"]
-mod tests;

@@ -347,13 +347,7 @@ impl State {
         cut
     }
 
-    fn change_object(
-        &mut self,
-        kind: Kind,
-        key: String,
-        entry: Option<Box<Entry>>,
-        revision: i64,
-    ) -> Option<Change> {
+    fn change_object(&mut self, kind: Kind, key: String, entry: Option<Box<Entry>>, revision: i64) -> Option<Change> {
         let before = self.kind(kind).objects.get(&key).cloned();
         let Some(mut entry) = entry else {
             let before = before?;

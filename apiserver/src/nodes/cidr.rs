@@ -66,7 +66,12 @@ pub enum Choice {
 }
 
 /// Chooses a range. `given`: owner and key revision by number; `alive`: whether anything of an owner is left.
-pub fn choose(cidr: ClusterCidr, node: &str, given: &BTreeMap<u32, (String, i64)>, alive: impl Fn(&str) -> bool) -> Choice {
+pub fn choose(
+    cidr: ClusterCidr,
+    node: &str,
+    given: &BTreeMap<u32, (String, i64)>,
+    alive: impl Fn(&str) -> bool,
+) -> Choice {
     if let Some((index, _)) = given.iter().find(|(index, (owner, _))| owner == node && **index < cidr.capacity()) {
         return Choice::Has(*index);
     }
@@ -84,10 +89,23 @@ mod tests {
     #[test]
     fn ranges() {
         let cidr: ClusterCidr = "10.42.0.0/16".parse().expect("good");
-        assert_eq!((cidr.capacity(), cidr.range(0), cidr.range(255)), (256, "10.42.0.0/24".into(), "10.42.255.0/24".into()));
+        assert_eq!(
+            (cidr.capacity(), cidr.range(0), cidr.range(255)),
+            (256, "10.42.0.0/24".into(), "10.42.255.0/24".into())
+        );
         let one: ClusterCidr = "192.168.7.0/24".parse().expect("good");
         assert_eq!((one.capacity(), one.range(0)), (1, "192.168.7.0/24".into()));
-        for bad in ["", "10.42.0.0", "10.42.0.1/16", "10.42.0.0/25", "10.0.0.0/7", "x/16", "10.42.0.0/", "::/16", "10.42.0.0/99"] {
+        for bad in [
+            "",
+            "10.42.0.0",
+            "10.42.0.1/16",
+            "10.42.0.0/25",
+            "10.0.0.0/7",
+            "x/16",
+            "10.42.0.0/",
+            "::/16",
+            "10.42.0.0/99",
+        ] {
             assert!(bad.parse::<ClusterCidr>().is_err(), "{bad}");
         }
     }

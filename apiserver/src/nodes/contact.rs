@@ -101,7 +101,7 @@ async fn mark_silent(registry: &Registry, sessions: &Sessions, grace: Duration) 
                     let mut node = node.clone();
                     let message = format!("the node has not been heard of for {} s", grace.as_secs_f64());
                     node.status_mut().set_condition("Ready", "Unknown", "NodeSilent", &message, registry.now());
-                    Verdict::Put(node.into())
+                    Verdict::put(node)
                 }
                 _ => Verdict::Keep,
             })
@@ -132,7 +132,7 @@ async fn mark_pods(registry: &Registry, sessions: &Sessions, node: &str, grace: 
             let mut pod = pod.clone();
             let message = format!("node {node} is silent");
             let changed = pod.status_mut().set_condition("Ready", "False", "NodeNotReady", &message, registry.now());
-            Ok(if changed { Verdict::Put(pod.into()) } else { Verdict::Keep })
+            Ok(if changed { Verdict::put(pod) } else { Verdict::Keep })
         });
         match marked.await {
             Ok(_) | Err(ApiError::NotFound { .. }) => {}

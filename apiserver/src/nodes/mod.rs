@@ -143,11 +143,15 @@ impl Sessions {
         {
             return Ok(());
         }
-        let elsewhere = self.cache.replicas().into_iter().find(|(id, seen)| {
-            *id != self.identity.id && seen.nodes.iter().any(|known| known == node)
-        });
+        let elsewhere = self
+            .cache
+            .replicas()
+            .into_iter()
+            .find(|(id, seen)| *id != self.identity.id && seen.nodes.iter().any(|known| known == node));
         Err(ApiError::Unavailable(match elsewhere {
-            Some((_, seen)) => format!("node {node} has its session with the API server at {}; ask that one", seen.address),
+            Some((_, seen)) => {
+                format!("node {node} has its session with the API server at {}; ask that one", seen.address)
+            }
             None => format!("node {node} has no session: its agent is not connected"),
         }))
     }

@@ -58,7 +58,8 @@ impl Registrar {
             Err(ApiError::Exists { .. }) => self.refresh(&name, &given, &range).await?,
             done => done?,
         };
-        let node = Node::try_from(node).map_err(|_| ApiError::Unavailable("the store holds no node under the node's key".into()))?;
+        let node = Node::try_from(node)
+            .map_err(|_| ApiError::Unavailable("the store holds no node under the node's key".into()))?;
         let pod_cidr = node.spec().pod_cidr.clone();
         Ok(RegisterResponse { node: Some(node), pod_cidr, heartbeat_interval_ms: self.heartbeat_interval_ms })
     }
@@ -92,7 +93,7 @@ impl Registrar {
             node.status = Some(alive(given.status.clone().unwrap_or_default(), Some(old_node.status()), now));
             let object = Object::from(node);
             crate::registry::admission::validate_update(old, &object)?;
-            Ok(Verdict::Put(object))
+            Ok(Verdict::put(object))
         });
         Ok(written.await?.object)
     }
@@ -111,7 +112,8 @@ impl Registrar {
             }
             let cache = &self.registry.cache;
             let left = |node: &str| {
-                cache.get(Kind::Node, node).is_some() || cache.ledgers(std::iter::once(node)).into_iter().flatten().next().is_some()
+                cache.get(Kind::Node, node).is_some()
+                    || cache.ledgers(std::iter::once(node)).into_iter().flatten().next().is_some()
             };
             let (index, revision) = match cidr::choose(self.cluster_cidr, name, &given, left) {
                 Choice::Has(index) => return Ok(self.cluster_cidr.range(index)),
@@ -119,7 +121,9 @@ impl Registrar {
                 Choice::Reclaim(index, revision) => (index, revision),
                 Choice::Full => {
                     let (cidr, count) = (self.cluster_cidr, self.cluster_cidr.capacity());
-                    return Err(ApiError::TooLarge(format!("--cluster-cidr {cidr} has room for {count} nodes, and all are taken")));
+                    return Err(ApiError::TooLarge(format!(
+                        "--cluster-cidr {cidr} has room for {count} nodes, and all are taken"
+                    )));
                 }
             };
             let guard = Guard::new(keys::pod_cidr(index), revision);

@@ -136,7 +136,8 @@ impl Session<'_> {
             self.shared.sessions.touch(self.node);
             let taken = match message.message {
                 Some(agent_message::Message::Heartbeat(Heartbeat { sequence })) => {
-                    let echo = ServerMessage { message: Some(server_message::Message::Heartbeat(Heartbeat { sequence })) };
+                    let echo =
+                        ServerMessage { message: Some(server_message::Message::Heartbeat(Heartbeat { sequence })) };
                     // A stream so full that the echo does not fit shows the agent enough life.
                     let _ = self.control.try_send(echo);
                     Ok(())
@@ -150,7 +151,9 @@ impl Session<'_> {
                     }
                     Ok(())
                 }
-                Some(agent_message::Message::Hello(_)) => Err(Status::invalid_argument("message: hello comes once, first")),
+                Some(agent_message::Message::Hello(_)) => {
+                    Err(Status::invalid_argument("message: hello comes once, first"))
+                }
                 None => Ok(()),
             };
             if let Err(status) = taken {
@@ -245,7 +248,7 @@ impl Session<'_> {
                 return Ok(Verdict::Keep);
             }
             node.status = Some(status);
-            Ok(Verdict::Put(node.into()))
+            Ok(Verdict::put(node))
         });
         written.await.map(drop)
     }
@@ -271,7 +274,7 @@ impl Session<'_> {
                 let mut pod = self.own(object, report)?.clone();
                 pod.status = Some(merge_status(&pod, status.clone()));
                 let new = Object::from(pod);
-                Ok(if new == *object { Verdict::Keep } else { Verdict::Put(new) })
+                Ok(if new == *object { Verdict::Keep } else { Verdict::put(new) })
             });
             written.await?;
         }

@@ -3,6 +3,7 @@
 use minipod_proto::{
     Kind, defaults, resources,
     v1::{Object, PodSpec, PodStatus, PriorityClass, Time, object},
+    validate,
 };
 
 use crate::{
@@ -25,10 +26,14 @@ const STEM_LIMIT: usize = 63 - SUFFIX;
 /// # Errors
 /// When it is no object, or carries a resourceVersion.
 pub fn prepare(object: &mut Object, now: Time) -> Result<Kind, ApiError> {
-    let kind = object.kind_of().ok_or_else(|| ApiError::Invalid("object: missing, or of a kind that is not known here".into()))?;
+    let kind = object
+        .kind_of()
+        .ok_or_else(|| ApiError::Invalid("object: missing, or of a kind that is not known here".into()))?;
     if !object.meta().resource_version.is_empty() {
         let given = &object.meta().resource_version;
-        return Err(ApiError::Invalid(format!("metadata.resourceVersion: {given:?}, but a new object has none; leave it empty")));
+        return Err(ApiError::Invalid(format!(
+            "metadata.resourceVersion: {given:?}, but a new object has none; leave it empty"
+        )));
     }
     defaults::apply(object);
     object.set_type();
@@ -78,46 +83,6 @@ pub fn validate(object: &Object) -> Result<(), ApiError> {
 /// When there are any.
 pub fn validate_update(old: &Object, new: &Object) -> Result<(), ApiError> {
     problems(&validate::update(old, new))
-}
-
-/// What the API server itself relies on, until the contract's own validation takes its place.
-mod validate {
-    use minipod_proto::{resources, v1::Object};
-
-    pub fn create(object: &Object) -> Vec<String> {
-        let mut problems = Vec::new();
-        if let Some(pod) = object.as_pod() {
-            if pod.spec().containers.is_empty() {
-                problems.push("spec.containers: empty; a pod has at least one".to_owned());
-            }
-            match resources::pod_requests(pod.spec()) {
-                Ok(all) => problems.extend(
-                    all.iter().filter(|(_, n)| *n < 0).map(|(name, n)| format!("spec: requests {n} of {name}; not below 0")),
-                ),
-                Err(error) => problems.push(format!("spec: {error}")),
-            }
-        }
-        problems
-    }
-
-    pub fn update(old: &Object, new: &Object) -> Vec<String> {
-        let mut problems = create(new);
-        if let (Some(old), Some(new)) = (old.as_pod(), new.as_pod()) {
-            let frozen = |pod: &minipod_proto::v1::Pod| {
-                let mut spec = pod.spec().clone();
-                spec.containers.iter_mut().chain(&mut spec.init_containers).for_each(|c| c.image.clear());
-                spec.active_deadline_seconds = None;
-                spec.tolerations.clear();
-                spec.scheduling_gates.clear();
-                spec.termination_grace_period_seconds = None;
-                spec
-            };
-            if frozen(old) != frozen(new) {
-                problems.push("spec: only images, activeDeadlineSeconds, tolerations and schedulingGates can change".to_owned());
-            }
-        }
-        problems
-    }
 }
 
 fn problems<P: ToString>(problems: &[P]) -> Result<(), ApiError> {

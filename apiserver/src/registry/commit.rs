@@ -32,18 +32,10 @@ enum Booking {
 }
 
 /// The present state of an object, from wherever it is known.
-enum Base {
-    Cached(Arc<Entry>),
-    Read(Entry),
-}
-
-impl Base {
-    fn entry(&self) -> &Entry {
-        match self {
-            Base::Cached(entry) => entry,
-            Base::Read(entry) => entry,
-        }
-    }
+struct Base {
+    entry: Arc<Entry>,
+    /// From the cache, which may be behind the store.
+    cached: bool,
 }
 
 impl Registry {
@@ -55,38 +47,47 @@ impl Registry {
     where
         F: FnMut(&Object) -> Result<Verdict, ApiError>,
     {
-        let mut base = self.cache.get(kind, key).map(Base::Cached);
+        let mut base = self.cache.get(kind, key).map(|entry| Base { entry, cached: true });
         let mut ledger_hint = None;
         let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(50));
         for attempt in 0..ATTEMPTS {
             let present = match base.take() {
                 Some(base) => base,
-                None => Base::Read(self.read(kind, key).await?.ok_or(ApiError::NotFound { kind, key: key.to_owned() })?),
+                None => {
+                    let read = self.read(kind, key).await?;
+                    let entry = read.ok_or(ApiError::NotFound { kind, key: key.to_owned() })?;
+                    Base { entry: Arc::new(entry), cached: false }
+                }
             };
-            let entry = present.entry();
+            let entry = &*present.entry;
             let verdict = match decide(&entry.object) {
-                Ok(Verdict::Keep) | Err(_) if matches!(present, Base::Cached(_)) => continue,
+                Ok(Verdict::Keep) | Err(_) if present.cached => continue,
                 verdict => verdict?,
             };
             let new = match verdict {
                 Verdict::Keep => {
                     return Ok(Written { object: entry.object.clone(), revision: entry.revision, gone: false });
                 }
-                Verdict::Put(object) => Some(object),
+                Verdict::Put(object) => Some(*object),
                 Verdict::Remove => None,
             };
             let written = self.write(kind, key, Some(entry), new.as_ref(), None, ledger_hint.take()).await?;
             match written {
                 Outcome::Done { revision } => {
                     let gone = new.is_none();
-                    return Ok(Written { object: stamped(new.as_ref().unwrap_or(&entry.object), revision), revision, gone });
+                    return Ok(Written {
+                        object: stamped(new.as_ref().unwrap_or(&entry.object), revision),
+                        revision,
+                        gone,
+                    });
                 }
                 Outcome::Lost { present } => {
                     self.conflicts.increment();
                     let mut present = present.into_iter();
                     let object = present.next().flatten();
                     let object = object.ok_or(ApiError::NotFound { kind, key: key.to_owned() })?;
-                    base = Some(Base::Read(Entry::decode(kind, key, &object.value, object.revision)?));
+                    let entry = Entry::decode(kind, key, &object.value, object.revision)?;
+                    base = Some(Base { entry: Arc::new(entry), cached: false });
                     ledger_hint = present.next();
                 }
             }
@@ -139,7 +140,9 @@ impl Registry {
         };
         match known {
             Some((false, revision)) => Ok(Some(Guard::new(keys::object(Kind::Namespace, namespace), revision))),
-            Some((true, _)) => Err(ApiError::Precondition(format!("namespace {namespace} is being deleted: nothing new is made in it"))),
+            Some((true, _)) => Err(ApiError::Precondition(format!(
+                "namespace {namespace} is being deleted: nothing new is made in it"
+            ))),
             None => Err(ApiError::NotFound { kind: Kind::Namespace, key: namespace.to_owned() }),
         }
     }
@@ -176,7 +179,8 @@ impl Registry {
         let item = match hint {
             Some(item) => item,
             None => {
-                if let Some((ledger, revision)) = self.cache.ledgers(std::iter::once(node)).into_iter().flatten().next() {
+                if let Some((ledger, revision)) = self.cache.ledgers(std::iter::once(node)).into_iter().flatten().next()
+                {
                     return Ok((Some(Ledger::clone(&ledger)), revision));
                 }
                 self.storage.get(keys::ledger(node)).await?.0
@@ -241,8 +245,13 @@ fn booking(old: Option<&Object>, new: Option<&Object>) -> Result<Option<(String,
     }
     let node = |object: Option<&Object>| object.and_then(Object::as_node).cloned();
     Ok(match (node(old), node(new)) {
-        (_, Some(new)) => Some((new.metadata.as_ref().map(|meta| meta.name.clone()).unwrap_or_default(), Booking::Follow(Box::new(new)))),
-        (Some(old), None) => Some((old.metadata.as_ref().map(|meta| meta.name.clone()).unwrap_or_default(), Booking::NodeGone)),
+        (_, Some(new)) => Some((
+            new.metadata.as_ref().map(|meta| meta.name.clone()).unwrap_or_default(),
+            Booking::Follow(Box::new(new)),
+        )),
+        (Some(old), None) => {
+            Some((old.metadata.as_ref().map(|meta| meta.name.clone()).unwrap_or_default(), Booking::NodeGone))
+        }
         (None, None) => None,
     })
 }

@@ -78,7 +78,7 @@ fn mark(object: &Object, grace: i64, now: Time) -> Verdict {
         meta.deletion_grace_period_seconds = Some(grace);
         meta.generation = meta.generation.saturating_add(1);
     }
-    Verdict::Put(object)
+    Verdict::put(object)
 }
 
 #[cfg(test)]

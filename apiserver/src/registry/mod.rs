@@ -39,9 +39,16 @@ pub enum Verdict {
     /// Nothing: it is as it shall be.
     Keep,
     /// This instead.
-    Put(Object),
+    Put(Box<Object>),
     /// It goes.
     Remove,
+}
+
+impl Verdict {
+    /// This instead.
+    pub fn put(object: impl Into<Object>) -> Verdict {
+        Verdict::Put(Box::new(object.into()))
+    }
 }
 
 /// What became of it.
@@ -128,7 +135,10 @@ impl Registry {
 }
 
 /// The status that a pod has after a report: terminal phases are for ever, and what only the server knows is kept.
-pub fn merge_status(pod: &minipod_proto::v1::Pod, mut reported: minipod_proto::v1::PodStatus) -> minipod_proto::v1::PodStatus {
+pub fn merge_status(
+    pod: &minipod_proto::v1::Pod,
+    mut reported: minipod_proto::v1::PodStatus,
+) -> minipod_proto::v1::PodStatus {
     let old = pod.status();
     let phase = minipod_proto::Phase::from(reported.phase.as_str());
     if pod.is_terminal() && phase != pod.phase() {

@@ -58,7 +58,7 @@ impl Registry {
         if dry_run {
             let old = self.read(kind, key).await?.ok_or(ApiError::NotFound { kind, key: key.to_owned() })?;
             return Ok(match decide(&old.object)? {
-                Verdict::Put(new) => new,
+                Verdict::Put(new) => *new,
                 Verdict::Keep | Verdict::Remove => old.object,
             });
         }
@@ -149,7 +149,7 @@ fn replaced(old: &Object, mut new: Object) -> Result<Verdict, ApiError> {
     if freed && old.meta().deletion_timestamp.is_some() && !super::delete::waits_for_node(old) {
         return Ok(Verdict::Remove);
     }
-    Ok(if *old == new { Verdict::Keep } else { Verdict::Put(new) })
+    Ok(if *old == new { Verdict::Keep } else { Verdict::put(new) })
 }
 
 /// The status from `new`, everything else from `old`.
@@ -166,7 +166,7 @@ fn restated(old: &Object, new: Object) -> Result<Verdict, ApiError> {
             return Err(ApiError::Invalid(format!("a {kind} has no status that could be written")));
         }
     }
-    Ok(if *old == object { Verdict::Keep } else { Verdict::Put(object) })
+    Ok(if *old == object { Verdict::Keep } else { Verdict::put(object) })
 }
 
 /// Metadata that only the server changes.

@@ -52,7 +52,9 @@ impl AccessApi {
     async fn find(&self, namespace: &str, name: &str, container: &str) -> Result<(Pod, String, String), ApiError> {
         let key = keys::object_key(Kind::Pod, namespace, name)?;
         let entry = self.registry.read(Kind::Pod, &key).await?;
-        let pod = entry.and_then(|entry| Pod::try_from(entry.object).ok()).ok_or(ApiError::NotFound { kind: Kind::Pod, key: key.clone() })?;
+        let pod = entry
+            .and_then(|entry| Pod::try_from(entry.object).ok())
+            .ok_or(ApiError::NotFound { kind: Kind::Pod, key: key.clone() })?;
         let node = pod.node_name().map(str::to_owned);
         let node = node.ok_or_else(|| ApiError::Precondition(format!("pod {key} is not bound to a node yet")))?;
         let container = container_of(&pod, &key, container)?;
@@ -121,7 +123,9 @@ impl pod_access_server::PodAccess for AccessApi {
         let (pod, node, container) = self.find(&start.namespace, &start.pod, &start.container).await?;
         if pod.status().phase != "Running" && pod.status().phase != "Pending" {
             let phase = &pod.status().phase;
-            return Err(ApiError::Precondition(format!("pod {}/{} has ended: {phase}", start.namespace, start.pod)).into());
+            return Err(
+                ApiError::Precondition(format!("pod {}/{} has ended: {phase}", start.namespace, start.pod)).into()
+            );
         }
         start.container = container;
         let uid = &pod.metadata.unwrap_or_default().uid;
@@ -179,7 +183,10 @@ async fn pump_exec(mut tunnel: Tunnel, inbound: Streaming<ExecFrame>, out: mpsc:
     input.abort();
 }
 
-async fn pump_input(mut inbound: Streaming<ExecFrame>, to_agent: mpsc::Sender<Result<minipod_proto::v1::TunnelFrame, Status>>) {
+async fn pump_input(
+    mut inbound: Streaming<ExecFrame>,
+    to_agent: mpsc::Sender<Result<minipod_proto::v1::TunnelFrame, Status>>,
+) {
     while let Ok(Some(exec)) = inbound.message().await {
         if matches!(exec.frame, Some(exec_frame::Frame::Stdin(_) | exec_frame::Frame::StdinClosed(_)))
             && to_agent.send(frame(Frame::Exec(exec))).await.is_err()
@@ -227,7 +234,8 @@ impl images_server::Images for AccessApi {
         }
         let mut summary = ImageLoadSummary::default();
         for (node, load) in nodes.into_iter().zip(loads) {
-            let result = load.await.unwrap_or_else(|error| Err(Status::internal(format!("the load has ended early: {error}"))));
+            let result =
+                load.await.unwrap_or_else(|error| Err(Status::internal(format!("the load has ended early: {error}"))));
             let (images, error) = parts(result);
             summary.nodes.push(image_load_summary::PerNode { node, images, error });
         }
@@ -238,7 +246,9 @@ impl images_server::Images for AccessApi {
         let nodes = self.ready_nodes(&request.into_inner().nodes)?;
         let lists = nodes.into_iter().map(|node| async {
             let listed = tokio::time::timeout(LISTING, list_one(&self.tunnels, &node)).await;
-            let listed = listed.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer within {} s", LISTING.as_secs()))));
+            let listed = listed.unwrap_or_else(|_| {
+                Err(Status::deadline_exceeded(format!("no answer within {} s", LISTING.as_secs())))
+            });
             let (images, error) = parts(listed);
             image_list_summary::PerNode { node, images, error }
         });
@@ -271,7 +281,12 @@ async fn load_one(
                 Ok(Ok(())) if complete => return Ok(()),
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Status::unavailable(format!("node {node} has closed the stream"))),
-                Err(_) => return Err(Status::deadline_exceeded(format!("node {node} took nothing for {} s", STALL.as_secs()))),
+                Err(_) => {
+                    return Err(Status::deadline_exceeded(format!(
+                        "node {node} took nothing for {} s",
+                        STALL.as_secs()
+                    )));
+                }
             }
         }
         Err(Status::aborted("the upload broke off"))
@@ -283,7 +298,9 @@ async fn load_one(
         fed = feed => fed?,
     }
     let unpacked = tokio::time::timeout(UNPACK, answer(&mut tunnel)).await;
-    unpacked.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("node {node} did not unpack it within {} s", UNPACK.as_secs()))))
+    unpacked.unwrap_or_else(|_| {
+        Err(Status::deadline_exceeded(format!("node {node} did not unpack it within {} s", UNPACK.as_secs())))
+    })
 }
 
 async fn list_one(tunnels: &Tunnels, node: &str) -> Result<Vec<ImageInfo>, Status> {
@@ -297,7 +314,9 @@ async fn answer(tunnel: &mut Tunnel) -> Result<Vec<ImageInfo>, Status> {
             Some(Frame::Images(list)) => return Ok(list.images),
             Some(Frame::ImageLoaded(loaded)) => return Ok(loaded.images),
             Some(_) => {}
-            None => return Err(Status::unavailable(format!("node {} has ended the stream without an answer", tunnel.node))),
+            None => {
+                return Err(Status::unavailable(format!("node {} has ended the stream without an answer", tunnel.node)));
+            }
         }
     }
 }

@@ -2,9 +2,7 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use minipod_proto::v1::{
-    AgentMessage, RegisterRequest, RegisterResponse, ServerMessage, TunnelFrame, nodes_server,
-};
+use minipod_proto::v1::{AgentMessage, RegisterRequest, RegisterResponse, ServerMessage, TunnelFrame, nodes_server};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -49,7 +47,10 @@ impl nodes_server::Nodes for NodesApi {
         Ok(Response::new(self.registrar.register(request.into_inner().node).await?))
     }
 
-    async fn session(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Self::SessionStream>, Status> {
+    async fn session(
+        &self,
+        request: Request<Streaming<AgentMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
         let messages = self.open_session(request.into_inner()).await?;
         Ok(Response::new(Box::pin(messages.map(|message| wire::decoded(&message?)))))
     }

@@ -78,11 +78,19 @@ impl ObjectsApi {
     }
 
     /// The first page came from the cache; the others come from the store, at the first one's revision.
-    async fn later_page(&self, kind: Kind, filter: &Filter, token: &Token, limit: usize) -> Result<EncodedList, ApiError> {
+    async fn later_page(
+        &self,
+        kind: Kind,
+        filter: &Filter,
+        token: &Token,
+        limit: usize,
+    ) -> Result<EncodedList, ApiError> {
         let prefix = keys::range_prefix(kind, &filter.namespace);
         let whole = keys::object(kind, &token.key);
         if !whole.starts_with(prefix.as_bytes()) {
-            return Err(ApiError::Invalid("continue: the token belongs to another list; repeat the list's other parameters".into()));
+            return Err(ApiError::Invalid(
+                "continue: the token belongs to another list; repeat the list's other parameters".into(),
+            ));
         }
         let (end, mut from) = (storage::prefix_end(&prefix), storage::after(&whole));
         let mut page = Collected::new(limit);
@@ -121,7 +129,10 @@ impl ObjectsApi {
         let kind = keys::kind(&request.kind)?;
         let filter = Filter::parse(kind, &request.namespace, &request.label_selector, &request.field_selector)?;
         if request.revision < 0 {
-            return Err(ApiError::Invalid(format!("revision: {} is negative; 0 begins with what there is", request.revision)));
+            return Err(ApiError::Invalid(format!(
+                "revision: {} is negative; 0 begins with what there is",
+                request.revision
+            )));
         }
         if request.revision == 0 {
             let now = self.registry.storage.revision().await?;
@@ -205,10 +216,14 @@ impl Token {
     fn parse(text: &str) -> Result<Token, ApiError> {
         let parts = text.split_once('/').and_then(|(revision, key)| Some((revision.parse::<i64>().ok()?, key)));
         match parts {
-            Some((revision, key)) if revision > 0 && key.split('/').all(|part| keys::check_name("continue", part).is_ok()) => {
+            Some((revision, key))
+                if revision > 0 && key.split('/').all(|part| keys::check_name("continue", part).is_ok()) =>
+            {
                 Ok(Token { revision, key: key.to_owned() })
             }
-            _ => Err(ApiError::Invalid("continue: no token of this server; repeat it as the page before gave it".into())),
+            _ => {
+                Err(ApiError::Invalid("continue: no token of this server; repeat it as the page before gave it".into()))
+            }
         }
     }
 }

@@ -58,7 +58,7 @@ impl SchedulingApi {
             }
             let mut pod = pod.clone();
             changed = pod.status_mut().set_condition("PodScheduled", "False", reason, &message, now);
-            Ok(if changed { Verdict::Put(pod.into()) } else { Verdict::Keep })
+            Ok(if changed { Verdict::put(pod) } else { Verdict::Keep })
         });
         match written.await {
             Ok(_) if changed => {
