@@ -115,6 +115,12 @@ impl Shared {
         self.restores.load(Ordering::Acquire)
     }
 
+    /// Frees up to `max_versions` versions that are compacted away; whether there are more. The watch hub does this where
+    /// there is one, see [`Store::sweep`].
+    pub fn sweep(&self, max_versions: usize) -> bool {
+        self.write().sweep(max_versions)
+    }
+
     /// Names the thread that is woken when the state has changed; the first call counts.
     pub fn wake_with(&self, thread: Thread) {
         let _ = self.hub.set(thread);

@@ -11,11 +11,13 @@
 //! - the order of lease ids and of a lease's keys: etcd lists leases by expiry and keys in no order;
 //! - what is left of a lease, by up to two seconds of elapsed time;
 //! - hashes: they cover the storage format;
+//! - a transaction that removes a key with a delete "from key on" and then puts it keeping value or lease: etcd panics;
 //! - negative start revisions of watches, which etcd takes for very large ones.
 
 mod common;
 
-use common::{Etcd, Ours, Raw, Rng, WatchCreate, option, watch_cancel};
+use common::requests::Requests;
+use common::{Etcd, Ours, Raw, WatchCreate, option, watch_cancel};
 use etcd_client::proto::*;
 use minipod_store::etcdapi::FaceConfig;
 use std::collections::BTreeMap;
@@ -136,22 +138,21 @@ struct Pair {
     asked: usize,
     /// Ids that a client may cancel.
     ids: Vec<i64>,
-    cancels: usize,
 }
 
 struct Run {
-    rng: Rng,
+    make: Requests,
     ours: Ours,
     etcd: Etcd,
-    revision: i64,
-    compacted: i64,
-    leases: Vec<i64>,
     pairs: Vec<Pair>,
     counts: BTreeMap<&'static str, u64>,
     done: Vec<String>,
 }
 
-const KEYS_PER_PREFIX: u64 = 12;
+/// A key that every stream watches, under an id of its own.
+const MARK: &[u8] = b"~mark";
+const MARK_ID: i64 = 1_000;
+
 const WAIT: Duration = Duration::from_secs(20);
 
 macro_rules! both {
@@ -159,7 +160,8 @@ macro_rules! both {
         let request = $request;
         let (ours, etcd) = tokio::join!($run.ours.client.$method(&request), $run.etcd.client.$method(&request));
         if let Ok(answer) = &ours {
-            $run.revision = answer.header.as_ref().map_or($run.revision, |header| header.revision.max($run.revision));
+            $run.make.revision =
+                answer.header.as_ref().map_or($run.make.revision, |header| header.revision.max($run.make.revision));
         }
         let is_ok = ours.is_ok();
         let (ours, etcd) = (told(ours, $clean), told(etcd, $clean));
@@ -188,178 +190,26 @@ impl Run {
         panic!("{what}\n the last operations:\n{}", recent.map(String::as_str).collect::<Vec<_>>().join("\n"));
     }
 
-    fn key(&mut self) -> Vec<u8> {
-        if self.rng.one_in(200) {
-            return Vec::new();
-        }
-        let prefix = if self.rng.one_in(2) { 'a' } else { 'b' };
-        format!("{prefix}{:02}", self.rng.below(KEYS_PER_PREFIX)).into_bytes()
-    }
-
-    fn keys(&mut self) -> (Vec<u8>, Vec<u8>) {
-        let key = self.key();
-        match self.rng.below(10) {
-            0..4 => (key, Vec::new()),
-            4 => (b"a".to_vec(), b"b".to_vec()),
-            5 => (b"b".to_vec(), b"c".to_vec()),
-            6 => (key, vec![0]),
-            7 => (vec![0], vec![0]),
-            _ => (key, self.key()),
-        }
-    }
-
-    fn some_revision(&mut self) -> i64 {
-        match self.rng.below(12) {
-            0 => self.revision + 1 + self.rng.below(3) as i64,
-            1 => self.compacted - 1,
-            2 => self.compacted,
-            _ => {
-                let low = self.compacted.max(1);
-                low + self.rng.below((self.revision - low + 1).unsigned_abs()) as i64
-            }
-        }
-    }
-
-    fn lease(&mut self) -> i64 {
-        if self.leases.is_empty() || self.rng.one_in(20) {
-            return self.rng.below(30) as i64 + 1;
-        }
-        *self.rng.pick(&self.leases)
-    }
-
-    fn range(&mut self) -> PbRangeRequest {
-        let (mut key, mut range_end) = self.keys();
-        let mut request = PbRangeRequest::default();
-        if self.rng.one_in(3) {
-            request.revision = self.some_revision();
-        }
-        if self.rng.one_in(3) {
-            request.limit = self.rng.below(14) as i64 - 1;
-        }
-        if self.rng.one_in(3) {
-            request.sort_order = self.rng.below(3) as i32;
-            request.sort_target = self.rng.below(5) as i32;
-            // More than 12 keys that tie come in an order of Go's own.
-            if request.sort_target != 0 {
-                (key, range_end) =
-                    if self.rng.one_in(2) { (b"a".to_vec(), b"b".to_vec()) } else { (b"b".to_vec(), b"c".to_vec()) };
-            }
-        }
-        request.keys_only = self.rng.one_in(5);
-        request.count_only = self.rng.one_in(8);
-        request.serializable = self.rng.one_in(3);
-        if self.rng.one_in(4) {
-            for bound in [
-                &mut request.min_mod_revision,
-                &mut request.max_mod_revision,
-                &mut request.min_create_revision,
-                &mut request.max_create_revision,
-            ] {
-                if self.rng.one_in(2) {
-                    *bound = self.rng.below(self.revision.unsigned_abs() + 2) as i64;
-                }
-            }
-        }
-        PbRangeRequest { key, range_end, ..request }
-    }
-
-    fn put(&mut self) -> PbPutRequest {
-        let mut request = PbPutRequest { key: self.key(), ..Default::default() };
-        if !self.rng.one_in(12) {
-            request.value = format!("v{}", self.rng.below(20)).into_bytes();
-        }
-        if self.rng.one_in(5) {
-            request.lease = self.lease();
-        }
-        request.prev_kv = self.rng.one_in(3);
-        if self.rng.one_in(12) {
-            request.ignore_value = true;
-            if !self.rng.one_in(5) {
-                request.value = Vec::new();
-            }
-        }
-        if self.rng.one_in(12) {
-            request.ignore_lease = true;
-            if !self.rng.one_in(5) {
-                request.lease = 0;
-            }
-        }
-        request
-    }
-
-    fn delete(&mut self) -> PbDeleteRequest {
-        let (key, range_end) = if self.rng.one_in(4) { self.keys() } else { (self.key(), Vec::new()) };
-        PbDeleteRequest { key, range_end, prev_kv: self.rng.one_in(2) }
-    }
-
-    fn compare_op(&mut self) -> PbCompare {
-        let (key, range_end) = if self.rng.one_in(4) { self.keys() } else { (self.key(), Vec::new()) };
-        let number = match self.rng.below(4) {
-            0 => 0,
-            1 => 1 + self.rng.below(3) as i64,
-            _ => self.some_revision(),
-        };
-        let lease = self.lease();
-        let target = self.rng.below(5) as i32;
-        // Now and then the value does not belong to the target.
-        let union = if self.rng.one_in(15) { self.rng.below(6) as i32 } else { target };
-        let target_union = match union {
-            0 => Some(PbTargetUnion::Version(number.min(4))),
-            1 => Some(PbTargetUnion::CreateRevision(number)),
-            2 => Some(PbTargetUnion::ModRevision(number)),
-            3 => Some(PbTargetUnion::Value(format!("v{}", self.rng.below(20)).into_bytes())),
-            4 => Some(PbTargetUnion::Lease(if self.rng.one_in(2) { 0 } else { lease })),
-            _ => None,
-        };
-        PbCompare { result: self.rng.below(4) as i32, target, key, range_end, target_union }
-    }
-
-    fn txn(&mut self, depth: u64) -> PbTxnRequest {
-        let mut txn = PbTxnRequest::default();
-        for _ in 0..self.rng.below(3) {
-            txn.compare.push(self.compare_op());
-        }
-        let only_reads = self.rng.one_in(5);
-        for branch in 0..2 {
-            for _ in 0..self.rng.below(5) {
-                let request = match self.rng.below(12) {
-                    _ if only_reads => Some(PbTxnOpRequest::RequestRange(self.range())),
-                    0..4 => Some(PbTxnOpRequest::RequestRange(self.range())),
-                    4..8 => Some(PbTxnOpRequest::RequestPut(self.put())),
-                    8..10 => Some(PbTxnOpRequest::RequestDeleteRange(self.delete())),
-                    10 if depth < 2 => Some(PbTxnOpRequest::RequestTxn(self.txn(depth + 1))),
-                    11 if self.rng.one_in(20) => None,
-                    _ => Some(PbTxnOpRequest::RequestRange(self.range())),
-                };
-                let ops = if branch == 0 { &mut txn.success } else { &mut txn.failure };
-                ops.push(PbTxnRequestOp { request });
-            }
-        }
-        if self.rng.one_in(300) {
-            let op = PbTxnRequestOp { request: Some(PbTxnOpRequest::RequestRange(self.range())) };
-            txn.success = vec![op; 127 + self.rng.below(4) as usize];
-        }
-        txn
-    }
-
     async fn step(&mut self) {
-        match self.rng.below(1_000) {
+        match self.make.rng.below(1_000) {
             0..250 => {
-                both!(self, range, self.range(), |answer: &mut PbRangeResponse| only_revision(&mut answer.header));
+                both!(self, range, self.make.range(), |answer: &mut PbRangeResponse| only_revision(&mut answer.header));
             }
             250..500 => {
-                both!(self, put, self.put(), |answer: &mut PbPutResponse| only_revision(&mut answer.header));
+                both!(self, put, self.make.put(), |answer: &mut PbPutResponse| only_revision(&mut answer.header));
             }
-            500..600 => {
-                both!(self, delete, self.delete(), |answer: &mut PbDeleteResponse| only_revision(&mut answer.header));
+            500..560 => {
+                both!(self, delete, self.make.delete(), |answer: &mut PbDeleteResponse| only_revision(
+                    &mut answer.header
+                ));
             }
-            600..890 => {
-                both!(self, txn, self.txn(0), clean_txn);
+            560..890 => {
+                both!(self, txn, self.make.txn(), clean_txn);
             }
             890..920 => self.grant().await,
             920..940 => {
-                let id = self.lease();
-                self.leases.retain(|other| *other != id);
+                let id = self.make.lease();
+                self.make.leases.retain(|other| *other != id);
                 both!(self, revoke, PbLeaseRevokeRequest { id }, |answer: &mut PbLeaseRevokeResponse| {
                     only_revision(&mut answer.header);
                 });
@@ -374,28 +224,28 @@ impl Run {
     }
 
     async fn grant(&mut self) {
-        let id = self.rng.below(30) as i64 + 1;
-        let ttl = match self.rng.below(10) {
+        let id = self.make.rng.below(30) as i64 + 1;
+        let ttl = match self.make.rng.below(10) {
             0 => 9_000_000_001,
             1 => 9_000_000_000,
-            _ => 3_600 + self.rng.below(1_000) as i64,
+            _ => 3_600 + self.make.rng.below(1_000) as i64,
         };
         if both!(self, grant, PbLeaseGrantRequest { ttl, id }, |answer: &mut PbLeaseGrantResponse| only_revision(
             &mut answer.header
         )) {
-            self.leases.push(id);
+            self.make.leases.push(id);
         }
     }
 
     async fn look_at_leases(&mut self) {
-        if self.rng.one_in(4) {
+        if self.make.rng.one_in(4) {
             both!(self, leases, PbLeaseLeasesRequest::default(), |answer: &mut PbLeaseLeasesResponse| {
                 only_revision(&mut answer.header);
                 answer.leases.sort_by_key(|lease| lease.id);
             });
             return;
         }
-        let request = PbLeaseTimeToLiveRequest { id: self.lease(), keys: self.rng.one_in(2) };
+        let request = PbLeaseTimeToLiveRequest { id: self.make.lease(), keys: self.make.rng.one_in(2) };
         let (ours, etcd) = tokio::join!(self.ours.client.ttl(&request), self.etcd.client.ttl(&request));
         if let (Ok(ours), Ok(etcd)) = (&ours, &etcd) {
             assert!((ours.ttl - etcd.ttl).abs() <= 2, "time to live: ours {}, etcd {}", ours.ttl, etcd.ttl);
@@ -411,42 +261,46 @@ impl Run {
     async fn compact(&mut self) {
         // etcd looks up what was there before when it sends an event: compacted in between, it is not found.
         self.settle().await;
-        let revision = if self.rng.one_in(3) {
-            self.some_revision()
+        let revision = if self.make.rng.one_in(3) {
+            self.make.some_revision()
         } else {
-            self.compacted.max(0) + self.rng.below((self.revision - self.compacted.max(0) + 1).unsigned_abs()) as i64
+            self.make.compacted.max(0)
+                + self.make.rng.below((self.make.revision - self.make.compacted.max(0) + 1).unsigned_abs()) as i64
         };
-        let request = PbCompactionRequest { revision, physical: self.rng.one_in(3) };
+        let request = PbCompactionRequest { revision, physical: self.make.rng.one_in(3) };
         if both!(self, compact, request, |answer: &mut PbCompactionResponse| only_revision(&mut answer.header)) {
-            self.compacted = revision;
+            self.make.compacted = revision;
         }
     }
 
     async fn watch(&mut self) {
-        let (key, range_end) = self.keys();
+        let (key, range_end) = self.make.keys();
         let mut create = WatchCreate { key, range_end, ..WatchCreate::default() };
-        create.start_revision = match self.rng.below(4) {
+        create.start_revision = match self.make.rng.below(4) {
             0 => 0,
-            1 => self.revision + 1 + self.rng.below(20) as i64,
-            _ => self.some_revision().max(1),
+            1 => self.make.revision + 1 + self.make.rng.below(20) as i64,
+            _ => self.make.some_revision().max(1),
         };
-        if create.start_revision == self.compacted {
+        if create.start_revision == self.make.compacted {
             create.start_revision += 1;
         }
-        create.prev_kv = self.rng.one_in(2);
-        create.fragment = self.rng.one_in(4);
-        if self.rng.one_in(4) {
-            create.filters = vec![self.rng.below(2) as i64];
+        create.prev_kv = self.make.rng.one_in(2);
+        create.fragment = self.make.rng.one_in(4);
+        if self.make.rng.one_in(4) {
+            create.filters = vec![self.make.rng.below(2) as i64];
         }
-        if self.rng.one_in(4) {
-            create.watch_id = self.rng.below(6) as i64;
+        if self.make.rng.one_in(4) {
+            create.watch_id = self.make.rng.below(6) as i64;
         }
-        if self.pairs.is_empty() || self.pairs.len() < 4 && self.rng.one_in(3) {
-            let ours = Stream::open(&self.ours.client, &create).await;
-            let etcd = Stream::open(&self.etcd.client, &create).await;
-            self.pairs.push(Pair { ours, etcd, asked: 1, ids: Vec::new(), cancels: 0 });
+        if self.pairs.is_empty() || self.pairs.len() < 4 && self.make.rng.one_in(3) {
+            let mark = WatchCreate { key: MARK.to_vec(), watch_id: MARK_ID, ..WatchCreate::default() };
+            let ours = Stream::open(&self.ours.client, &mark).await;
+            let etcd = Stream::open(&self.etcd.client, &mark).await;
+            ours.requests.send(create.request()).await.unwrap();
+            etcd.requests.send(create.request()).await.unwrap();
+            self.pairs.push(Pair { ours, etcd, asked: 2, ids: Vec::new() });
         } else {
-            let index = self.rng.below(self.pairs.len() as u64) as usize;
+            let index = self.make.rng.below(self.pairs.len() as u64) as usize;
             let pair = &mut self.pairs[index];
             if pair.asked >= 12 {
                 return;
@@ -460,8 +314,11 @@ impl Run {
         self.await_answers().await;
         for pair in &mut self.pairs {
             let ids = pair.ours.received.lock().unwrap().created.clone();
-            pair.ids =
-                ids.iter().filter_map(|told| told.split(' ').next()?.parse().ok()).filter(|id| *id >= 0).collect();
+            pair.ids = ids
+                .iter()
+                .filter_map(|told| told.split(' ').next()?.parse().ok())
+                .filter(|id| (0..MARK_ID).contains(id))
+                .collect();
         }
     }
 
@@ -470,22 +327,30 @@ impl Run {
         if self.pairs.is_empty() {
             return;
         }
-        let index = self.rng.below(self.pairs.len() as u64) as usize;
+        let index = self.make.rng.below(self.pairs.len() as u64) as usize;
         let over: Vec<i64> = self.pairs[index].ours.received().canceled.iter().map(|(id, _)| *id).collect();
         let open: Vec<i64> = self.pairs[index].ids.iter().copied().filter(|id| !over.contains(id)).collect();
         let Some(&id) = open.first() else { return };
-        self.pairs[index].cancels += 1;
         for stream in [&self.pairs[index].ours, &self.pairs[index].etcd] {
             stream.requests.send(watch_cancel(id)).await.unwrap();
         }
         *self.counts.entry("cancel").or_default() += 1;
+        let start = Instant::now();
+        for stream in [&self.pairs[index].ours, &self.pairs[index].etcd] {
+            while !stream.received().canceled.contains(&(id, 0)) {
+                if start.elapsed() > WAIT {
+                    self.fail(&format!("the end of watch {id} is not told: {:#?}", stream.received()));
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
         self.settle().await;
     }
 
     async fn end_stream(&mut self) {
         self.settle().await;
         if !self.pairs.is_empty() {
-            let index = self.rng.below(self.pairs.len() as u64) as usize;
+            let index = self.make.rng.below(self.pairs.len() as u64) as usize;
             self.pairs.swap_remove(index);
         }
     }
@@ -509,9 +374,33 @@ impl Run {
         }
     }
 
-    /// Waits until both servers have told their watchers the same.
+    /// Waits until ours has told its watchers everything, and etcd the same. Two streams that are equally far behind
+    /// would be equal too, so a write to a key that every stream watches marks the end.
     async fn settle(&mut self) {
         let start = Instant::now();
+        while self.ours.face.watches().watchers().1 > 0 {
+            if start.elapsed() > WAIT {
+                self.fail("a watch of ours does not catch up");
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let mark = PbPutRequest { key: MARK.to_vec(), ..Default::default() };
+        both!(self, put, mark, |answer: &mut PbPutResponse| only_revision(&mut answer.header));
+        let marked = format!(" m{} ", self.make.revision);
+        for pair in &self.pairs {
+            while !pair
+                .ours
+                .received()
+                .events
+                .get(&MARK_ID)
+                .is_some_and(|marks| marks.last().is_some_and(|last| last.contains(&marked)))
+            {
+                if start.elapsed() > WAIT {
+                    self.fail(&format!("ours does not tell of the mark at {marked}: {:#?}", pair.ours.received()));
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
         for pair in &self.pairs {
             loop {
                 let (ours, etcd) = (pair.ours.received(), pair.etcd.received());
@@ -534,9 +423,8 @@ async fn ours_and_etcd_answer_alike() {
     let seed = option("MINIPOD_DIFF_SEED", std::process::id().into());
     println!("replay with MINIPOD_DIFF_SEED={seed} MINIPOD_DIFF_OPS={ops}");
     let (ours, etcd) = (Ours::start(FaceConfig::default()).await, Etcd::start().await);
-    let (leases, pairs, done) = (Vec::new(), Vec::new(), Vec::new());
-    let counts = BTreeMap::new();
-    let mut run = Run { rng: Rng(seed), ours, etcd, revision: 1, compacted: -1, leases, pairs, counts, done };
+    let mut run =
+        Run { make: Requests::new(seed), ours, etcd, pairs: Vec::new(), counts: BTreeMap::new(), done: Vec::new() };
     let start = Instant::now();
     for _ in 0..ops {
         run.step().await;
@@ -548,7 +436,7 @@ async fn ours_and_etcd_answer_alike() {
     println!(
         "{ops} operations in {:.1} s up to revision {}: {:?}",
         start.elapsed().as_secs_f64(),
-        run.revision,
+        run.make.revision,
         run.counts
     );
 }

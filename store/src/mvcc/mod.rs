@@ -116,6 +116,11 @@ impl Store {
         self.index.get(key).map(History::latest).filter(|version| !version.is_tombstone)
     }
 
+    /// The leases.
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
     /// The alarms that are raised: member and kind.
     pub fn alarms(&self) -> impl Iterator<Item = (u64, i32)> {
         self.alarms.iter().copied()

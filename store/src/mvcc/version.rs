@@ -56,6 +56,11 @@ impl Version {
         &[]
     }
 
+    /// Whether a life of the key begins here; the one before it, even in the same revision, is none of its past.
+    pub fn is_creation(&self) -> bool {
+        !self.is_tombstone && self.kv().create_revision == self.at.main
+    }
+
     /// The encoded `KeyValue`.
     pub fn encoded(&self) -> &[u8] {
         &self.encoded

@@ -64,7 +64,7 @@ impl Batch {
             bytes += version.encoded().len();
             // etcd answers nothing when the revision before is compacted away; so do we, whatever the sweep has left.
             let before = last - 1;
-            let known = with_previous && before >= store.compacted();
+            let known = with_previous && before >= store.compacted() && !version.is_creation();
             let previous = if known { store.at(version.key(), before).cloned() } else { None };
             batch.events.push(Event { version: version.clone(), previous, encoded: [None, None] });
         }
@@ -319,9 +319,10 @@ impl Hub {
                 // etcd gives these no revision.
                 let what = What::Canceled { compact_revision: batch.compacted };
                 stream.outbox.push(Frame { watch_id: watcher.id, revision: 0, what });
-                stream.watches.remove(&watcher.id);
+                // As in etcd, the id stays taken until the client cancels it.
                 self.forget(handle);
-            } else if watcher.next <= batch.through {
+            } else if watcher.next >= batch.from && watcher.next <= batch.through {
+                // One whose client made room since the batch was read may be further behind: it waits for its own.
                 ready.push(handle);
             }
         }

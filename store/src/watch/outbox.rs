@@ -58,8 +58,10 @@ impl Frame {
 }
 
 /// The queue between the hub and one client's stream: bounded for events, so that the slow do not fill the memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outbox {
+    max_bytes: usize,
+    max_frames: usize,
     queue: Mutex<Queue>,
     consumer: AtomicWaker,
     room: Notify,
@@ -74,13 +76,19 @@ struct Queue {
     closed: bool,
 }
 
-impl Queue {
-    fn has_room(&self) -> bool {
-        self.bytes < MAX_BYTES && self.frames.len() < MAX_FRAMES
+impl Default for Outbox {
+    fn default() -> Self {
+        Self::bounded(MAX_BYTES, MAX_FRAMES)
     }
 }
 
 impl Outbox {
+    /// An outbox that is full of events at so many bytes or frames.
+    pub fn bounded(max_bytes: usize, max_frames: usize) -> Self {
+        let (queue, consumer, room) = Default::default();
+        Self { max_bytes, max_frames, queue, consumer, room }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -88,7 +96,7 @@ impl Outbox {
     /// Whether events may be pushed; when not, [`pop`](Outbox::poll_pop) will tell that there is room again.
     pub fn has_room(&self) -> bool {
         let mut queue = self.lock();
-        queue.stalled = !queue.has_room();
+        queue.stalled = queue.bytes >= self.max_bytes || queue.frames.len() >= self.max_frames;
         !queue.stalled
     }
 
@@ -110,7 +118,7 @@ impl Outbox {
         };
         queue.bytes -= frame.bytes();
         // Half empty: a hub that is woken for every frame would do nothing else.
-        let wake_hub = queue.stalled && queue.bytes <= MAX_BYTES / 2 && queue.frames.len() <= MAX_FRAMES / 2;
+        let wake_hub = queue.stalled && queue.bytes <= self.max_bytes / 2 && queue.frames.len() <= self.max_frames / 2;
         queue.stalled &= !wake_hub;
         let readable = queue.frames.len() < MAX_FRAMES_BEFORE_READER_WAITS;
         drop(queue);

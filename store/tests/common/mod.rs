@@ -1,6 +1,9 @@
 //! What the store's tests share: a server in this process, a real etcd, a client of either that speaks raw messages.
 #![allow(dead_code, reason = "every test uses its part")]
 
+pub mod model;
+pub mod requests;
+
 use bytes::Bytes;
 use etcd_client::proto::*;
 use minipod_store::etcdapi::{Face, FaceConfig};
