@@ -2,14 +2,421 @@
 
 mod support;
 
-use support::Pod;
+use std::fs;
+
+use minipod_podshim::protocol::{
+    Capabilities, Fault, Limits, LogSpec, Mount, MountKind, Rlimit, SandboxSpec, Sysctl, User,
+};
+use support::{Pod, until};
 
 #[test]
 fn exit_codes_output_and_environment() {
     let mut pod = Pod::new();
     let (ended, output) = pod.run("a", "echo $GREETING; echo err >&2; printf partial; exit 7");
     assert_eq!((ended.exit_code, ended.signal, ended.oom), (7, 0, false));
-    assert_eq!(output, "hello\nerr\npartial");
+    // The two streams are two pipes: only the order within each is kept.
+    let mut lines: Vec<&str> = output.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines.concat().replace("hello", "").replace("err", ""), "partial");
     assert!(ended.started_wall_ms <= ended.finished_wall_ms && ended.started_wall_ms > 1_700_000_000_000);
+    pod.stop();
+}
+
+#[test]
+fn a_container_sees_itself_alone() {
+    let mut pod = Pod::new();
+    let (_, output) = pod.run("a", "echo $$; hostname; pwd; ps -o pid,comm | wc -l; cat /proc/1/comm; id -u; umask");
+    assert_eq!(output, "1\nthe-pod\n/\n4\nsh\n0\n0022\n");
+    // Only its own mounts, and none of the node's.
+    let (_, mounts) = pod.run("b", "cut -d' ' -f2 /proc/mounts | sort | tr '\\n' ' '");
+    let expected = "/ /dev /dev/full /dev/mqueue /dev/null /dev/pts /dev/random /dev/shm /dev/tty /dev/urandom /dev/zero \
+                    /proc /proc/interrupts /proc/sys /sys /sys/firmware ";
+    assert_eq!(mounts, expected);
+    pod.stop();
+}
+
+#[test]
+fn namespaces_are_shared_as_the_sandbox_says() {
+    let script = "for n in net ipc uts pid mnt cgroup; do readlink /proc/self/ns/$n; done; sleep 1000";
+    let node = |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).expect(name).to_string_lossy().into_owned();
+    let seen = |spec: SandboxSpec| {
+        let mut pod = Pod::with(spec);
+        let mut outputs = Vec::new();
+        for name in ["a", "b"] {
+            pod.start(pod.spec(name, script));
+            let output = until("namespaces", || pod.output(name, 0), |output| output.lines().count() == 6);
+            outputs.push(output.lines().map(str::to_owned).collect::<Vec<_>>());
+        }
+        pod.stop();
+        let same = |at: usize| outputs[0][at] == outputs[1][at];
+        let nodes = |at: usize, name: &str| outputs[0][at] == node(name);
+        let names = ["net", "ipc", "uts", "pid", "mnt", "cgroup"];
+        names.iter().enumerate().map(|(at, name)| (same(at), nodes(at, name))).collect::<Vec<_>>()
+    };
+    let (shared, own, host) = ((true, false), (false, false), (true, true));
+    assert_eq!(seen(SandboxSpec::default()), [shared, shared, shared, own, own, own]);
+    let pids = SandboxSpec { share_pid: true, ..SandboxSpec::default() };
+    assert_eq!(seen(pids), [shared, shared, shared, shared, own, own]);
+    let hosts = SandboxSpec { host_network: true, host_ipc: true, host_pid: true, ..SandboxSpec::default() };
+    assert_eq!(seen(hosts), [host, host, host, host, own, own]);
+}
+
+#[test]
+fn in_a_shared_pid_namespace_nothing_outlives_its_container() {
+    let mut pod = Pod::with(SandboxSpec { share_pid: true, ..SandboxSpec::default() });
+    pod.start(pod.spec("other", "sleep 1000"));
+    // The orphans are adopted by pause; they belong to the container all the same.
+    let (ended, _) = pod.run("a", "(sleep 1001 &) ; (setsid sleep 1002 &) ; exit 3");
+    assert_eq!(ended.exit_code, 3);
+    let (_, seen) = pod.run("b", "ps -o args | grep -c 'sleep 100[12]'");
+    assert_eq!(seen, "0\n");
+    let (_, seen) = pod.run("c", "ps -o args | grep -c 'sleep 1000'; cat /proc/1/comm");
+    // grep, its shell, the other container.
+    assert!(seen.ends_with("\nminipod-pause\n") || seen.ends_with("\npause\n"), "{seen}");
+    pod.stop();
+}
+
+#[test]
+fn a_start_that_fails_names_its_step() {
+    let mut pod = Pod::new();
+    let mut refused = |change: &dyn Fn(&mut minipod_podshim::protocol::ContainerSpec)| {
+        let mut spec = pod.spec("a", "true");
+        change(&mut spec);
+        let refused = pod.try_start(spec).expect_err("refused");
+        (refused.step.clone(), refused.object.clone(), refused.errno, refused.fault())
+    };
+    let by = |step: &str, object: &str, errno: i32, fault: Fault| (step.to_owned(), object.to_owned(), errno, fault);
+    assert_eq!(
+        refused(&|spec| spec.argv = vec!["/bin/nonsense".into()]),
+        by("run the program", "/bin/nonsense", libc::ENOENT, Fault::Container)
+    );
+    assert_eq!(
+        refused(&|spec| spec.argv = vec!["nonsense".into()]),
+        by("run the program", "nonsense", libc::ENOENT, Fault::Container)
+    );
+    assert_eq!(
+        refused(&|spec| spec.argv = vec!["/etc/passwd".into()]),
+        by("run the program", "/etc/passwd", libc::EACCES, Fault::Container)
+    );
+    assert_eq!(refused(&|spec| spec.argv.clear()), by("run the program", "", libc::ENOENT, Fault::Container));
+    assert_eq!(refused(&|spec| spec.argv = vec!["a\0b".into()]), by("read", "argv", libc::EINVAL, Fault::Container));
+    assert_eq!(
+        refused(&|spec| spec.cwd = "/etc/passwd".into()),
+        by("make the working directory", "/etc/passwd", libc::EEXIST, Fault::Container)
+    );
+    let bind = |source: &str, target: &str| Mount { source: source.into(), target: target.into(), ..Mount::default() };
+    assert_eq!(
+        refused(&|spec| spec.mounts.push(bind("/nonexistent", "/x"))),
+        by("open mount source", "/nonexistent", libc::ENOENT, Fault::Node)
+    );
+    assert_eq!(
+        refused(&|spec| spec.mounts.push(bind("/tmp", "relative"))),
+        by("make mount point", "relative", libc::EINVAL, Fault::Container)
+    );
+    assert_eq!(
+        refused(&|spec| spec.mounts.push(bind("/tmp", "/etc/passwd/x"))),
+        by("make mount point", "/etc/passwd/x", libc::ENOTDIR, Fault::Container)
+    );
+    assert_eq!(refused(&|spec| spec.root = None), by("read", "root", libc::EINVAL, Fault::Container));
+    assert_eq!(
+        refused(&|spec| spec.seccomp_filter = vec![1, 2, 3]),
+        by("load the seccomp filter", "", libc::EINVAL, Fault::Container)
+    );
+    let (step, _, _, fault) = refused(&|spec| spec.name = "../x".into());
+    assert_eq!((step.as_str(), fault), ("start container", Fault::Request));
+    // No run came of any of these: the same number can be used.
+    let (ended, output) = pod.run("a", "echo fine");
+    assert_eq!((ended.exit_code, output.as_str()), (0, "fine\n"));
+    pod.stop();
+}
+
+#[test]
+fn a_start_is_answered_again_and_not_done_twice() {
+    let mut pod = Pod::new();
+    let first = pod.start(pod.spec("a", "echo once; sleep 1000"));
+    assert_eq!(pod.start(pod.spec("a", "echo twice")), first);
+    until("its output", || pod.output("a", 0), |output| output == "once\n");
+    let later = pod.spec_of("a", 1, &["true"]);
+    let refused = pod.try_start(later.clone()).expect_err("the first run lives");
+    assert_eq!((refused.fault(), refused.detail.as_str()), (Fault::Request, "another run of it is not over"));
+    pod.kill("a", 0, libc::SIGTERM, 0);
+    assert_eq!(pod.agent.ended("a").exit_code, 137);
+    assert_eq!(pod.start(pod.spec("a", "echo twice")), first, "it has run, and does not run again");
+    assert_eq!(pod.output("a", 0), "once\n");
+    let (ended, _) = pod.run_spec(later);
+    assert_eq!((ended.attempt, ended.exit_code), (1, 0));
+    pod.stop();
+}
+
+#[test]
+fn signals_and_grace() {
+    let mut pod = Pod::new();
+    let script = "trap 'echo got it; exit 5' TERM; echo ready; while true; do sleep 0.05; done";
+    pod.start(pod.spec("polite", script));
+    until("the trap", || pod.output("polite", 0), |output| output.contains("ready"));
+    pod.kill("polite", 0, libc::SIGTERM, 60_000);
+    let ended = pod.agent.ended("polite");
+    assert_eq!((ended.exit_code, ended.signal), (5, 0));
+    assert_eq!(pod.output("polite", 0), "ready\ngot it\n");
+
+    // The first process of a namespace does not hear a signal without a handler; a later wish only shortens the grace.
+    pod.start(pod.spec("deaf", "sleep 1000"));
+    pod.kill("deaf", 0, libc::SIGTERM, 60_000);
+    pod.kill("deaf", 0, libc::SIGTERM, 100);
+    pod.kill("deaf", 0, libc::SIGTERM, 60_000);
+    let ended = pod.agent.ended("deaf");
+    assert_eq!((ended.exit_code, ended.signal), (137, 9));
+    let took_ms = ended.finished_wall_ms - ended.started_wall_ms;
+    assert!((100..10_000).contains(&took_ms), "killed after {took_ms} ms");
+
+    // What is over or unknown is no error.
+    pod.kill("deaf", 0, libc::SIGTERM, 0);
+    pod.kill("nobody", 7, libc::SIGTERM, 0);
+    // A stopped process is killed too.
+    pod.start(pod.spec("stopped", "kill -STOP $$; sleep 1000"));
+    pod.kill("stopped", 0, libc::SIGSTOP, 50);
+    assert_eq!(pod.agent.ended("stopped").exit_code, 137);
+    pod.stop();
+}
+
+#[test]
+fn identity_capabilities_and_limits() {
+    let mut pod = Pod::new();
+    let status = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp:)' /proc/self/status; ulimit -n; ulimit -c";
+    let (_, output) = pod.run("default", status);
+    let value = |output: &str, key: &str| {
+        let line =
+            output.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_else(|| panic!("{key} in {output}"));
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    for (key, expected) in [
+        ("Uid:", "0 0 0 0"),
+        ("Groups:", ""),
+        ("CapInh:", "0000000000000000"),
+        ("CapPrm:", "00000000a80425fb"),
+        ("CapEff:", "00000000a80425fb"),
+        ("CapBnd:", "00000000a80425fb"),
+        ("CapAmb:", "0000000000000000"),
+        ("NoNewPrivs:", "0"),
+        ("Seccomp:", "0"),
+    ] {
+        assert_eq!(value(&output, key), expected, "{key}");
+    }
+
+    let mut spec = pod.spec("user", status);
+    spec.user = Some(User { uid: 1000, gid: 1001, groups: vec![7, 2000] });
+    spec.no_new_privs = true;
+    spec.rlimits = vec![
+        Rlimit { resource: libc::RLIMIT_NOFILE, soft: 77, hard: 99 },
+        Rlimit { resource: libc::RLIMIT_CORE, soft: 0, hard: 0 },
+    ];
+    let net_bind = 1 << 10;
+    spec.capabilities = Some(Capabilities {
+        bounding: net_bind,
+        permitted: net_bind,
+        effective: net_bind,
+        inheritable: net_bind,
+        ambient: net_bind,
+    });
+    // Allow everything: BPF_RET | BPF_K with SECCOMP_RET_ALLOW.
+    spec.seccomp_filter = [&6_u16.to_ne_bytes()[..], &[0, 0], &0x7fff_0000_u32.to_ne_bytes()].concat();
+    let (ended, output) = pod.run_spec(spec);
+    assert_eq!(ended.exit_code, 0, "{output}");
+    for (key, expected) in [
+        ("Uid:", "1000 1000 1000 1000"),
+        ("Gid:", "1001 1001 1001 1001"),
+        ("Groups:", "7 2000"),
+        ("CapPrm:", "0000000000000400"),
+        ("CapEff:", "0000000000000400"),
+        ("CapBnd:", "0000000000000400"),
+        ("CapAmb:", "0000000000000400"),
+        ("NoNewPrivs:", "1"),
+        ("Seccomp:", "2"),
+    ] {
+        assert_eq!(value(&output, key), expected, "{key}");
+    }
+    assert!(output.ends_with("77\n0\n"), "{output}");
+
+    let mut spec = pod.spec("none", status);
+    spec.capabilities = None;
+    let (_, output) = pod.run_spec(spec);
+    assert_eq!((value(&output, "CapPrm:"), value(&output, "CapBnd:")), ("0".repeat(16), "0".repeat(16)));
+    pod.stop();
+}
+
+#[test]
+fn what_the_node_does_not_permit_is_a_warning() {
+    let mut pod = Pod::new();
+    let mut spec = pod.spec("a", "cat /proc/self/oom_score_adj");
+    spec.oom_score_adj = 321;
+    let (_, output) = pod.run_spec(spec);
+    assert_eq!(output, "321\n");
+    let mut spec = pod.spec("b", "ulimit -Hn");
+    spec.oom_score_adj = -500;
+    spec.rlimits = vec![Rlimit { resource: libc::RLIMIT_NOFILE, soft: 1024, hard: 1 << 40 }];
+    let started = pod.start(spec);
+    let ended = pod.agent.ended("b");
+    assert_eq!(ended.exit_code, 0);
+    // Above fs.nr_open nobody may go, so there is at least this warning; the score depends on the node's rights.
+    assert!(started.warnings.iter().any(|warning| warning.contains("NOFILE")), "{:?}", started.warnings);
+    pod.stop();
+}
+
+#[test]
+fn files_of_the_kernel_are_hidden_and_devices_bare() {
+    let mut pod = Pod::new();
+    let script = r#"
+        wc -c < /proc/interrupts; ls /sys/firmware | wc -l
+        (echo 1 > /proc/sys/kernel/panic) 2>/dev/null || echo sys is read-only
+        touch /sys/x 2>/dev/null || echo sysfs is read-only
+        for d in null zero full random urandom tty; do [ -c /dev/$d ] && echo $d; done
+        echo x > /dev/null && head -c 3 /dev/zero | wc -c
+        readlink /dev/fd; readlink /dev/stdin; readlink /dev/ptmx
+        for where in /dev /tmp /dev/shm; do
+            mknod $where/disk b 8 0; mknod $where/zero2 c 1 5
+            head -c 1 $where/zero2 2>/dev/null || echo no device in $where
+        done"#;
+    let (_, output) = pod.run("a", script);
+    let expected = "0\n0\nsys is read-only\nsysfs is read-only\nnull\nzero\nfull\nrandom\nurandom\ntty\n3\n\
+                    /proc/self/fd\n/proc/self/fd/0\npts/ptmx\n\
+                    no device in /dev\nno device in /tmp\nno device in /dev/shm\n";
+    assert_eq!(output, expected);
+    pod.stop();
+}
+
+#[test]
+fn roots_and_volumes() {
+    let mut pod = Pod::new();
+    let volume = pod.dir.path().join("volume");
+    fs::create_dir_all(volume.join("sub")).expect("make volume");
+    let file = pod.dir.path().join("a-file");
+    fs::write(&file, "of the node\n").expect("write");
+    let bind = |source: &std::path::Path, target: &str| Mount {
+        source: source.to_string_lossy().into_owned(),
+        target: target.into(),
+        recursive: true,
+        ..Mount::default()
+    };
+    let mut writer = pod.spec("writer", "echo from writer > /data/deep/x; cat /etc/the-file; mkdir /new; ls -d /new");
+    writer.mounts.push(bind(&volume, "/data/deep"));
+    writer.mounts.push(Mount { readonly: true, ..bind(&file, "/etc/the-file") });
+    let (ended, output) = pod.run_spec(writer);
+    assert_eq!((ended.exit_code, output.as_str()), (0, "of the node\n/new\n"));
+
+    let script = "cat /data/x; touch /data/y 2>/dev/null || echo read-only volume; \
+                  touch /x 2>/dev/null || echo read-only root; ls /data; touch /tmp/x && echo tmp";
+    let mut reader = pod.spec("reader", script);
+    reader.mounts.push(Mount { readonly: true, ..bind(&volume, "/data") });
+    let tmp = Mount { options: "size=1m,mode=1777".into(), target: "/tmp".into(), ..Mount::default() };
+    reader.mounts.push(Mount { kind: MountKind::Tmpfs.into(), ..tmp });
+    reader.root.as_mut().expect("root").readonly = true;
+    let (_, output) = pod.run_spec(reader);
+    assert_eq!(output, "from writer\nread-only volume\nread-only root\nsub\nx\ntmp\n");
+    assert!(!support::rootfs().join("new").exists(), "the image is as it was");
+
+    // A link in the image that leads out of it leads to the container's own files.
+    let evil = pod.dir.path().join("evil");
+    fs::create_dir_all(&evil).expect("make layer");
+    std::os::unix::fs::symlink("/", evil.join("escape")).expect("link");
+    let mut linked = pod.spec("linked", "cat /mark/x; ls /escape/mark");
+    linked.root.as_mut().expect("root").lowers.insert(0, evil.to_string_lossy().into_owned());
+    linked.mounts.push(bind(&volume, "/escape/mark"));
+    let (_, output) = pod.run_spec(linked);
+    assert_eq!(output, "from writer\nsub\nx\n");
+    assert!(!std::path::Path::new("/mark").exists());
+    pod.stop();
+}
+
+#[test]
+fn no_descriptor_of_the_supervisor_leaks() {
+    let mut pod = Pod::new();
+    let mut spec = pod.spec("a", "cd /proc/self/fd; echo *; readlink 0; cd /; readlink /proc/self/cwd");
+    spec.cwd = "/made/for/it".into();
+    let (_, output) = pod.run_spec(spec);
+    // The shell itself opens one to read its directory.
+    let first = output.lines().next().expect("a line");
+    assert!(matches!(first, "0 1 2" | "0 1 2 3"), "{output}");
+    assert!(output.ends_with("/dev/null\n/\n"), "{output}");
+    let (_, output) = pod.run_spec(pod.spec_of("b", 0, &["ls", "-l", "/proc/self/fd"]));
+    let open = output.lines().filter(|line| line.starts_with("lr") || line.starts_with("l-")).count();
+    assert_eq!(open, 4, "the three, and the directory that is read: {output}");
+
+    let mut spec = pod.spec("waits", "cat; echo never");
+    spec.stdin = true;
+    pod.start(spec);
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    assert_eq!(pod.output("waits", 0), "", "its stdin is open");
+    pod.stop();
+}
+
+#[test]
+fn out_of_memory_is_told() {
+    let mut pod = Pod::new();
+    let mut spec = pod.spec("hungry", "dd if=/dev/zero of=/dev/null bs=100M count=1; echo survived $?");
+    spec.limits = Some(Limits { memory_limit_bytes: Some(32 << 20), oom_group: true, ..Limits::default() });
+    spec.argv = vec!["dd".into(), "if=/dev/zero".into(), "of=/dev/null".into(), "bs=100M".into(), "count=1".into()];
+    let (ended, _) = pod.run_spec(spec);
+    assert_eq!((ended.exit_code, ended.signal, ended.oom), (137, 9, true));
+    let mut spec = pod.spec_of("hungry", 1, &["true"]);
+    spec.limits = Some(Limits { memory_limit_bytes: Some(32 << 20), ..Limits::default() });
+    let (ended, _) = pod.run_spec(spec);
+    assert_eq!((ended.exit_code, ended.oom), (0, false), "the next run begins with a clean record");
+    pod.stop();
+}
+
+#[test]
+fn limits_hold() {
+    let limits = Limits { pids_limit: Some(60), memory_limit_bytes: Some(512 << 20), ..Limits::default() };
+    let mut pod = Pod::with(SandboxSpec { limits: Some(limits), ..SandboxSpec::default() });
+    let mut spec = pod.spec("a", "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; echo no limit");
+    spec.limits = Some(Limits {
+        pids_limit: Some(5),
+        cpu_shares: Some(2),
+        cpu_weight: Some(1),
+        cpu_quota_us: Some(50_000),
+        ..Limits::default()
+    });
+    let (ended, output) = pod.run_spec(spec);
+    assert_ne!(ended.exit_code, 0, "{output}");
+    assert!(output.contains("fork"), "{output}");
+    let mut spec = pod.spec("b", "cat /proc/self/cgroup | grep -c -v ':/$'; ls /sys/fs/cgroup | head -1");
+    spec.mounts.push(Mount { kind: MountKind::Cgroup.into(), target: "/sys/fs/cgroup".into(), ..Mount::default() });
+    let (_, output) = pod.run_spec(spec);
+    assert!(output.lines().nth(1).is_some_and(|first| !first.is_empty()), "{output}");
+    pod.stop();
+}
+
+#[test]
+fn sysctls_are_the_sandboxs() {
+    let before = fs::read_to_string("/proc/sys/net/ipv4/ip_forward").expect("ip_forward");
+    let sysctl = |name: &str, value: &str| Sysctl { name: name.into(), value: value.into() };
+    let sysctls = vec![sysctl("net.ipv4.ip_forward", "1"), sysctl("kernel.msgmax", "4242")];
+    let mut pod = Pod::with(SandboxSpec { sysctls, ..SandboxSpec::default() });
+    let (_, output) = pod.run("a", "cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax");
+    assert_eq!(output, "1\n4242\n");
+    assert_eq!(fs::read_to_string("/proc/sys/net/ipv4/ip_forward").expect("ip_forward"), before);
+    pod.stop();
+}
+
+#[test]
+fn big_output_arrives_whole_and_rotates() {
+    let mut pod = Pod::new();
+    let (ended, output) = pod.run("big", "seq 1 300000; echo end");
+    assert_eq!(ended.exit_code, 0);
+    let expected: String = (1..=300_000).map(|number| format!("{number}\n")).collect();
+    assert!(output == format!("{expected}end\n"), "{} bytes arrived", output.len());
+
+    let path = pod.dir.path().join("rotated").to_string_lossy().into_owned();
+    let mut spec = pod.spec("rotating", "seq 1 100000");
+    spec.log = Some(LogSpec { path: path.clone(), max_bytes: 1 << 20, max_files: 3 });
+    pod.run_spec(spec);
+    let size = |name: String| fs::metadata(name).map(|meta| meta.len()).unwrap_or(0);
+    for name in [path.clone(), format!("{path}.1"), format!("{path}.2")] {
+        let bytes = size(name.clone());
+        assert!(bytes > 0 && bytes <= 1 << 20, "{name}: {bytes}");
+    }
+    assert_eq!(size(format!("{path}.3")), 0);
+    let last = fs::read_to_string(&path).expect("log");
+    assert!(last.ends_with(" stdout F 100000\n"));
     pod.stop();
 }

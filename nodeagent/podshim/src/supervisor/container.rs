@@ -283,8 +283,8 @@ impl Supervisor {
     }
 
     /// A container's program runs, or it never will.
-    pub(super) fn container_runs(&mut self, name: &str, failed: Option<Refused>, warnings: Vec<String>) {
-        let Some(container) = self.containers.get_mut(name) else { return };
+    pub(super) fn container_runs(&mut self, (name, pid): (&str, u32), failed: Option<Refused>, warnings: Vec<String>) {
+        let Some(container) = self.containers.get_mut(name).filter(|known| known.started.pid == pid) else { return };
         let waiters = std::mem::take(&mut container.waiters);
         container.started.warnings = warnings;
         match failed {
@@ -308,8 +308,9 @@ impl Supervisor {
     }
 
     /// A container's first process is gone.
-    pub(super) fn container_ended(&mut self, name: &str, exit_code: i32, signal: i32) {
-        let Some(container) = self.containers.get_mut(name) else { return };
+    pub(super) fn container_ended(&mut self, (name, pid): (&str, u32), exit_code: i32, signal: i32) {
+        // A start that failed leaves a process whose name another start may have by now.
+        let Some(container) = self.containers.get_mut(name).filter(|known| known.started.pid == pid) else { return };
         // The others in it have no PID namespace of their own to die with, or die in this moment.
         container.group.kill();
         let ended = Ended {

@@ -56,7 +56,7 @@ impl Supervisor {
     fn try_exec(&mut self, asker: Asker, exec: &Exec) -> Result<ExecSession, Refused> {
         let wrong = |why: &str| refused("run a program in container", &exec.name, Fault::Request).tap(why);
         let client = self.clients.get(&asker.client);
-        if client.is_none_or(|client| client.exec.is_some() || client.subscribed_after.is_some()) {
+        if client.is_none_or(|client| client.exec.is_some() || client.finishing || client.subscribed_after.is_some()) {
             return Err(wrong("the connection serves something else"));
         }
         let known = self.containers.get(&exec.name).filter(|known| known.attempt() == exec.attempt && known.runs());

@@ -487,7 +487,7 @@ impl Supervisor {
         let _ = self.epoll.delete(&report.pipe);
         match child.role.clone() {
             Role::Pause => self.pause_runs(report.failed),
-            Role::Container(name) => self.container_runs(&name, report.failed, report.warnings),
+            Role::Container(name) => self.container_runs((&name, pid), report.failed, report.warnings),
             Role::Exec(client) => self.exec_runs(client, report.failed),
         }
     }
@@ -513,7 +513,7 @@ impl Supervisor {
             let Some(child) = self.children.remove(&pid) else { continue };
             match child.role {
                 Role::Pause => self.pause_ended(code, signal),
-                Role::Container(name) => self.container_ended(&name, code, signal),
+                Role::Container(name) => self.container_ended((&name, pid), code, signal),
                 Role::Exec(client) => self.exec_ended(client, code),
             }
         }

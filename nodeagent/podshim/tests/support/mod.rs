@@ -44,6 +44,16 @@ impl Agent {
         Self { stream, bytes: Vec::new(), events: VecDeque::new(), next_id: 1 }
     }
 
+    /// Another handle on the same connection.
+    pub fn try_clone(&self) -> Self {
+        let stream = self.stream.try_clone().expect("clone");
+        Self { stream, bytes: Vec::new(), events: VecDeque::new(), next_id: 1 << 32 }
+    }
+
+    pub fn send_input(&mut self, input: Input) {
+        self.send(Ask::ExecInput(ExecInput { input: Some(input) }));
+    }
+
     pub fn send(&mut self, ask: Ask) -> u64 {
         self.next_id += 1;
         let mut bytes = Vec::new();
@@ -226,7 +236,7 @@ impl Pod {
                 mount(MountKind::Mqueue, "/dev/mqueue"),
                 Mount { readonly: true, ..mount(MountKind::Sysfs, "/sys") },
             ],
-            masked_paths: vec!["/proc/kcore".into(), "/sys/firmware".into(), "/proc/nonexistent".into()],
+            masked_paths: vec!["/proc/interrupts".into(), "/sys/firmware".into(), "/proc/nonexistent".into()],
             readonly_paths: vec!["/proc/sys".into()],
             log: Some(LogSpec { path: text(at("log")), max_bytes: 0, max_files: 1 }),
             ..ContainerSpec::default()

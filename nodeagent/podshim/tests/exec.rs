@@ -1,0 +1,154 @@
+//! Programs run in running containers.
+
+mod support;
+
+use std::time::Duration;
+
+use minipod_podshim::protocol::{Capabilities, Empty, Fault, Input, Output, SandboxSpec, User};
+use support::{Pod, alive, until};
+
+fn pod_with(script: &str) -> Pod {
+    let mut pod = Pod::new();
+    pod.start(pod.spec("a", script));
+    pod
+}
+
+#[test]
+fn output_and_exit_code() {
+    let pod = pod_with("sleep 1000");
+    let mut process = pod.exec("a", &["sh", "-c", "echo $GREETING; echo $$ >&2; exit 9"], false).expect("runs");
+    let (out, err, code) = process.finish();
+    assert_eq!((out.as_slice(), code), (&b"hello\n"[..], 9));
+    assert_ne!(err, b"1\n", "it is in the container's PID namespace and not its first process");
+    let (_, _, code) = pod.exec("a", &["sh", "-c", "kill -9 $$"], false).expect("runs").finish();
+    assert_eq!(code, 137);
+}
+
+#[test]
+fn it_is_inside_and_as_weak_as_the_container() {
+    let mut pod = Pod::new();
+    let mut spec = pod.spec("a", "for n in net ipc uts pid mnt cgroup; do readlink /proc/self/ns/$n; done; sleep 1000");
+    spec.user = Some(User { uid: 1000, gid: 1000, groups: vec![5] });
+    spec.capabilities = Some(Capabilities::default());
+    spec.no_new_privs = true;
+    spec.cwd = "/home".into();
+    pod.start(spec);
+    let first = until("namespaces", || pod.output("a", 0), |output| output.lines().count() == 6);
+    let script = "for n in net ipc uts pid mnt cgroup; do readlink /proc/self/ns/$n; done";
+    let (out, _, _) = pod.exec("a", &["sh", "-c", script], false).expect("runs").finish();
+    assert_eq!(String::from_utf8_lossy(&out), first);
+    let script = "pwd; id -u; id -G; grep -E 'CapBnd|NoNewPrivs' /proc/self/status | cut -f2; ls /proc/self/fd | wc -l";
+    let (out, _, _) = pod.exec("a", &["sh", "-c", script], false).expect("runs").finish();
+    assert_eq!(String::from_utf8_lossy(&out), "/home\n1000\n1000 5\n0000000000000000\n1\n4\n");
+    // Its memory and processes count for the container.
+    let cgroup = |pid: &str| {
+        let command = ["cat".to_owned(), format!("/proc/{pid}/cgroup")];
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        pod.exec("a", &words, false).expect("runs").finish().0
+    };
+    assert_eq!(cgroup("self"), cgroup("1"));
+}
+
+#[test]
+fn input_flows_through_without_a_deadlock() {
+    let pod = pod_with("sleep 1000");
+    let mut process = pod.exec("a", &["cat"], true).expect("runs");
+    let data: Vec<u8> = (0..8_000_000_u32).map(|number| (number % 251) as u8).collect();
+    // More than all buffers hold: one thread writes, the other reads.
+    let mut copy = process.agent.try_clone();
+    let sent = data.clone();
+    let writer = std::thread::spawn(move || {
+        for piece in sent.chunks(60_000) {
+            copy.send_input(Input::Stdin(piece.to_vec()));
+        }
+        copy.send_input(Input::StdinClosed(Empty {}));
+    });
+    let (out, _, code) = process.finish();
+    writer.join().expect("writer");
+    assert_eq!(code, 0);
+    assert!(out == data, "{} of {} bytes came back", out.len(), data.len());
+}
+
+#[test]
+fn without_input_stdin_is_empty_and_closing_ends_it() {
+    let pod = pod_with("sleep 1000");
+    let (out, _, code) = pod.exec("a", &["cat"], false).expect("runs").finish();
+    assert_eq!((out.len(), code), (0, 0));
+    let mut process = pod.exec("a", &["cat"], true).expect("runs");
+    process.input(Input::Stdin(b"one".to_vec()));
+    assert_eq!(process.next(), Output::Stdout(b"one".to_vec()));
+    process.input(Input::StdinClosed(Empty {}));
+    assert_eq!(process.finish().2, 0);
+}
+
+#[test]
+fn a_refusal_names_the_reason() {
+    let mut pod = pod_with("sleep 1000");
+    let refused = pod.exec("a", &["/bin/nonsense"], false).err().expect("refused");
+    assert_eq!(
+        (refused.step.as_str(), refused.errno, refused.fault()),
+        ("run the program", libc::ENOENT, Fault::Container)
+    );
+    let refused = pod.exec("nobody", &["true"], false).err().expect("refused");
+    assert_eq!((refused.fault(), refused.detail.as_str()), (Fault::Request, "it is not running"));
+    pod.kill("a", 0, libc::SIGKILL, 0);
+    pod.agent.ended("a");
+    assert!(pod.exec("a", &["true"], false).is_err());
+}
+
+#[test]
+fn it_ends_with_its_user_and_with_its_container() {
+    let mut pod = pod_with("sleep 1000");
+    let process = pod.exec("a", &["sleep", "1001"], false).expect("runs");
+    let pid = process.pid;
+    assert!(alive(pid));
+    drop(process);
+    until("the process of a user who is gone", || alive(pid), |alive| !alive);
+
+    let mut process = pod.exec("a", &["sleep", "1001"], false).expect("runs");
+    pod.kill("a", 0, libc::SIGTERM, 0);
+    assert_eq!(process.finish().2, 137);
+    assert_eq!(pod.agent.ended("a").exit_code, 137);
+
+    let pod = pod_with("sleep 1000");
+    let mut process = pod.exec("a", &["sleep", "1001"], true).expect("runs");
+    process.input(Input::Signal(libc::SIGTERM));
+    assert_eq!(process.finish().2, 143);
+}
+
+#[test]
+fn a_slow_reader_holds_back_its_own_program_only() {
+    let mut pod = pod_with("sleep 1000");
+    let mut flood = pod.exec("a", &["yes"], false).expect("runs");
+    std::thread::sleep(Duration::from_millis(300));
+    // Nobody reads the flood; everything else goes on.
+    let (out, _, _) = pod.exec("a", &["echo", "quick"], false).expect("runs").finish();
+    assert_eq!(out, b"quick\n");
+    assert_eq!(pod.run("b", "echo also").1, "also\n");
+    let rss = std::fs::read_to_string(format!("/proc/{}/statm", pod.shim.id())).expect("statm");
+    let pages: u64 = rss.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("pages");
+    assert!(pages * 4 < 8_192, "the supervisor holds {} kB", pages * 4);
+    for _ in 0..200 {
+        assert!(matches!(flood.next(), Output::Stdout(data) if data.starts_with(b"y\n") || data.starts_with(b"\n")));
+    }
+}
+
+#[test]
+fn output_held_open_by_others_does_not_hold_the_end() {
+    let pod = pod_with("sleep 1000");
+    let mut process = pod.exec("a", &["sh", "-c", "echo out; sleep 1000 & exit 4"], false).expect("runs");
+    assert_eq!(process.finish().2, 4);
+}
+
+#[test]
+fn a_shared_pid_namespace_works_too() {
+    let mut pod = Pod::with(SandboxSpec { share_pid: true, ..SandboxSpec::default() });
+    pod.start(pod.spec("a", "sleep 1000"));
+    let (out, _, code) = pod.exec("a", &["cat", "/proc/1/comm"], false).expect("runs").finish();
+    assert!(code == 0 && String::from_utf8_lossy(&out).contains("pause"), "{out:?}");
+    let mut host = Pod::with(SandboxSpec { host_pid: true, ..SandboxSpec::default() });
+    host.start(host.spec("a", "sleep 1000"));
+    let (out, _, _) = host.exec("a", &["sh", "-c", "echo $$"], false).expect("runs").finish();
+    assert!(String::from_utf8_lossy(&out).trim().parse::<u32>().expect("a pid") > 1);
+    host.stop();
+}
