@@ -31,10 +31,24 @@ impl fmt::Display for Problem {
             write!(f, "line {}: ", self.line)?;
         }
         if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
+            printable(f, &self.path)?;
+            f.write_str(": ")?;
         }
-        f.write_str(&self.message)
+        printable(f, &self.message)
     }
+}
+
+/// Names of the input stand in paths and messages: they must not break the line or speak to a terminal.
+fn printable(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    for piece in text.split_inclusive(char::is_control) {
+        match piece.char_indices().next_back() {
+            Some((place, last)) if last.is_control() => {
+                write!(f, "{}{}", piece.get(..place).unwrap_or_default(), last.escape_default())?;
+            }
+            _ => f.write_str(piece)?,
+        }
+    }
+    Ok(())
 }
 
 /// Most problems that one input is told about: nobody reads more, and an answer must fit a gRPC status.
@@ -169,6 +183,12 @@ mod tests {
         }
         assert_eq!(distance("abcd", "acbd"), 1);
         assert_eq!(distance("", "abc"), 3);
+    }
+
+    #[test]
+    fn one_problem_is_one_line() {
+        let problem = Problem::found("a.x\ny", "v\n", "want a\u{1b}[31m b\r");
+        assert_eq!(problem.to_string(), r#"a.x\ny: found "v\n": want a\u{1b}[31m b\r"#);
     }
 
     #[test]

@@ -12,8 +12,8 @@ use crate::{
 const MAX_DATA_BYTES: usize = 1 << 20;
 /// Largest value of a user's priority class; what is above is for the system.
 const MAX_USER_PRIORITY: i32 = 1_000_000_000;
-/// Most bytes of an event's message.
-const MAX_MESSAGE_BYTES: usize = 1024;
+/// Most characters of an event's message.
+const MAX_MESSAGE_CHARS: usize = 1024;
 
 fn data<'a>(walk: &mut Walk, entries: impl Iterator<Item = (&'a str, &'a String, usize)>) {
     let mut bytes = 0;
@@ -96,7 +96,8 @@ pub(super) fn event(walk: &mut Walk, event: &Event) {
         walk.missing("involvedObject", "want the object that the event is about");
     }
     walk.word("type", &event.r#type, &["Normal", "Warning"]);
-    if event.message.len() > MAX_MESSAGE_BYTES {
-        walk.wrong("message", format!("has {} bytes, want at most {MAX_MESSAGE_BYTES}", event.message.len()));
+    let length = event.message.chars().count();
+    if length > MAX_MESSAGE_CHARS {
+        walk.wrong("message", format!("has {length} characters, want at most {MAX_MESSAGE_CHARS}"));
     }
 }
