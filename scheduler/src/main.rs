@@ -29,6 +29,9 @@ struct Flags {
     /// Only the pods of one shard, as INDEX/COUNT (from 0): several schedulers of one name share the work.
     #[arg(long, env = "MINIPOD_SCHEDULER_SHARD", default_value = "0/1", value_parser = shard)]
     shard: (u32, u32),
+    /// A pod or group that has waited so many seconds gets nodes held for it, so that a stream of small pods does not starve it.
+    #[arg(long, env = "MINIPOD_SCHEDULER_HOLD_AFTER", default_value = "30", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    hold_after_seconds: u32,
     /// Address for /healthz and /metrics.
     #[arg(long, env = "MINIPOD_SCHEDULER_METRICS_LISTEN")]
     metrics_listen: Option<SocketAddr>,
@@ -68,7 +71,12 @@ async fn serve(flags: Flags) -> Result<(), String> {
             .await
             .map_err(|error| format!("listen on {address} for /healthz and /metrics: {error}"))?;
     }
-    let settings = Settings { name: flags.name, shard: flags.shard, profile: flags.profile };
+    let settings = Settings {
+        name: flags.name,
+        shard: flags.shard,
+        profile: flags.profile,
+        hold_after_ms: i64::from(flags.hold_after_seconds) * 1000,
+    };
     tracing::info!(name = %settings.name, server = %flags.server, "scheduling");
     run::run(client, settings, &registry, pulse, shutdown).await;
     telemetry::flush();

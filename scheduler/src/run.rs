@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use minipod_client::cache::{Delta, Deltas, Reflector};
-use minipod_client::{Client, ClientError, Query};
+use minipod_client::{Client, ClientError, DeleteOptions, Query};
 use minipod_daemon::metrics::{Counter, Gauge, Histogram, Registry};
 use minipod_daemon::shutdown::Shutdown;
 use minipod_proto::Resource;
@@ -25,7 +25,7 @@ use minipod_proto::v1::{
 use tokio::task::JoinSet;
 
 use crate::plan::needs::NeedsError;
-use crate::plan::{BATCH, Binding, Event, NodeInfo, Outcome, Planner, PodInfo, Report, Settings, Step};
+use crate::plan::{BATCH, Binding, Event, Eviction, NodeInfo, Outcome, Planner, PodInfo, Report, Settings, Step};
 
 /// Batches under way at once: while one is committed the next is decided on; more would only make the snapshot older.
 const IN_FLIGHT: usize = 8;
@@ -109,6 +109,10 @@ impl Metrics {
 enum Done {
     Bound(Vec<Binding>, Result<BindBatchResponse, ClientError>, Duration),
     Reported(Result<(), ClientError>),
+    /// Uids of preemptors whose victims were not all ended.
+    Evicted {
+        failed: Vec<Arc<str>>,
+    },
 }
 
 struct Loop {
@@ -273,11 +277,17 @@ impl Loop {
             if !self.complaints.is_empty() {
                 steps.push(Step::Report(std::mem::take(&mut self.complaints)));
             }
+            let mut evictions = Vec::new();
             for step in steps {
                 match step {
-                    Step::Bind(bindings) => self.bind(bindings),
+                    Step::Bind(bindings) => self.bind(bindings, Mode::Each),
+                    Step::BindAll(bindings) => self.bind(bindings, Mode::All),
+                    Step::Evict(eviction) => evictions.push(eviction),
                     Step::Report(reports) => self.report(reports),
                 }
+            }
+            if !evictions.is_empty() {
+                self.evict(evictions);
             }
             self.metrics.turn.observe(started.elapsed());
         }
@@ -299,7 +309,7 @@ impl Loop {
         due.map_or(TICK, |ms| Duration::from_millis(ms.unsigned_abs()).min(TICK))
     }
 
-    fn bind(&mut self, bindings: Vec<Binding>) {
+    fn bind(&mut self, bindings: Vec<Binding>, mode: Mode) {
         self.metrics.decided.add(bindings.len() as u64);
         let items = bindings.iter().map(|binding| Item {
             namespace: binding.namespace.clone(),
@@ -308,13 +318,35 @@ impl Loop {
             revision: binding.revision,
             node: binding.node.clone(),
         });
-        let request =
-            BindBatchRequest { items: items.collect(), mode: Mode::Each.into(), scheduler: self.name.clone() };
+        let request = BindBatchRequest { items: items.collect(), mode: mode.into(), scheduler: self.name.clone() };
         let client = self.client.clone();
         self.requests.spawn(async move {
             let started = Instant::now();
             let answer = client.bind_batch(request).await;
             Done::Bound(bindings, answer, started.elapsed())
+        });
+    }
+
+    /// One task for all evictions of a turn, one call after the other: preemption is for the few.
+    fn evict(&mut self, evictions: Vec<Eviction>) {
+        let client = self.client.clone();
+        self.requests.spawn(async move {
+            let mut failed = Vec::new();
+            for eviction in evictions {
+                tracing::info!(pod = %eviction.preemptor, node = %eviction.node, victims = eviction.victims.len(), "preempting");
+                for victim in &eviction.victims {
+                    let options = DeleteOptions { uid: victim.uid.to_string(), ..DeleteOptions::default() };
+                    match client.delete::<Pod>(&victim.namespace, &victim.pod, &options).await {
+                        // Gone, or another pod has its name: the place is free either way.
+                        Ok(_) | Err(ClientError::NotFound { .. } | ClientError::Refused { .. }) => {}
+                        Err(error) => {
+                            tracing::warn!(%error, preemptor = %eviction.preemptor, "a victim was not ended");
+                            failed.push(Arc::clone(&eviction.uid));
+                        }
+                    }
+                }
+            }
+            Done::Evicted { failed }
         });
     }
 
@@ -345,6 +377,11 @@ impl Loop {
                 tracing::warn!(pods = bindings.len(), %error, "a batch of bindings failed");
                 for binding in &bindings {
                     self.planner.resolve(&binding.uid, Outcome::Unknown, self.pulse.now_ms());
+                }
+            }
+            Done::Evicted { failed } => {
+                for uid in failed {
+                    self.planner.eviction_failed(&uid, self.pulse.now_ms());
                 }
             }
             Done::Reported(Ok(())) => {}

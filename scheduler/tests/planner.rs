@@ -5,7 +5,12 @@ use minipod_proto::v1::{Container, Node, Pod, PodSchedulingGate, ResourceRequire
 use minipod_scheduler::plan::{Event, NodeInfo, Outcome, Planner, PodInfo, Profile, Settings, Step};
 
 fn planner() -> Planner {
-    Planner::new(Settings { name: "default-scheduler".into(), shard: (0, 1), profile: Profile::Spread })
+    Planner::new(Settings {
+        name: "default-scheduler".into(),
+        shard: (0, 1),
+        profile: Profile::Spread,
+        hold_after_ms: 30_000,
+    })
 }
 
 fn node(name: &str, cpu: &str, memory: &str) -> Event {
@@ -45,6 +50,14 @@ fn told(steps: Vec<Step>) -> Vec<String> {
     for step in steps {
         match step {
             Step::Bind(all) => lines.extend(all.iter().map(|one| format!("{}->{}", one.pod, one.node))),
+            Step::BindAll(all) => {
+                let all: Vec<String> = all.iter().map(|one| format!("{}->{}", one.pod, one.node)).collect();
+                lines.push(format!("together {}", all.join(" ")));
+            }
+            Step::Evict(one) => {
+                let victims: Vec<&str> = one.victims.iter().map(|victim| &*victim.pod).collect();
+                lines.push(format!("end {} on {} for {}", victims.join(" "), one.node, one.preemptor));
+            }
             Step::Report(all) => lines.extend(all.iter().map(|one| format!("{}: {}", one.pod, one.message))),
         }
     }
@@ -194,7 +207,12 @@ fn priority_goes_first_then_age() {
 fn shards_share_all_pods_and_none_twice() {
     let mut planners: Vec<Planner> = (0..3)
         .map(|index| {
-            Planner::new(Settings { name: "default-scheduler".into(), shard: (index, 3), profile: Profile::Pack })
+            Planner::new(Settings {
+                name: "default-scheduler".into(),
+                shard: (index, 3),
+                profile: Profile::Pack,
+                hold_after_ms: 30_000,
+            })
         })
         .collect();
     let mut all = Vec::new();
@@ -210,4 +228,150 @@ fn shards_share_all_pods_and_none_twice() {
     all.sort();
     all.dedup();
     assert_eq!(all.len(), 60);
+}
+
+fn with_priority(name: &str, cpu: &str, priority: i32) -> Pod {
+    let mut pod = pod(name, cpu, "1Gi");
+    pod.spec_mut().priority = Some(priority);
+    pod
+}
+
+#[test]
+fn preemption_ends_the_cheapest_pods_and_waits_for_them_to_leave() {
+    let mut planner = planner();
+    planner.observe(node("a", "4", "40Gi"));
+    planner.observe(node("b", "4", "40Gi"));
+    for (name, cpu, priority, place) in
+        [("a1", "2", 5, "a"), ("a2", "2", 1, "a"), ("b1", "2", 3, "b"), ("b2", "2", 4, "b")]
+    {
+        planner.observe(bound(&with_priority(name, cpu, priority), place));
+    }
+    let high = with_priority("high", "2", 10);
+    planner.observe(seen(&high));
+    assert_eq!(
+        told(planner.plan(0, 100)),
+        ["end a2 on a for default/high", "high: 1 pods of lower priority are ended on a to make room"]
+    );
+    // The place is its own: a small pod does not slip in when the victim leaves.
+    planner.observe(seen(&with_priority("small", "2", 1)));
+    assert!(!told(planner.plan(1, 100)).iter().any(|line| line.contains("->")));
+    planner.observe(Event::PodGone("uid-a2".into()));
+    let lines = told(planner.plan(2, 100));
+    assert_eq!(lines.iter().filter(|line| line.contains("->")).collect::<Vec<_>>(), ["high->a"]);
+    // Whoever may not preempt waits.
+    let mut meek = with_priority("meek", "2", 10);
+    meek.spec_mut().preemption_policy = "Never".into();
+    planner.observe(seen(&meek));
+    assert!(!told(planner.plan(3, 100)).iter().any(|line| line.starts_with("end")));
+}
+
+#[test]
+fn a_preemption_that_fails_is_decided_anew() {
+    let mut planner = planner();
+    planner.observe(node("a", "2", "40Gi"));
+    planner.observe(bound(&with_priority("low", "2", 1), "a"));
+    planner.observe(seen(&with_priority("high", "2", 10)));
+    assert_eq!(told(planner.plan(0, 100)).first().map(String::as_str), Some("end low on a for default/high"));
+    planner.eviction_failed("uid-high", 1);
+    assert_eq!(told(planner.plan(11, 100)).first().map(String::as_str), Some("end low on a for default/high"));
+    planner.observe(Event::PodGone("uid-low".into()));
+    assert_eq!(told(planner.plan(12, 100)), ["high->a"]);
+}
+
+fn member(group: &str, name: &str, cpu: &str, min: u32) -> Pod {
+    let mut pod = pod(name, cpu, "1Gi");
+    let annotations = &mut pod.meta_mut().annotations;
+    annotations.insert("minipod.dev/pod-group".into(), group.into());
+    annotations.insert("minipod.dev/pod-group-min-count".into(), min.to_string());
+    pod
+}
+
+#[test]
+fn a_gang_goes_together_or_not_at_all() {
+    let mut planner = planner();
+    planner.observe(node("a", "2", "40Gi"));
+    for name in ["g1", "g2"] {
+        planner.observe(seen(&member("g", name, "1", 3)));
+    }
+    assert_eq!(
+        told(planner.plan(0, 100)),
+        ["g1: group g needs 3 more pods, 2 exist", "g2: group g needs 3 more pods, 2 exist"]
+    );
+    planner.observe(seen(&member("g", "g3", "1", 3)));
+    let mut lines = told(planner.plan(10_000, 100));
+    lines.sort();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert_eq!(
+        lines[0],
+        "g1: 2 of the 3 pods that group g needs can be placed; 0/1 nodes are available: a: cpu short by 1"
+    );
+    // Nothing of it is kept: a single pod takes the room.
+    planner.observe(seen(&pod("single", "2", "1Gi")));
+    assert_eq!(told(planner.plan(10_001, 100)), ["single->a"]);
+    planner.observe(node("b", "4", "40Gi"));
+    assert_eq!(told(planner.plan(20_000, 100)), ["together g1->b g2->b g3->b"]);
+    // Refused as a whole, tried again as a whole.
+    for uid in ["uid-g1", "uid-g2", "uid-g3"] {
+        planner.resolve(uid, Outcome::Refused, 20_001);
+    }
+    assert_eq!(told(planner.plan(20_200, 100)), ["together g1->b g2->b g3->b"]);
+    for name in ["g1", "g2", "g3"] {
+        planner.observe(bound(&member("g", name, "1", 3), "b"));
+    }
+    // Whoever comes later goes alone.
+    planner.observe(seen(&member("g", "g4", "1", 3)));
+    assert_eq!(told(planner.plan(30_000, 100)), ["g4->b"]);
+}
+
+/// Small pods come and go for ever and would fill every gap.
+fn starve(with_hold: bool) -> Option<i64> {
+    let hold_after_ms = if with_hold { 30_000 } else { i64::MAX };
+    let name = "default-scheduler".to_owned();
+    let mut planner = Planner::new(Settings { name, shard: (0, 1), profile: Profile::Spread, hold_after_ms });
+    for at in 0..4 {
+        planner.observe(node(&format!("n{at}"), "4", "400Gi"));
+    }
+    let mut running: Vec<(i64, String)> = Vec::new();
+    let mut dice = 7_u64;
+    for second in 0..1_000 {
+        let now = second * 1_000;
+        let over = running.iter().position(|(end, _)| *end <= now);
+        for (_, name) in
+            over.map(|_| running.extract_if(.., |(end, _)| *end <= now).collect::<Vec<_>>()).into_iter().flatten()
+        {
+            planner.observe(Event::PodGone(format!("uid-{name}").into()));
+        }
+        for at in 0..3 {
+            planner.observe(seen(&pod(&format!("small-{second}-{at}"), "1", "1Gi")));
+        }
+        if second == 20 {
+            for at in 0..2 {
+                let mut big = member("big", &format!("big-{at}"), "4", 2);
+                big.meta_mut().creation_timestamp = Some(Time::from_unix(2000, 0));
+                planner.observe(seen(&big));
+            }
+        }
+        for step in planner.plan(now, 1000) {
+            match step {
+                Step::BindAll(_) => return Some(second - 20),
+                Step::Bind(all) => {
+                    for one in all {
+                        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                        running.push((now + 5_000 + (dice >> 33) as i64 % 10_000, one.pod.to_string()));
+                        planner.observe(bound(&pod(&one.pod, "1", "1Gi"), &one.node));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn a_stream_of_small_pods_does_not_starve_a_large_gang() {
+    assert_eq!(starve(false), None, "the stream is dense enough to starve it without a hold");
+    // Thirty seconds until nodes are held, fifteen until the last small pod on them has ended, and some for rounding.
+    let waited = starve(true);
+    assert!(waited.is_some_and(|seconds| seconds <= 50), "{waited:?}");
 }

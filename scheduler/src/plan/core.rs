@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::bits::Bits;
 use super::class::{Class, Classes, NewCounter, Rule};
+use super::hold::Hold;
 use super::needs::{NodeInfo, PodInfo};
 use super::nodes::Nodes;
 use super::order::Partition;
+use super::preempt::Budget;
 use super::statics::Statics;
 use super::topology::{Counted, NOWHERE, Topology};
 use super::{NodeId, PodId, Profile};
@@ -78,16 +79,6 @@ impl ChangeLog {
     }
 }
 
-/// Nodes kept free for one waiting pod or gang.
-pub struct Hold {
-    /// The nodes.
-    pub nodes: Bits,
-    /// Who may use them: uids.
-    pub owners: Vec<Arc<str>>,
-    /// Pods of higher priority may use them too.
-    pub priority: i32,
-}
-
 /// The cluster, indexed.
 pub struct Core {
     /// Nodes.
@@ -116,6 +107,12 @@ pub struct Core {
     pub(super) walk_limit: usize,
     profile: Profile,
     generation: u64,
+    /// Which pods may be ended.
+    pub(super) budgets: Vec<Budget>,
+    /// Number of pods that are on nodes, by priority.
+    priorities: BTreeMap<i32, usize>,
+    /// Number of placements so far.
+    placements: u64,
 }
 
 impl Core {
@@ -139,6 +136,9 @@ impl Core {
             walk_limit: super::decide::WALK,
             profile,
             generation: 0,
+            budgets: Vec::new(),
+            priorities: BTreeMap::new(),
+            placements: 0,
         }
     }
 
@@ -208,6 +208,11 @@ impl Core {
     /// Number of pods, bound and pending.
     pub fn pod_count(&self) -> usize {
         self.uids.len()
+    }
+
+    /// The lowest priority of a pod on any node.
+    pub(super) fn lowest_priority(&self) -> Option<i32> {
+        self.priorities.first_key_value().map(|(priority, _)| *priority)
     }
 
     /// Whether what is on a node is no more than it has.
@@ -474,6 +479,16 @@ impl Core {
         let Some(entry) = self.pods[pod as usize].as_ref() else { return };
         let class = &self.classes.all[entry.class as usize];
         self.nodes.charge(node, &class.requests, class.needs.weight, sign);
+        let same = self.priorities.entry(class.needs.priority).or_insert(0);
+        if sign > 0 {
+            *same += 1;
+            self.placements += 1;
+        } else {
+            *same = same.saturating_sub(1);
+            if *same == 0 {
+                self.priorities.remove(&class.needs.priority);
+            }
+        }
         if !class.needs.ports.is_empty() {
             self.nodes.take_ports(node, &class.needs.ports, sign > 0);
         }
@@ -557,6 +572,8 @@ impl Core {
         fresh.walk_limit = self.walk_limit;
         fresh.routes = self.routes + 1;
         fresh.generation = self.generation + 1;
+        fresh.budgets = std::mem::take(&mut self.budgets);
+        fresh.placements = self.placements;
         for (pod, node, assumed) in places {
             fresh.put(pod, node, assumed);
         }

@@ -16,7 +16,7 @@
 //! | `decide` | the best node for a class |
 //! | `explain` | per node the first reason against it |
 //! | `preempt` | whom to end so that a pod fits |
-//! | `gang` | pods that go together or not at all |
+//! | `hold` | nodes kept free for whoever has waited long |
 //! | `planner` | which pod is next, and what becomes of those that wait |
 
 mod bits;
@@ -24,11 +24,13 @@ mod class;
 mod core;
 mod decide;
 mod explain;
+mod hold;
 mod levels;
 pub mod needs;
 mod nodes;
 mod order;
 mod planner;
+mod preempt;
 mod statics;
 mod topology;
 
@@ -36,7 +38,8 @@ pub use self::core::{Core, Event};
 pub use decide::Score;
 pub use explain::{Explanation, NodeReason, Reason};
 pub use needs::{Group, NodeInfo, PodInfo};
-pub use planner::{BATCH, Binding, Outcome, Planner, Report, Settings, Step};
+pub use planner::{BATCH, Binding, Eviction, Outcome, Planner, Report, Settings, Step, Victim};
+pub use preempt::{Budget, Preemption};
 pub use statics::StaticScore;
 
 /// Dense number of a node.

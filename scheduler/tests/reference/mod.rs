@@ -320,6 +320,65 @@ impl World {
         }
     }
 
+    /// Whom to end on which node so that the pod fits: each node's pods of lower priority are taken away, and one by one put back
+    /// where that does no harm. The cheapest node wins: (violations, highest priority, sum, number, latest start, age of node).
+    pub fn preempt(&self, pod: &Pod, budgets: &[(String, LabelSelector, i64)]) -> Option<(String, Vec<String>, usize)> {
+        let priority = |pod: &Pod| pod.spec().priority.unwrap_or(0);
+        let start = |pod: &Pod| pod.status().start_time.map_or(0, |time| time.seconds);
+        let mut best: Option<((usize, i32, i64, usize, i64, usize), String, Vec<String>)> = None;
+        for (age, node) in self.nodes.iter().enumerate() {
+            let here = |place: &Option<String>| place.as_deref() == Some(node.name());
+            let mut lower: Vec<(Pod, Option<String>)> = self
+                .pods
+                .iter()
+                .filter(|(other, place)| here(place) && priority(other) < priority(pod))
+                .cloned()
+                .collect();
+            lower.sort_by_key(|(other, _)| (Reverse(priority(other)), start(other)));
+            let mut rest = self.clone();
+            rest.pods.retain(|(other, place)| !(here(place) && priority(other) < priority(pod)));
+            if lower.is_empty() || rest.refusal(pod, node).is_some() {
+                continue;
+            }
+            let mut left: Vec<i64> = budgets.iter().map(|(_, _, allowed)| *allowed).collect();
+            let violates: Vec<bool> = lower
+                .iter()
+                .map(|(other, _)| {
+                    let mut any = false;
+                    for (at, (namespace, selector, _)) in budgets.iter().enumerate() {
+                        if namespace == other.namespace() && selector_matches(Some(selector), &other.meta().labels) {
+                            left[at] -= 1;
+                            any |= left[at] < 0;
+                        }
+                    }
+                    any
+                })
+                .collect();
+            let mut victims = Vec::new();
+            for round in [true, false] {
+                for (at, one) in lower.iter().enumerate().filter(|(at, _)| violates[*at] == round) {
+                    rest.pods.push(one.clone());
+                    if rest.refusal(pod, node).is_some() {
+                        rest.pods.pop();
+                        victims.push(at);
+                    }
+                }
+            }
+            victims.sort_unstable();
+            let highest = victims.iter().map(|at| priority(&lower[*at].0)).max()?;
+            let sum = victims.iter().map(|at| i64::from(priority(&lower[*at].0)) + (1 << 31)).sum();
+            let first =
+                victims.iter().filter(|at| priority(&lower[**at].0) == highest).map(|at| start(&lower[*at].0)).min()?;
+            let violations = victims.iter().filter(|at| violates[**at]).count();
+            let cost = (violations, highest, sum, victims.len(), -first, age);
+            if best.as_ref().is_none_or(|(other, _, _)| cost < *other) {
+                let victims = victims.iter().map(|at| lower[*at].0.uid().to_owned()).collect();
+                best = Some((cost, node.name().to_owned(), victims));
+            }
+        }
+        best.map(|(cost, node, victims)| (node, victims, cost.0))
+    }
+
     fn pull(&self, pod: &Pod, node: &Node) -> i64 {
         let mut pull = 0;
         let own = Self::terms(pod).2;

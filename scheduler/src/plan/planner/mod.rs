@@ -12,12 +12,19 @@
 //! Pods wait by class: when something changes, one pod of each class is tried and, if it fails, answers for the others.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+mod claims;
+mod gang;
+
+use self::claims::{Claim, PREEMPT_MS};
+use self::gang::{Gang, GangKey};
 use super::core::{Core, Event};
 use super::needs::PodInfo;
 use super::{PodId, Profile};
+
+pub use claims::{Eviction, Victim};
 
 /// Bindings in one request: with a pod and a ledger key each they stay well within what a store commits at once, and one round
 /// trip is spread over many pods.
@@ -40,6 +47,8 @@ pub struct Settings {
     pub shard: (u32, u32),
     /// Which nodes are preferred.
     pub profile: Profile,
+    /// Whoever has waited this long gets nodes held for it, milliseconds.
+    pub hold_after_ms: i64,
 }
 
 /// A proposal: this pod to that node.
@@ -77,6 +86,10 @@ pub struct Report {
 pub enum Step {
     /// Bind these, each for itself.
     Bind(Vec<Binding>),
+    /// Bind all of these, or none.
+    BindAll(Vec<Binding>),
+    /// End these, so that another fits.
+    Evict(Eviction),
     /// Tell why these wait.
     Report(Vec<Report>),
 }
@@ -105,6 +118,8 @@ struct Waiting {
     /// A pod has joined since the last explanation.
     joined: bool,
     message: Arc<str>,
+    /// Preemption is not tried before.
+    preempt_at_ms: i64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -118,12 +133,21 @@ pub struct Planner {
     settings: Settings,
     core: Core,
     ready: BTreeSet<Turn>,
-    waiting: HashMap<u32, Waiting>,
+    waiting: BTreeMap<u32, Waiting>,
     /// Proposed and not confirmed, with the time at which that becomes doubtful.
     in_flight: HashMap<Arc<str>, i64>,
     delayed: HashMap<Arc<str>, Delayed>,
     /// What was last reported of a pod.
     reported: HashMap<Arc<str>, Arc<str>>,
+    /// What is to be reported beside the explanations of classes.
+    untold: BTreeMap<Arc<str>, Arc<str>>,
+    /// Since when a pod has found no place.
+    waits_since: HashMap<Arc<str>, i64>,
+    /// Pods that wait for their victims to leave.
+    claims: HashMap<Arc<str>, Claim>,
+    gangs: HashMap<GangKey, Gang>,
+    hold_check_ms: i64,
+    hold_until_ms: i64,
     /// Something has happened since the waiting classes were last tried.
     changed: bool,
     /// The core's generation that the numbers of classes are from.
@@ -138,10 +162,16 @@ impl Planner {
             settings,
             core,
             ready: BTreeSet::new(),
-            waiting: HashMap::new(),
+            waiting: BTreeMap::new(),
             in_flight: HashMap::new(),
             delayed: HashMap::new(),
             reported: HashMap::new(),
+            untold: BTreeMap::new(),
+            waits_since: HashMap::new(),
+            claims: HashMap::new(),
+            gangs: HashMap::new(),
+            hold_check_ms: 0,
+            hold_until_ms: 0,
             changed: false,
             generation: 0,
         }
@@ -165,7 +195,11 @@ impl Planner {
             Event::Pod(info) => self.observe_pod(info),
             Event::PodGone(uid) => {
                 self.drop_pod(&uid);
-                self.core.apply(Event::PodGone(uid));
+                if let Some(info) = self.core.pod_id(&uid).and_then(|pod| self.core.pod(pod)).cloned() {
+                    self.discharge(&info);
+                }
+                self.core.apply(Event::PodGone(Arc::clone(&uid)));
+                self.victim_gone(&uid);
             }
             other => self.core.apply(other),
         }
@@ -192,14 +226,28 @@ impl Planner {
         let mine = self.is_mine(&info) && info.node.is_none() && !info.terminal && !info.terminating;
         if !mine {
             self.drop_pod(&uid);
+            match (info.terminal, info.node.is_some()) {
+                (false, true) => self.enlist(&info, true),
+                _ => self.discharge(&info),
+            }
+            let terminal = info.terminal;
             self.core.apply(Event::Pod(info));
+            if terminal {
+                self.victim_gone(&uid);
+            }
             return;
         }
         let before = self.core.pod_id(&uid).and_then(|pod| self.core.pod(pod));
-        let same = before.is_some_and(|before| before.needs == info.needs && before.gates == info.gates);
+        let same = before.is_some_and(|before| {
+            (&before.needs, &before.gates, &before.group) == (&info.needs, &info.gates, &info.group)
+        });
+        let before = before.filter(|_| !same).cloned();
         let placed = self.core.pod_id(&uid).is_some_and(|pod| self.core.place_of(pod).is_some());
         if !same {
             self.unqueue(&uid);
+        }
+        if let Some(before) = before {
+            self.discharge(&before);
         }
         let gated = !info.gates.is_empty();
         let turn = turn(&info);
@@ -207,6 +255,9 @@ impl Planner {
         // Its own condition comes back by the watch: that is no reason to try again.
         if !same && !placed && !gated {
             self.delayed.remove(&uid);
+            if let Some(info) = self.core.pod_id(&uid).and_then(|pod| self.core.pod(pod)).cloned() {
+                self.enlist(&info, false);
+            }
             self.ready.insert(turn);
         }
     }
@@ -220,7 +271,10 @@ impl Planner {
     fn drop_pod(&mut self, uid: &str) {
         self.unqueue(uid);
         self.in_flight.remove(uid);
+        self.claims.remove(uid);
         self.reported.remove(uid);
+        self.untold.remove(uid);
+        self.waits_since.remove(uid);
     }
 
     fn unqueue(&mut self, uid: &str) {
@@ -240,21 +294,27 @@ impl Planner {
     /// What to do now, with at most `room` bindings. Nothing of it is repeated by the next call.
     pub fn plan(&mut self, now_ms: i64, room: usize) -> Vec<Step> {
         self.expire(now_ms);
-        self.wake();
-        let mut bindings = Vec::new();
+        self.expire_claims(now_ms);
+        self.manage_hold(now_ms);
+        self.wake(now_ms);
+        let (mut bindings, mut steps) = (Vec::new(), Vec::new());
         // Pods that find no place count too, so that events are looked at in between.
         for _ in 0..room {
             let Some((_, _, uid)) = self.ready.pop_first() else { break };
             let Some(pod) = self.core.pod_id(&uid) else { continue };
+            if let Some(gang) = self.core.pod(pod).and_then(gang::key) {
+                steps.extend(self.place_gang(&gang, now_ms, &mut bindings));
+                continue;
+            }
             match self.core.decide(pod) {
-                Some(node) => {
-                    let Some(binding) = self.propose(pod, node, now_ms) else { continue };
-                    bindings.push(binding);
-                }
-                None => self.park(pod, now_ms),
+                Some(node) => bindings.extend(self.propose(pod, node, now_ms)),
+                None => match self.try_preempt(pod, now_ms) {
+                    Some(step) => steps.push(step),
+                    None => self.park(pod, now_ms),
+                },
             }
         }
-        let mut steps: Vec<Step> = bindings.chunks(BATCH).map(|chunk| Step::Bind(chunk.to_vec())).collect();
+        steps.extend(bindings.chunks(BATCH).map(|chunk| Step::Bind(chunk.to_vec())));
         let reports = self.reports(now_ms);
         if !reports.is_empty() {
             steps.push(Step::Report(reports));
@@ -270,7 +330,9 @@ impl Planner {
         let delays = self.delayed.values().map(|delayed| delayed.until_ms);
         let doubts = self.in_flight.values().copied();
         let reports = self.waiting.values().map(|waiting| waiting.explain_at_ms);
-        delays.chain(doubts).chain(reports).min()
+        let claims = self.claims.values().map(|claim| claim.until_ms);
+        let gangs = self.gangs.values().filter_map(Gang::due_ms);
+        delays.chain(doubts).chain(reports).chain(claims).chain(gangs).min()
     }
 
     fn propose(&mut self, pod: PodId, node: u32, now_ms: i64) -> Option<Binding> {
@@ -283,10 +345,16 @@ impl Planner {
             revision: info.revision,
             node: self.core.node_name(node).to_owned(),
         };
+        if info.group.is_some() {
+            let info = info.clone();
+            self.enlist(&info, true);
+        }
         self.in_flight.insert(Arc::clone(&binding.uid), now_ms + CONFIRM_MS);
+        self.waits_since.remove(&binding.uid);
+        self.untold.remove(&binding.uid);
         // It has gone well for this one: the next of its class may fit as well.
         if let Some(class) = self.core.class_of(pod) {
-            self.wake_one(class);
+            self.wake_one(class, now_ms);
         }
         Some(binding)
     }
@@ -299,28 +367,34 @@ impl Planner {
             explain_at_ms: now_ms,
             joined: false,
             message: "".into(),
+            preempt_at_ms: 0,
         });
         waiting.joined |= !self.reported.contains_key(&turn.2);
+        waiting.preempt_at_ms = now_ms + PREEMPT_MS;
+        self.waits_since.entry(Arc::clone(&turn.2)).or_insert(now_ms);
         waiting.turns.insert(turn);
     }
 
     /// Tries one pod of each waiting class if anything has happened.
-    fn wake(&mut self) {
-        if !std::mem::take(&mut self.changed) {
+    fn wake(&mut self, now_ms: i64) {
+        let changed = std::mem::take(&mut self.changed);
+        self.wake_gangs(changed, now_ms);
+        if !changed {
             return;
         }
         let classes: Vec<u32> = self.waiting.keys().copied().collect();
         for class in classes {
-            self.wake_one(class);
+            self.wake_one(class, now_ms);
         }
     }
 
-    /// Moves the first pod of a waiting class to the ready ones, if it would find a place now.
-    fn wake_one(&mut self, class: u32) {
+    /// Moves the first pod of a waiting class to the ready ones, if it would find a place now or may preempt.
+    fn wake_one(&mut self, class: u32, now_ms: i64) {
         let Some(waiting) = self.waiting.get_mut(&class) else { return };
         let Some((_, _, uid)) = waiting.turns.first() else { return };
         let Some(pod) = self.core.pod_id(uid) else { return };
-        if self.core.decide(pod).is_none() {
+        let may_preempt = waiting.preempt_at_ms <= now_ms && self.core.may_preempt(pod);
+        if !may_preempt && self.core.decide(pod).is_none() {
             return;
         }
         if let Some(turn) = waiting.turns.pop_first() {
@@ -357,6 +431,9 @@ impl Planner {
         if self.core.place_of(pod).is_some() {
             return;
         }
+        if let Some(info) = self.core.pod(pod).filter(|info| info.group.is_some()).cloned() {
+            self.enlist(&info, false);
+        }
         let failures = self.delayed.get(uid).map_or(0, |delayed| delayed.failures);
         let delay = DELAY_MS.0.checked_shl(failures.min(20)).unwrap_or(DELAY_MS.1).min(DELAY_MS.1);
         self.delayed.insert(uid.into(), Delayed { until_ms: now_ms + delay, failures: failures + 1 });
@@ -380,12 +457,36 @@ impl Planner {
         }
     }
 
-    /// Explanations for classes that have begun to wait or have waited on.
+    /// Has a pod told something when there is room, unless it was told that last.
+    fn tell_later(&mut self, uid: Arc<str>, message: &Arc<str>) {
+        if self.reported.get(&uid) != Some(message) {
+            self.untold.insert(uid, Arc::clone(message));
+        }
+    }
+
+    fn make_report(&mut self, uid: &Arc<str>, message: &Arc<str>) -> Option<Report> {
+        let info = self.core.pod_id(uid).and_then(|pod| self.core.pod(pod))?;
+        let report = Report {
+            namespace: info.namespace().to_owned(),
+            pod: Arc::clone(&info.name),
+            uid: Arc::clone(uid),
+            reason: "Unschedulable",
+            message: message.to_string(),
+        };
+        self.reported.insert(Arc::clone(uid), Arc::clone(message));
+        Some(report)
+    }
+
+    /// Explanations for classes that have begun to wait or have waited on, and what else is to be told.
     fn reports(&mut self, now_ms: i64) -> Vec<Report> {
-        let mut reports = Vec::new();
+        let mut tell: Vec<(Arc<str>, Arc<str>)> = Vec::new();
+        let untold: Vec<Arc<str>> = self.untold.keys().take(REPORTS).cloned().collect();
+        for uid in untold {
+            tell.extend(self.untold.remove_entry(&uid));
+        }
         for waiting in self.waiting.values_mut() {
             let due = waiting.explain_at_ms <= now_ms;
-            if reports.len() >= REPORTS || !(due || (waiting.joined && !waiting.message.is_empty())) {
+            if tell.len() >= REPORTS || !(due || (waiting.joined && !waiting.message.is_empty())) {
                 continue;
             }
             let first = waiting.turns.first().and_then(|(_, _, uid)| self.core.pod_id(uid));
@@ -395,26 +496,16 @@ impl Planner {
                 waiting.explain_at_ms = now_ms + EXPLAIN_MS;
             }
             waiting.joined = false;
-            for (_, _, uid) in &waiting.turns {
-                if self.reported.get(uid) == Some(&waiting.message) {
-                    continue;
-                }
-                if reports.len() >= REPORTS {
+            let news = waiting.turns.iter().filter(|(_, _, uid)| self.reported.get(uid) != Some(&waiting.message));
+            for (_, _, uid) in news {
+                if tell.len() >= REPORTS {
                     waiting.joined = true;
                     break;
                 }
-                let Some(info) = self.core.pod_id(uid).and_then(|pod| self.core.pod(pod)) else { continue };
-                reports.push(Report {
-                    namespace: info.namespace().to_owned(),
-                    pod: Arc::clone(&info.name),
-                    uid: Arc::clone(uid),
-                    reason: "Unschedulable",
-                    message: waiting.message.to_string(),
-                });
-                self.reported.insert(Arc::clone(uid), Arc::clone(&waiting.message));
+                tell.push((Arc::clone(uid), Arc::clone(&waiting.message)));
             }
         }
-        reports
+        tell.iter().filter_map(|(uid, message)| self.make_report(uid, message)).collect()
     }
 }
 

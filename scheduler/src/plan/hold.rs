@@ -1,0 +1,90 @@
+//! Nodes kept free for one pod or gang that has waited long, so that a stream of small pods does not starve it.
+//!
+//! Nothing is taken from anybody: what runs there ends in its own time, and only newcomers of the same or lower priority are kept
+//! away. One holder at a time, so two holders can never wait for each other's nodes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::bits::Bits;
+use super::core::Core;
+use super::{NodeId, PodId};
+
+/// Nodes kept free.
+pub struct Hold {
+    /// The nodes.
+    pub nodes: Bits,
+    /// Who may use them: uids.
+    pub owners: Vec<Arc<str>>,
+    /// Pods of higher priority may use them too.
+    pub priority: i32,
+}
+
+impl Core {
+    /// Keeps nodes free on which all these pods would fit if nothing else were there. `false`, and nothing is held, when there are
+    /// no such nodes: waiting will not help them.
+    pub fn hold_for(&mut self, pods: &[PodId]) -> bool {
+        let mut planned: HashMap<NodeId, Vec<(usize, i64)>> = HashMap::new();
+        let mut hold = Hold { nodes: Bits::default(), owners: Vec::new(), priority: i32::MIN };
+        for pod in pods {
+            let Some(entry) = self.entry(*pod) else { continue };
+            let class = self.class(entry.class);
+            hold.owners.push(Arc::clone(&entry.info.uid));
+            hold.priority = hold.priority.max(class.needs.priority);
+            let Some(node) = self.roomiest(class.statics, &class.requests, &planned) else { return false };
+            hold.nodes.set(node, true);
+            let used = planned.entry(node).or_default();
+            for (resource, amount) in &class.requests {
+                match used.iter_mut().find(|(other, _)| other == resource) {
+                    Some((_, sum)) => *sum += amount,
+                    None => used.push((*resource, *amount)),
+                }
+            }
+        }
+        self.hold = Some(hold);
+        true
+    }
+
+    /// Of the nodes that have room for the requests beside what is planned, were all else gone: the one where most is free now.
+    fn roomiest(
+        &self,
+        statics: usize,
+        requests: &[(usize, i64)],
+        planned: &HashMap<NodeId, Vec<(usize, i64)>>,
+    ) -> Option<NodeId> {
+        let taken = |node: NodeId, resource: usize| {
+            let used = planned.get(&node).and_then(|used| used.iter().find(|(other, _)| *other == resource));
+            used.map_or(0, |(_, amount)| *amount)
+        };
+        let nodes = self.statics.all[statics].tiers.iter().flat_map(|(_, bits)| bits.iter());
+        let fitting = nodes.filter(|node| {
+            requests.iter().all(|(resource, amount)| {
+                let size = self.nodes.columns[*resource].allocatable[*node as usize];
+                size - taken(*node, *resource) >= *amount
+            })
+        });
+        fitting.max_by_key(|node| {
+            // The resource that is shortest decides, in thousandths of the request.
+            let shares = requests.iter().map(|(resource, amount)| {
+                let free = self.nodes.columns[*resource].free[*node as usize] - taken(*node, *resource);
+                i128::from(free) * 1000 / i128::from((*amount).max(1))
+            });
+            (shares.min(), std::cmp::Reverse(*node))
+        })
+    }
+
+    /// Gives the held nodes back to everybody.
+    pub fn release_hold(&mut self) {
+        self.hold = None;
+    }
+
+    /// The uids that nodes are held for; empty when none are.
+    pub fn holders(&self) -> &[Arc<str>] {
+        self.hold.as_ref().map_or(&[], |hold| &hold.owners)
+    }
+
+    /// Names of the nodes that are held.
+    pub fn held_nodes(&self) -> Vec<&str> {
+        self.hold.iter().flat_map(|hold| hold.nodes.iter()).map(|node| self.node_name(node)).collect()
+    }
+}

@@ -1,0 +1,178 @@
+//! Pods that go together or not at all.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::{Binding, Planner, Step, Turn, turn};
+use crate::plan::needs::PodInfo;
+use crate::plan::{NodeId, PodId};
+
+/// A gang that could not be placed is tried again at the most this often, milliseconds: a trial decides on every member.
+const RETRY_MS: i64 = 100;
+
+/// Namespace and name of a group.
+pub(super) type GangKey = (String, String);
+
+/// The pods of one group.
+#[derive(Debug, Default)]
+pub(super) struct Gang {
+    min_count: usize,
+    /// Not placed.
+    pub(super) pending: BTreeSet<Turn>,
+    /// Bound, or proposed.
+    placed: BTreeSet<Arc<str>>,
+    /// Since when it could not be placed.
+    pub(super) waits_since_ms: Option<i64>,
+    /// Something has changed since the last trial.
+    retry: bool,
+    try_at_ms: i64,
+    message: Arc<str>,
+    explain_at_ms: i64,
+}
+
+impl Gang {
+    /// How many more must be placed together.
+    fn missing(&self) -> usize {
+        self.min_count.saturating_sub(self.placed.len())
+    }
+
+    /// Whether enough of its pods exist.
+    pub(super) fn is_complete(&self) -> bool {
+        !self.pending.is_empty() && self.pending.len() >= self.missing()
+    }
+
+    /// When it is tried again.
+    pub(super) fn due_ms(&self) -> Option<i64> {
+        (self.waits_since_ms.is_some() && self.retry).then_some(self.try_at_ms)
+    }
+}
+
+pub(super) fn key(info: &PodInfo) -> Option<GangKey> {
+    info.group.as_ref().map(|group| (info.namespace().to_owned(), group.name.clone()))
+}
+
+impl Planner {
+    /// Files a pod with its gang: as placed or as pending.
+    pub(super) fn enlist(&mut self, info: &PodInfo, placed: bool) {
+        let (Some(key), Some(group)) = (key(info), &info.group) else { return };
+        let gang = self.gangs.entry(key).or_default();
+        gang.min_count = gang.min_count.max(group.min_count as usize);
+        gang.retry = true;
+        let turn = turn(info);
+        if placed {
+            gang.placed.insert(Arc::clone(&turn.2));
+            gang.pending.remove(&turn);
+        } else {
+            gang.placed.remove(&turn.2);
+            gang.pending.insert(turn);
+        }
+    }
+
+    /// Gangs of these pods have had their time with held nodes.
+    pub(super) fn requeue_gangs(&mut self, uids: &[Arc<str>], now_ms: i64) {
+        for gang in self.gangs.values_mut().filter(|gang| gang.waits_since_ms.is_some()) {
+            if gang.pending.iter().any(|(_, _, uid)| uids.contains(uid)) {
+                gang.waits_since_ms = Some(now_ms);
+            }
+        }
+    }
+
+    /// Takes a pod out of its gang.
+    pub(super) fn discharge(&mut self, info: &PodInfo) {
+        let Some(key) = key(info) else { return };
+        let Some(gang) = self.gangs.get_mut(&key) else { return };
+        gang.placed.remove(&info.uid);
+        gang.pending.remove(&turn(info));
+        if gang.placed.is_empty() && gang.pending.is_empty() {
+            self.gangs.remove(&key);
+        }
+    }
+
+    /// Gangs that wait and for which something has changed are ready again.
+    pub(super) fn wake_gangs(&mut self, changed: bool, now_ms: i64) {
+        for gang in self.gangs.values_mut().filter(|gang| gang.waits_since_ms.is_some()) {
+            gang.retry |= changed;
+            if gang.retry
+                && gang.try_at_ms <= now_ms
+                && let Some(first) = gang.pending.first()
+            {
+                self.ready.insert(first.clone());
+            }
+        }
+    }
+
+    /// Places a gang as a whole. What of it is bound already counts; whoever comes later goes alone.
+    pub(super) fn place_gang(&mut self, key: &GangKey, now_ms: i64, singles: &mut Vec<Binding>) -> Option<Step> {
+        let gang = self.gangs.get_mut(key)?;
+        (gang.retry, gang.try_at_ms) = (false, now_ms + RETRY_MS);
+        for turn in &gang.pending {
+            self.ready.remove(turn);
+        }
+        let (missing, complete) = (gang.missing(), gang.is_complete());
+        let pending: Vec<Turn> = gang.pending.iter().cloned().collect();
+        let mut placed: Vec<(PodId, NodeId)> = Vec::new();
+        let mut refused = None;
+        if complete {
+            for (_, _, uid) in &pending {
+                let Some(pod) = self.core.pod_id(uid) else { continue };
+                match self.core.decide(pod) {
+                    Some(node) => {
+                        self.core.assume(pod, node);
+                        placed.push((pod, node));
+                    }
+                    None => refused = refused.or(Some(pod)),
+                }
+            }
+        }
+        if !complete || placed.len() < missing {
+            // Asked before the places are given back: what stands in the way is also the gang's own pods.
+            let why = refused.map(|pod| self.core.explain(pod).to_string());
+            let message = match why {
+                Some(why) => {
+                    format!("{} of the {missing} pods that group {} needs can be placed; {why}", placed.len(), key.1)
+                }
+                None => format!("group {} needs {missing} more pods, {} exist", key.1, pending.len()),
+            };
+            for (pod, _) in &placed {
+                self.core.forget(*pod);
+            }
+            self.keep_waiting(key, message, now_ms);
+            return None;
+        }
+        let mut bindings = Vec::new();
+        for (pod, node) in placed {
+            bindings.extend(self.propose(pod, node, now_ms));
+        }
+        match refused {
+            // Enough are placed; the rest is tried one by one from now on.
+            Some(pod) => {
+                let why = self.core.explain(pod).to_string();
+                self.keep_waiting(key, why, now_ms);
+            }
+            None => {
+                if let Some(gang) = self.gangs.get_mut(key) {
+                    gang.waits_since_ms = None;
+                }
+            }
+        }
+        if missing == 0 {
+            singles.append(&mut bindings);
+            return None;
+        }
+        Some(Step::BindAll(bindings))
+    }
+
+    fn keep_waiting(&mut self, key: &GangKey, message: String, now_ms: i64) {
+        let Some(gang) = self.gangs.get_mut(key) else { return };
+        gang.waits_since_ms = gang.waits_since_ms.or(Some(now_ms));
+        if gang.explain_at_ms <= now_ms || gang.message.is_empty() {
+            gang.message = message.into();
+            gang.explain_at_ms = now_ms + super::EXPLAIN_MS;
+        }
+        let (message, uids): (Arc<str>, Vec<Arc<str>>) =
+            (Arc::clone(&gang.message), gang.pending.iter().map(|(_, _, uid)| Arc::clone(uid)).collect());
+        for uid in uids {
+            self.tell_later(uid, &message);
+        }
+    }
+}
