@@ -14,7 +14,7 @@ pub enum LocalError {
     #[error("a cluster on this machine needs root: it makes network namespaces, mounts and cgroups")]
     NotRoot,
     /// Too many clusters.
-    #[error("all {0} places for clusters on this machine are taken; end one with: minictl down --all")]
+    #[error("all {0} places for clusters on this machine are taken; end one with: minictl down")]
     Full(u8),
     /// A file or directory.
     #[error("{operation} {}", path.display())]

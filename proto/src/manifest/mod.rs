@@ -15,7 +15,7 @@ use serde_json::Value as Json;
 pub(crate) use self::tree::{Node, Tree};
 use self::{check::Checker, tree::Map};
 pub use self::{
-    print::{to_json, to_yaml},
+    print::{to_json, to_yaml, value_to_yaml},
     tree::{MAX_BYTES, MAX_DEPTH, MAX_DOCUMENTS},
 };
 pub use crate::problem::{Problem, Problems};
@@ -45,6 +45,22 @@ pub fn parse(text: &str) -> Result<Vec<Object>, Problems> {
     }
     checker.problems.into_result()?;
     Ok(objects)
+}
+
+/// Reads one YAML or JSON document as it is, without a schema: for configuration files. An empty text is null; of duplicate
+/// keys the last counts.
+///
+/// # Errors
+/// As [`parse`], apart from what it says about objects.
+pub fn parse_value(text: &str) -> Result<Json, Problems> {
+    if text.len() > MAX_BYTES {
+        return Err(tree::too_large().into());
+    }
+    match documents(text.strip_prefix('\u{feff}').unwrap_or(text))?.as_slice() {
+        [] => Ok(Json::Null),
+        [node] => Ok(node.to_value()),
+        more => Err(Problem::new("", format!("found {} documents, want one", more.len())).into()),
+    }
 }
 
 fn documents(text: &str) -> Result<Vec<Node>, Problem> {

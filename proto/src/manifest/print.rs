@@ -21,8 +21,13 @@ pub fn to_json(object: &Object) -> String {
 
 /// The object as one YAML document, with apiVersion and kind. [`super::parse`] reads it back to the same object.
 pub fn to_yaml(object: &Object) -> String {
+    value_to_yaml(value(object))
+}
+
+/// Any JSON value as one YAML document.
+pub fn value_to_yaml(value: Value) -> String {
     let mut text = String::new();
-    match value(object) {
+    match value {
         Value::Object(map) if !map.is_empty() => pairs(&mut text, map, 0),
         other => {
             scalar(&mut text, &other, 0);

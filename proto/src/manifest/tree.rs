@@ -74,6 +74,18 @@ impl Node {
         Ok(Node { line: 0, tree })
     }
 
+    /// Without the lines.
+    pub(super) fn to_value(&self) -> Value {
+        match &self.tree {
+            Tree::Null => Value::Null,
+            Tree::Bool(value) => Value::Bool(*value),
+            Tree::Number(text) => serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.clone())),
+            Tree::Text(text) => Value::String(text.clone()),
+            Tree::List(items) => items.iter().map(Node::to_value).collect(),
+            Tree::Map(map) => map.iter().map(|(key, node)| (key.name.clone(), node.to_value())).collect(),
+        }
+    }
+
     /// How deeply it is nested: 1 for a scalar.
     pub(super) fn height(&self) -> usize {
         1 + match &self.tree {

@@ -1,0 +1,152 @@
+//! `logs` and `exec`.
+
+use std::io::{IsTerminal, Read, Write};
+
+use bytes::Bytes;
+use minipod_client::{ExecOutput, ExecStdin};
+use minipod_proto::Resource;
+use minipod_proto::v1::{ExecStart, LogsRequest, Pod};
+use tokio::sync::mpsc;
+
+use super::args::{ExecArgs, LogsArgs};
+use super::error::CliError;
+use super::session::Session;
+use super::{print_bytes, target};
+use crate::view::text::{self, LogFilter};
+
+/// Bytes of one read of standard input.
+const PIECE: usize = 32 << 10;
+/// Pieces between the thread that reads standard input and the connection: one is sent while the next is read.
+const PIECES: usize = 2;
+/// Which container is meant where none is named.
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+
+/// Prints a container's log. To a terminal, control characters are shown, except colours; to anything else every byte passes.
+pub async fn logs(session: &Session, options: &LogsArgs) -> Result<(), CliError> {
+    let name = target::pod_name(&options.pod)?;
+    let container = container(session, name, &options.container).await?;
+    let request = LogsRequest {
+        namespace: session.namespace.clone(),
+        pod: name.to_owned(),
+        container,
+        follow: options.follow,
+        previous: options.previous,
+        tail_lines: options.tail,
+        since_seconds: options.since.map(|since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX)),
+        timestamps: options.timestamps,
+        limit_bytes: options.limit_bytes,
+    };
+    let mut logs = session.client.logs(request).await?;
+    let mut filter = (std::io::stdout().is_terminal() && !options.raw).then(LogFilter::default);
+    while let Some(piece) = logs.next().await? {
+        match &mut filter {
+            Some(filter) => print_bytes(&filter.push(&piece))?,
+            None => print_bytes(&piece)?,
+        }
+    }
+    filter.map_or(Ok(()), |mut filter| print_bytes(&filter.finish()))
+}
+
+/// Runs a command in a container. Its output passes as it is: whoever runs a program on a terminal wants what it draws.
+pub async fn exec(session: &Session, options: &ExecArgs) -> Result<(), CliError> {
+    if options.tty {
+        return Err(CliError::usage(
+            "terminals (-t) are not supported yet",
+            "leave out -t; with -i standard input is passed on",
+        ));
+    }
+    let name = target::pod_name(&options.pod)?;
+    let start = ExecStart {
+        namespace: session.namespace.clone(),
+        pod: name.to_owned(),
+        container: container(session, name, &options.container).await?,
+        command: options.command.clone(),
+        stdin: options.stdin,
+    };
+    let mut exec = session.client.exec(start).await?;
+    if let Some(stdin) = exec.take_stdin() {
+        pass_stdin(stdin);
+    }
+    loop {
+        match exec.next().await? {
+            ExecOutput::Stdout(data) => print_bytes(&data)?,
+            ExecOutput::Stderr(data) => {
+                let mut err = std::io::stderr().lock();
+                // Nobody could be told that standard error does not work.
+                let _ = err.write_all(&data).and_then(|()| err.flush());
+            }
+            ExecOutput::Exit(0) => return Ok(()),
+            ExecOutput::Exit(code) => return Err(CliError::Exit(code)),
+        }
+    }
+}
+
+/// A thread reads, because a read of a terminal cannot be called off; the end of the process ends it.
+fn pass_stdin(stdin: ExecStdin) {
+    let (sender, mut receiver) = mpsc::channel::<Bytes>(PIECES);
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; PIECE];
+        loop {
+            match std::io::stdin().lock().read(&mut buffer) {
+                Ok(length) if length > 0 => {
+                    let piece = Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default());
+                    if sender.blocking_send(piece).is_err() {
+                        return;
+                    }
+                }
+                // The end, or nothing more can be read: the process sees the end of its input.
+                _ => return,
+            }
+        }
+    });
+    tokio::spawn(async move {
+        while let Some(piece) = receiver.recv().await {
+            if !stdin.write(piece).await {
+                return;
+            }
+        }
+        stdin.close().await;
+    });
+}
+
+/// The container that is meant, and says so when there was a choice.
+async fn container(session: &Session, pod: &str, named: &str) -> Result<String, CliError> {
+    if !named.is_empty() {
+        return Ok(named.to_owned());
+    }
+    let pod: Pod = session.client.get(&session.namespace, pod).await?;
+    let chosen = choose(&pod);
+    let spec = pod.spec();
+    if spec.all_containers().count() > 1 && std::io::stderr().is_terminal() {
+        let inits = spec.init_containers.iter().map(|container| format!("{} (init)", container.name));
+        let all: Vec<String> = spec.containers.iter().map(|container| container.name.clone()).chain(inits).collect();
+        eprintln!("container {:?} of: {}", text::line(&chosen), text::line(&all.join(", ")));
+    }
+    Ok(chosen)
+}
+
+fn choose(pod: &Pod) -> String {
+    let annotated = pod.meta().annotations.get(DEFAULT_CONTAINER).filter(|name| pod.spec().container(name).is_some());
+    let first = pod.spec().containers.first().map(|container| &container.name);
+    annotated.or(first).cloned().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use minipod_proto::v1::Container;
+
+    use super::*;
+
+    #[test]
+    fn the_container_that_is_meant() {
+        let mut pod = Pod::default();
+        assert_eq!(choose(&pod), "");
+        let container = |name: &str| Container { name: name.into(), ..Container::default() };
+        pod.spec_mut().containers = vec![container("a"), container("b")];
+        assert_eq!(choose(&pod), "a");
+        pod.meta_mut().annotations.insert(DEFAULT_CONTAINER.into(), "b".into());
+        assert_eq!(choose(&pod), "b");
+        pod.meta_mut().annotations.insert(DEFAULT_CONTAINER.into(), "gone".into());
+        assert_eq!(choose(&pod), "a");
+    }
+}

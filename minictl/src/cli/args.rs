@@ -1,0 +1,430 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// minictl: pods on a cluster of Linux machines.
+#[derive(Debug, Parser)]
+#[command(name = "minictl", version, propagate_version = true, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Global {
+    /// Address of the API server, such as http://10.0.0.1:7650; several, separated by commas.
+    #[arg(long, global = true, value_name = "URL", env = "MINIPOD_SERVER", help_heading = "Connection")]
+    pub server: Option<String>,
+    /// Namespace [default: that of the context, else default].
+    #[arg(short, long, global = true, value_name = "NAME", help_heading = "Connection")]
+    pub namespace: Option<String>,
+    /// Context of the configuration file; goes before MINIPOD_SERVER.
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Connection")]
+    pub context: Option<String>,
+    /// Configuration file [default: ~/.config/minipod/config.yaml].
+    #[arg(long, global = true, value_name = "FILE", env = "MINIPOD_CONFIG", help_heading = "Connection")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make the objects of manifests be as the manifests say.
+    Apply(ApplyArgs),
+    /// Create the objects of manifests.
+    Create(CreateArgs),
+    /// Show objects.
+    Get(GetArgs),
+    /// Show an object in detail, with its events.
+    Describe(TargetArgs),
+    /// Say why a pod is pending, or not ready.
+    Why {
+        /// The pod.
+        pod: String,
+    },
+    /// Delete objects.
+    Delete(DeleteArgs),
+    /// Print the logs of a container.
+    Logs(LogsArgs),
+    /// Run a command in a container; its exit code becomes that of minictl.
+    Exec(ExecArgs),
+    /// Images in the nodes' stores.
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Nodes.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Take nodes out of scheduling; their pods stay.
+    Cordon {
+        /// The nodes.
+        #[arg(required = true)]
+        nodes: Vec<String>,
+    },
+    /// Give nodes back to scheduling.
+    Uncordon {
+        /// The nodes.
+        #[arg(required = true)]
+        nodes: Vec<String>,
+    },
+    /// The configuration file with its contexts.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Start a cluster on this machine (needs root) and leave it running.
+    Up(UpArgs),
+    /// End the clusters that `up` or `demo --keep` left running, and remove what crashed ones left.
+    Down,
+    /// Start a cluster on this machine, show what a pod is with the examples, take everything down (needs root).
+    Demo(DemoArgs),
+    /// Print the versions of minictl and of the nodes.
+    Version,
+    /// Print a completion script: source <(minictl completion bash).
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ApplyArgs {
+    /// A manifest, a directory of manifests (*.yaml, *.yml, *.json) or - for standard input; may be given several times.
+    #[arg(short, long = "filename", required = true, value_name = "FILE")]
+    pub files: Vec<String>,
+    /// Let the server check everything, and store nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    #[command(flatten)]
+    pub sources: ApplyArgs,
+    /// How to print what was created [default: one line each].
+    #[arg(short, long, value_enum)]
+    pub output: Option<Output>,
+}
+
+/// How objects are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A table with more columns.
+    Wide,
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+    /// kind/name, one per line.
+    Name,
+}
+
+/// What of a kind is selected.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SelectArgs {
+    /// In all namespaces.
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+    /// Label selector, such as app=web,tier!=db or 'env in (a,b)'.
+    #[arg(short = 'l', long, value_name = "SELECTOR", default_value = "", hide_default_value = true)]
+    pub selector: String,
+    /// Field selector, such as spec.nodeName=node-a or status.phase=Pending.
+    #[arg(long, value_name = "SELECTOR", default_value = "", hide_default_value = true)]
+    pub field_selector: String,
+}
+
+#[derive(Debug, Args)]
+pub struct TargetArgs {
+    /// KIND, KIND NAME…, KIND/NAME…, or KIND,KIND.
+    #[arg(required = true, value_name = "KIND [NAME]")]
+    pub targets: Vec<String>,
+    #[command(flatten)]
+    pub select: SelectArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// How to print them [default: a table].
+    #[arg(short, long, value_enum)]
+    pub output: Option<Output>,
+    /// Go on and print every change.
+    #[arg(short, long)]
+    pub watch: bool,
+    /// No line of titles.
+    #[arg(long)]
+    pub no_headers: bool,
+    /// Labels as the last column.
+    #[arg(long)]
+    pub show_labels: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// KIND NAME…, KIND/NAME…, or KIND with -l or --all.
+    #[arg(value_name = "KIND [NAME]", required_unless_present = "files")]
+    pub targets: Vec<String>,
+    #[command(flatten)]
+    pub select: SelectArgs,
+    /// The objects of a manifest, a directory of manifests or - (standard input).
+    #[arg(short, long = "filename", value_name = "FILE", conflicts_with = "targets")]
+    pub files: Vec<String>,
+    /// All objects of the kind in the namespace.
+    #[arg(long)]
+    pub all: bool,
+    /// Seconds between TERM and KILL [default: the pod's own].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(0..))]
+    pub grace_period: Option<i64>,
+    /// Remove the objects at once, whatever their nodes do.
+    #[arg(long, conflicts_with = "grace_period")]
+    pub force: bool,
+    /// Wait until they are gone.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub wait: bool,
+    /// How long to wait at most, such as 30s or 2m [default: without end].
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub timeout: Option<Duration>,
+    /// What is not there is no error.
+    #[arg(long)]
+    pub ignore_not_found: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The pod.
+    pub pod: String,
+    /// The container [default: that of the annotation kubectl.kubernetes.io/default-container, else the first].
+    #[arg(short, long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub container: String,
+    /// Go on as it grows.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Of the run before the present one.
+    #[arg(short, long)]
+    pub previous: bool,
+    /// Only the last lines.
+    #[arg(long, value_name = "LINES", value_parser = clap::value_parser!(i64).range(0..))]
+    pub tail: Option<i64>,
+    /// Only what is newer than this, such as 30s, 5m or 2h.
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub since: Option<Duration>,
+    /// Every line with its time.
+    #[arg(long)]
+    pub timestamps: bool,
+    /// At most so many bytes.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(i64).range(1..))]
+    pub limit_bytes: Option<i64>,
+    /// To a terminal too, pass every byte as it is. Without this, control characters other than colours are shown instead of obeyed.
+    #[arg(long)]
+    pub raw: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// The pod.
+    pub pod: String,
+    /// The container [default: as with logs].
+    #[arg(short, long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub container: String,
+    /// Pass standard input on.
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// Not supported yet.
+    #[arg(short = 't', long)]
+    pub tty: bool,
+    /// The command and its arguments, after --.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Load an image archive (OCI layout, or a plain root file system as tar) into nodes.
+    Load {
+        /// The archive, - for standard input.
+        file: PathBuf,
+        /// A node; may be given several times [default: every ready one].
+        #[arg(long = "node", value_name = "NAME")]
+        nodes: Vec<String>,
+        /// The image's name; needed for a plain root file system.
+        #[arg(long, default_value = "", hide_default_value = true)]
+        name: String,
+        /// A word of the entrypoint of a plain root file system; may be given several times.
+        #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+        entrypoint: Vec<String>,
+    },
+    /// List the images.
+    #[command(alias = "list")]
+    Ls {
+        /// A node; may be given several times [default: every ready one].
+        #[arg(long = "node", value_name = "NAME")]
+        nodes: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// The same as `get nodes`.
+    #[command(alias = "ls")]
+    List {
+        /// How to print them [default: a table].
+        #[arg(short, long, value_enum)]
+        output: Option<Output>,
+    },
+    /// Take nodes out of scheduling; their pods stay.
+    Cordon {
+        /// The nodes.
+        #[arg(required = true)]
+        nodes: Vec<String>,
+    },
+    /// Give nodes back to scheduling.
+    Uncordon {
+        /// The nodes.
+        #[arg(required = true)]
+        nodes: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the configuration file.
+    View,
+    /// Print the name of the context in use.
+    CurrentContext,
+    /// List the contexts.
+    GetContexts,
+    /// Use another context from now on.
+    UseContext {
+        /// Its name.
+        name: String,
+    },
+    /// Create or change a context (with --server and --namespace).
+    SetContext {
+        /// Its name.
+        name: String,
+    },
+    /// Remove a context.
+    DeleteContext {
+        /// Its name.
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    /// Where the binaries of minipod are [default: beside minictl].
+    #[arg(long, value_name = "DIR")]
+    pub bin_dir: Option<PathBuf>,
+    /// A node as NAME or NAME=RESOURCES, such as node-a=cpu=2,memory=2Gi; may be given several times [default: node-a, node-b].
+    #[arg(long = "node", value_name = "NODE")]
+    pub nodes: Vec<String>,
+    /// How many schedulers.
+    #[arg(long, default_value_t = 1)]
+    pub schedulers: usize,
+    /// Where objects are kept.
+    #[arg(long, value_enum, default_value = "etcd")]
+    pub store: StoreArg,
+    /// A directory of image archives (*.tar) to load.
+    #[arg(long, value_name = "DIR")]
+    pub images: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StoreArg {
+    /// Debian's etcd.
+    Etcd,
+    /// The API server's own.
+    Embedded,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Leave the cluster up.
+    #[arg(long)]
+    pub keep: bool,
+    /// No pauses for reading.
+    #[arg(long)]
+    pub fast: bool,
+    /// Where the binaries of minipod are [default: beside minictl].
+    #[arg(long, value_name = "DIR")]
+    pub bin_dir: Option<PathBuf>,
+    /// The image archives that `cargo xtask images` builds.
+    #[arg(long, value_name = "DIR", default_value = "target/images")]
+    pub images: PathBuf,
+    /// The example manifests.
+    #[arg(long, value_name = "DIR", default_value = "deploy/examples")]
+    pub examples: PathBuf,
+}
+
+/// `90`, `90s`, `5m`, `1h30m`: kubectl's durations, in whole seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?}: want a duration such as 30s, 5m or 1h30m");
+    let mut seconds = 0_u64;
+    let mut number = String::new();
+    for c in text.chars() {
+        let unit = match c {
+            '0'..='9' => {
+                number.push(c);
+                continue;
+            }
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86_400,
+            _ => return Err(wrong()),
+        };
+        let count: u64 = number.parse().map_err(|_| wrong())?;
+        seconds = count.checked_mul(unit).and_then(|more| seconds.checked_add(more)).ok_or_else(wrong)?;
+        number.clear();
+    }
+    if !number.is_empty() {
+        let rest: u64 = number.parse().map_err(|_| wrong())?;
+        // A bare number is seconds; one after a unit is a mistake.
+        if seconds > 0 {
+            return Err(wrong());
+        }
+        seconds = rest;
+    } else if text.is_empty() {
+        return Err(wrong());
+    }
+    // The API counts seconds in 63 bits.
+    if i64::try_from(seconds).is_err() { Err(wrong()) } else { Ok(Duration::from_secs(seconds)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        for (text, seconds) in [("90", 90), ("0s", 0), ("5m", 300), ("1h30m", 5400), ("2d", 172_800)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "m", "5x", "1h30", "-5s", "99999999999999999999s", "18446744073709551615", "9e9"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn wait_is_a_switch_with_a_value() {
+        let parse = |words: &[&str]| match Cli::try_parse_from(words).map(|cli| cli.command) {
+            Ok(Command::Delete(delete)) => Ok(delete.wait),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error.to_string()),
+        };
+        assert_eq!(parse(&["minictl", "delete", "pod", "a"]), Ok(true));
+        assert_eq!(parse(&["minictl", "delete", "pod", "a", "--wait=false"]), Ok(false));
+        assert!(parse(&["minictl", "delete", "pod", "a", "--force", "--grace-period=3"]).is_err());
+        assert!(parse(&["minictl", "delete"]).is_err());
+    }
+}

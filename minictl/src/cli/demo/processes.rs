@@ -1,0 +1,34 @@
+//! The containers' processes, as this machine's kernel sees them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+/// A process: the PID here, and the clock ticks from boot to its start; together they never name another.
+pub type Process = (u32, u64);
+
+/// Every container's own process, by container name. A container's cgroup is `…<uid>…/<container>`, and its own process is
+/// PID 1 of its PID namespace.
+pub fn of_pod(uid: &str) -> BTreeMap<String, Process> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let container = |entry: fs::DirEntry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let dir = entry.path();
+        let groups = fs::read_to_string(dir.join("cgroup")).ok()?;
+        let group = groups.lines().filter_map(|line| line.splitn(3, ':').nth(2)).max_by_key(|path| path.len())?;
+        let first = |line: &str| line.strip_prefix("NSpid:")?.split_whitespace().last().map(|inner| inner == "1");
+        let status = fs::read_to_string(dir.join("status")).ok()?;
+        let own = status.lines().find_map(first).unwrap_or(false);
+        let name = Path::new(group).file_name()?.to_str()?.to_owned();
+        (group.contains(uid) && own).then_some((name, (pid, start_ticks(&dir)?)))
+    };
+    // A process that ends while it is read is no process.
+    entries.filter_map(container).collect()
+}
+
+/// proc(5), field 22 of stat; the name in parentheses may hold anything.
+fn start_ticks(dir: &Path) -> Option<u64> {
+    let stat = fs::read_to_string(dir.join("stat")).ok()?;
+    let fields: Vec<&str> = stat.get(stat.rfind(')')? + 1..)?.split_whitespace().collect();
+    if *fields.first()? == "Z" { None } else { fields.get(19)?.parse().ok() }
+}
