@@ -16,7 +16,8 @@ use minipod_nodeagent::{failpoints, recover, report, session};
 /// How long steps that are under way may take at the end. What is not done then is found by the next start.
 const DRAIN: Duration = Duration::from_secs(2);
 
-fn main() -> ExitCode {
+/// Runs the agent until it is asked to end.
+pub fn main() -> ExitCode {
     let config = Config::parse();
     let _failpoints = failpoints::arm();
     // Two are enough: workers wait most of the time, and what blocks has threads of its own.

@@ -36,7 +36,9 @@ fn header(kind: EntryType, path: &str, content: &str) -> Header {
     }
     header.set_size(if is_link { 0 } else { content.len() as u64 });
     header.set_mode(if kind.is_dir() { 0o755 } else { 0o4750 });
-    (header.set_uid(7), header.set_gid(8), header.set_mtime(1_000_000));
+    header.set_uid(7);
+    header.set_gid(8);
+    header.set_mtime(1_000_000);
     header.set_cksum();
     header
 }
@@ -190,7 +192,7 @@ fn a_name_goes_to_the_newer_image_and_removal_keeps_shared_layers() {
     let dir = tempfile::tempdir().expect("tempdir");
     let store = store(dir.path());
     let shared = tarball(&[(FILE, "a", "a")]);
-    let first = load(&store, dir.path(), &oci(&[shared.clone()], keep), "").expect("load").remove(0);
+    let first = load(&store, dir.path(), &oci(std::slice::from_ref(&shared), keep), "").expect("load").remove(0);
     let top = tarball(&[(FILE, "b", "b")]);
     let second = load(&store, dir.path(), &oci(&[shared, top], keep), "").expect("load").remove(0);
     assert_eq!(store.get("minipod.local/x:1").map(|image| image.id), Some(second.id.clone()));

@@ -116,7 +116,8 @@ mod tests {
     fn users_and_groups_by_name_and_number() {
         let passwd = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/srv:/bin/false\nbroken:x:a:1:b:/:/\nshort:x\n";
         let group = "root:x:0:\nweb:x:34:\nlog:x:50:a,web\nmail:x:40:web\nbad\n";
-        let cases: [(&str, Result<(u32, u32, &[u32], &str), &str>); 12] = [
+        type Want = Result<(u32, u32, &'static [u32], &'static str), &'static str>;
+        let cases: [(&str, Want); 12] = [
             ("", Ok((0, 0, &[], "/root"))),
             ("root", Ok((0, 0, &[], "/root"))),
             ("web", Ok((33, 34, &[40, 50], "/srv"))),

@@ -47,7 +47,11 @@ impl Tunnel {
     }
 
     pub async fn next(&mut self) -> Option<Frame> {
-        tokio::time::timeout(Duration::from_secs(20), self.incoming.message()).await.expect("tunnel is silent").ok()??.frame
+        tokio::time::timeout(Duration::from_secs(20), self.incoming.message())
+            .await
+            .expect("tunnel is silent")
+            .ok()??
+            .frame
     }
 }
 
@@ -151,7 +155,12 @@ impl FakeApi {
         self.wait_for("finished", || self.is_finished(uid).then_some(()), description).await;
     }
 
-    pub async fn wait_for<T>(&self, what: &str, mut get: impl FnMut() -> Option<T>, describe: impl Fn() -> String) -> T {
+    pub async fn wait_for<T>(
+        &self,
+        what: &str,
+        mut get: impl FnMut() -> Option<T>,
+        describe: impl Fn() -> String,
+    ) -> T {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             if let Some(value) = get() {
@@ -248,7 +257,9 @@ impl Nodes for FakeApi {
     async fn tunnel(&self, request: Request<Streaming<TunnelFrame>>) -> Result<Response<Self::TunnelStream>, Status> {
         let mut incoming = request.into_inner();
         let first = incoming.next().await.ok_or_else(|| Status::invalid_argument("no frame"))??;
-        let Some(Frame::Open(id)) = first.frame else { return Err(Status::invalid_argument("first frame is not open")) };
+        let Some(Frame::Open(id)) = first.frame else {
+            return Err(Status::invalid_argument("first frame is not open"));
+        };
         let (sender, receiver) = mpsc::channel(16);
         let waiting = self.state.lock().expect("lock").tunnels.remove(&id);
         let waiting = waiting.ok_or_else(|| Status::not_found("nobody waits for this stream"))?;

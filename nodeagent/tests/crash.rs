@@ -1,0 +1,160 @@
+//! The agent dies at every failpoint, once while a pod is made and once while it is removed; the pod runs once and goes completely.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use minipod_nodeagent::failpoints::FAILPOINTS;
+use minipod_proto::v1::PodStatus;
+use nix::sys::signal::Signal;
+use support::*;
+
+/// The agent with failpoints, built beside the other binaries.
+fn agent_with_failpoints() -> PathBuf {
+    let name = "minipod-nodeagent-failpoints";
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--package", "minipod-nodeagent", "--features", "failpoints", "--bin", name])
+        .current_dir(root)
+        .status();
+    assert!(built.expect("run cargo").success(), "cargo build of {name} failed");
+    Path::new(env!("CARGO_BIN_EXE_minipod-nodeagent")).with_file_name(name)
+}
+
+fn runs(status: &PodStatus) -> bool {
+    status.phase == "Running" && status.container_statuses.iter().all(|container| running(container).is_some())
+}
+
+/// How the pod of one failpoint goes: `phase` is what happens when the agent is to die.
+async fn die_at(node: &mut Node, name: &str, uid: &str, deletion: bool) -> bool {
+    let armed = format!("{name}=return");
+    let once = [
+        ("i:first", "echo first >> /v/ran"),
+        ("s:side", "echo side >> /v/ran; sleep 1000"),
+        ("a:app", "echo app >> /v/ran; sleep 1000"),
+    ];
+    let armed = [("FAILPOINTS", armed.as_str())];
+    node.start(if deletion { &[] } else { &armed });
+    node.api.put(scripts(uid, "Always", 0, &once)).await;
+    let mut died = false;
+    if !deletion {
+        died = wait_until_it_dies_or(node, |node| node.api.status(uid).is_some_and(|status| runs(&status))).await;
+        if died {
+            node.start(&[]);
+        }
+    }
+    node.wait(uid, &format!("running with {name}"), runs).await;
+    let ran = node.data_dir().join("pods").join(uid).join("volumes/v/ran");
+    let all = || Some(std::fs::read_to_string(&ran).unwrap_or_default()).filter(|text| text.lines().count() >= 3);
+    let ran = node.api.wait_for("all three", all, || node.agent_log()).await;
+    assert_eq!(ran, "first\nside\napp\n", "everything ran once, in order ({name})");
+    if deletion {
+        node.end(Signal::SIGKILL);
+        node.start(&armed);
+    }
+    node.api.delete(uid, 0).await;
+    if deletion {
+        died = wait_until_it_dies_or(node, |node| node.api.is_finished(uid)).await;
+        if died {
+            node.start(&[]);
+        }
+    }
+    node.wait_finished(uid).await;
+    node.wait_gone(uid).await;
+    node.end(Signal::SIGKILL);
+    died
+}
+
+async fn wait_until_it_dies_or(node: &mut Node, done: impl Fn(&Node) -> bool) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        if node.has_died() {
+            return true;
+        }
+        if done(node) {
+            return false;
+        }
+        assert!(Instant::now() < deadline, "neither died nor done\n{}", node.agent_log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Failpoints of the two halves of a pod's life. `clean-up-shim` is only reached when the supervisor died: its own test.
+/// `remove-pod-data` is a step of pods that ended by themselves; its inner point lies on the way of every removal.
+fn names(deletion: bool) -> Vec<&'static str> {
+    let is_end = |name: &&str| {
+        ["kill-container", "stop-sandbox", "detach-network", "remove-pod-dir", "remove-pod-data:"]
+            .iter()
+            .any(|part| name.contains(part))
+    };
+    let own = |name: &&str| name.contains("clean-up-shim") || name.ends_with(":remove-pod-data");
+    FAILPOINTS.iter().copied().filter(|name| !own(name) && is_end(name) == deletion).collect()
+}
+
+#[test]
+fn an_agent_that_dies_in_a_pods_creation_goes_on_where_it_was() {
+    let program = agent_with_failpoints();
+    on_a_node(move || async move {
+        let mut node = Node::new().await;
+        node.program = program;
+        let names = names(false);
+        assert!(names.len() >= 18, "{names:?}");
+        for (number, name) in names.iter().enumerate() {
+            assert!(die_at(&mut node, name, &format!("uid-create-{number}x"), false).await, "{name} was never reached");
+        }
+    });
+}
+
+#[test]
+fn an_agent_that_dies_in_a_pods_removal_goes_on_where_it_was() {
+    let program = agent_with_failpoints();
+    on_a_node(move || async move {
+        let mut node = Node::new().await;
+        node.program = program;
+        let names = names(true);
+        assert!(names.len() >= 10, "{names:?}");
+        for (number, name) in names.iter().enumerate() {
+            assert!(die_at(&mut node, name, &format!("uid-remove-{number}x"), true).await, "{name} was never reached");
+        }
+    });
+}
+
+#[test]
+fn an_agent_that_dies_while_it_cleans_up_goes_on_where_it_was() {
+    let program = agent_with_failpoints();
+    on_a_node(move || async move {
+        let mut node = Node::new().await;
+        node.program = program;
+        for (number, name) in ["before:clean-up-shim", "after:clean-up-shim"].into_iter().enumerate() {
+            let uid = format!("uid-clean-{number}x");
+            let armed = format!("{name}=return");
+            node.start(&[("FAILPOINTS", armed.as_str())]);
+            node.api.put(scripts(&uid, "Always", 0, &[("a:app", "sleep 1000")])).await;
+            node.wait(&uid, "running", runs).await;
+            kill_9(node.shim_pid(&uid));
+            assert!(wait_until_it_dies_or(&mut node, |_| false).await);
+            node.start(&[]);
+            let again = |status: &PodStatus| runs(status) && container(status, "app").restart_count == 1;
+            node.wait(&uid, &format!("running again after {name}"), again).await;
+            node.api.delete(&uid, 0).await;
+            node.wait_finished(&uid).await;
+            node.wait_gone(&uid).await;
+            node.end(Signal::SIGKILL);
+        }
+        for (number, name) in ["before:remove-pod-data", "after:remove-pod-data"].into_iter().enumerate() {
+            let uid = format!("uid-done-{number}x");
+            let armed = format!("{name}=return");
+            node.start(&[("FAILPOINTS", armed.as_str())]);
+            node.api.put(scripts(&uid, "Never", 0, &[("a:app", "exit 0")])).await;
+            assert!(wait_until_it_dies_or(&mut node, |_| false).await);
+            node.start(&[]);
+            node.wait(&uid, "Succeeded", |status| status.phase == "Succeeded").await;
+            node.api.delete(&uid, 0).await;
+            node.wait_finished(&uid).await;
+            node.wait_gone(&uid).await;
+            node.end(Signal::SIGKILL);
+        }
+    });
+}

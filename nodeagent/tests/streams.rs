@@ -1,0 +1,132 @@
+//! Logs and exec through tunnels.
+
+mod support;
+
+use minipod_proto::v1::open_stream::Request;
+use minipod_proto::v1::tunnel_frame::Frame;
+use minipod_proto::v1::{ExecFrame, ExecStart, ImageListRequest, LogsRequest, TunnelEnd, exec_frame};
+use support::fake_api::Tunnel;
+use support::*;
+
+fn exec_request(container: &str, command: &[&str], stdin: bool) -> Request {
+    let command = command.iter().map(|word| (*word).to_owned()).collect();
+    Request::Exec(ExecStart { container: container.into(), command, stdin, ..ExecStart::default() })
+}
+
+async fn input(tunnel: &Tunnel, frame: exec_frame::Frame) {
+    tunnel.send(Frame::Exec(ExecFrame { frame: Some(frame) })).await;
+}
+
+/// stdout, stderr and how it ended.
+async fn output(tunnel: &mut Tunnel) -> (String, String, Result<i32, String>) {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let end = loop {
+        match tunnel.next().await {
+            Some(Frame::Exec(ExecFrame { frame: Some(frame) })) => match frame {
+                exec_frame::Frame::Stdout(data) => stdout.extend_from_slice(&data),
+                exec_frame::Frame::Stderr(data) => stderr.extend_from_slice(&data),
+                exec_frame::Frame::ExitCode(code) => break Ok(code),
+                exec_frame::Frame::Error(error) => break Err(error),
+                other => panic!("{other:?}"),
+            },
+            Some(Frame::End(TunnelEnd { message, .. })) => break Err(message),
+            other => panic!("{other:?}"),
+        }
+    };
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (text(stdout), text(stderr), end)
+}
+
+#[test]
+fn programs_run_in_containers() {
+    on_a_node(|| async {
+        let node = Node::with_agent().await;
+        let uid = "uid-exec";
+        node.api.put(scripts(uid, "Always", 0, &[("a:one", "sleep 1000"), ("a:two", "sleep 1000")])).await;
+        node.wait_running(uid).await;
+        let script = "echo out; echo err >&2; hostname; exit 7";
+        let mut tunnel = node.api.open(uid, exec_request("one", &["sh", "-c", script], false)).await;
+        assert_eq!(output(&mut tunnel).await, ("out\nuid-exec\n".into(), "err\n".into(), Ok(7)));
+        let mut tunnel = node.api.open(uid, exec_request("two", &["cat"], true)).await;
+        for text in ["a", "b\n"] {
+            input(&tunnel, exec_frame::Frame::Stdin(text.as_bytes().to_vec().into())).await;
+        }
+        input(&tunnel, exec_frame::Frame::StdinClosed(true)).await;
+        assert_eq!(output(&mut tunnel).await, ("ab\n".into(), String::new(), Ok(0)));
+        // More than all buffers hold.
+        let mut tunnel = node.api.open(uid, exec_request("one", &["sh", "-c", "yes | head -c 8000000"], false)).await;
+        let (stdout, _, end) = output(&mut tunnel).await;
+        assert_eq!((stdout.len(), end), (8_000_000, Ok(0)));
+        for (container, command, part) in [
+            ("one", &["/nonsense"][..], "No such file"),
+            ("three", &["true"], "no container \"three\""),
+            ("", &["true"], "name one of the containers: one, two"),
+            ("one", &[], "no command"),
+        ] {
+            let mut tunnel = node.api.open(uid, exec_request(container, command, false)).await;
+            let (_, _, end) = output(&mut tunnel).await;
+            assert!(end.as_ref().is_err_and(|error| error.contains(part)), "{command:?}: {end:?}");
+        }
+        // The user goes away: so does the process.
+        let mut tunnel = node.api.open(uid, exec_request("one", &["sh", "-c", "echo $$; exec sleep 987"], false)).await;
+        assert!(matches!(tunnel.next().await, Some(Frame::Exec(_))));
+        drop(tunnel);
+        let sleeps = || {
+            let cmdline = |path: &std::path::Path| std::fs::read(path.join("cmdline")).unwrap_or_default();
+            entries(std::path::Path::new("/proc")).iter().any(|path| cmdline(path) == b"sleep\x00987\x00")
+        };
+        node.api.wait_for("the end of the process", || (!sleeps()).then_some(()), || node.agent_log()).await;
+    });
+}
+
+async fn logs(node: &Node, uid: &str, request: LogsRequest) -> (String, String) {
+    let mut tunnel = node.api.open(uid, Request::Logs(request)).await;
+    let mut text = Vec::new();
+    loop {
+        match tunnel.next().await {
+            Some(Frame::Data(data)) => text.extend_from_slice(&data),
+            Some(Frame::End(end)) => return (String::from_utf8(text).expect("UTF-8"), end.message),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn logs_are_read_and_followed_to_the_end() {
+    on_a_node(|| async {
+        let node = Node::with_agent().await;
+        let uid = "uid-logs";
+        let script = "for n in 1 2 3; do echo line $n; done; until [ -e /v/go ]; do sleep 0.02; done; echo bye >&2";
+        node.api.put(scripts(uid, "Never", 0, &[("a:app", script)])).await;
+        node.wait_running(uid).await;
+        node.wait_log(uid, "app", "line 3").await;
+        let tail = LogsRequest { tail_lines: Some(2), ..LogsRequest::default() };
+        assert_eq!(logs(&node, uid, tail).await, ("line 2\nline 3\n".into(), String::new()));
+        let follow = LogsRequest { container: "app".into(), follow: true, ..LogsRequest::default() };
+        let mut tunnel = node.api.open(uid, Request::Logs(follow)).await;
+        assert!(matches!(tunnel.next().await, Some(Frame::Data(data)) if data.starts_with(b"line 1\n")));
+        std::fs::write(node.data_dir().join("pods").join(uid).join("volumes/v/go"), b"").expect("tell it");
+        let mut rest = Vec::new();
+        let end = loop {
+            match tunnel.next().await {
+                Some(Frame::Data(data)) => rest.extend_from_slice(&data),
+                other => break other,
+            }
+        };
+        assert!(rest.ends_with(b"bye\n"), "{}", String::from_utf8_lossy(&rest));
+        assert!(matches!(end, Some(Frame::End(TunnelEnd { code: 0, .. }))), "{end:?}");
+        for (request, part) in [
+            (LogsRequest { container: "x".into(), ..LogsRequest::default() }, "no container"),
+            (LogsRequest { previous: true, ..LogsRequest::default() }, "no previous run"),
+        ] {
+            let (_, error) = logs(&node, uid, request).await;
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(logs(&node, "uid-none", LogsRequest::default()).await.1.contains("not on its node"));
+        let mut tunnel = node.api.open("", Request::ImageList(ImageListRequest::default())).await;
+        match tunnel.next().await {
+            Some(Frame::Images(list)) => assert_eq!(list.images.len(), 2),
+            other => panic!("{other:?}"),
+        }
+    });
+}
