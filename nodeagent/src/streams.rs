@@ -30,6 +30,9 @@ pub const MAX_STREAMS: usize = 64;
 /// How long a tunnel may take to come up.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the last frames may take to a reader that is slow.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// Answers an OpenStream in a task of its own.
 pub fn open(agent: &Arc<Agent>, client: NodesClient<Channel>, open: OpenStream) {
     let agent = agent.clone();
@@ -63,6 +66,19 @@ impl Tunnel {
     }
 }
 
+impl Tunnel {
+    /// Waits until the API server has taken all frames and ends its side. Dropping the incoming side earlier would cancel the
+    /// stream, and with it what still waits to be sent.
+    async fn close(self) {
+        let Self { sender, mut incoming } = self;
+        drop(sender);
+        let ended = async { while let Ok(Some(_)) = incoming.message().await {} };
+        if tokio::time::timeout(CLOSE_TIMEOUT, ended).await.is_err() {
+            tracing::warn!("the API server does not end a tunnel: its last frames may be lost");
+        }
+    }
+}
+
 fn frame(content: Frame) -> TunnelFrame {
     TunnelFrame { frame: Some(content) }
 }
@@ -85,7 +101,9 @@ async fn serve(agent: &Arc<Agent>, client: NodesClient<Channel>, open: OpenStrea
         Ok(()) => (Code::Ok, String::new()),
         Err(status) => (status.code(), status.message().to_owned()),
     };
-    tunnel.send(Frame::End(TunnelEnd { code: code as i32, message })).await
+    tunnel.send(Frame::End(TunnelEnd { code: code as i32, message })).await?;
+    tunnel.close().await;
+    Ok(())
 }
 
 fn limit(streams: &Arc<Semaphore>) -> Result<tokio::sync::OwnedSemaphorePermit, Status> {

@@ -319,6 +319,11 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.agent_log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("the agent's last words:\n{}", lines[lines.len().saturating_sub(80)..].join("\n"));
+        }
         if let Some(mut agent) = self.agent.take() {
             let _ = agent.kill();
             let _ = agent.wait();
