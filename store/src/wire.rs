@@ -560,6 +560,24 @@ impl<'a> KeyValue<'a> {
     }
 }
 
+/// Reads etcd's stored `Lease`: id, time to live and what is left of it, both in seconds.
+///
+/// # Errors
+/// When the bytes are not one.
+pub fn lease(bytes: &[u8]) -> Result<(i64, i64, i64), Malformed> {
+    let mut fields = Fields::new("Lease", bytes);
+    let mut lease = (0, 0, 0);
+    while let Some((number, value)) = fields.next()? {
+        match number {
+            1 => lease.0 = value.int()?,
+            2 => lease.1 = value.int()?,
+            3 => lease.2 = value.int()?,
+            _ => {}
+        }
+    }
+    Ok(lease)
+}
+
 /// Appends a varint.
 pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {

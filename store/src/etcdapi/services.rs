@@ -264,23 +264,21 @@ impl<R: Replicator> PbMaintenanceService for Face<R> {
     type SnapshotStream = Answers<PbSnapshotResponse>;
 
     async fn snapshot(&self, _: Request<PbSnapshotRequest>) -> Answer<Self::SnapshotStream> {
-        let (chunks, bytes, revision) = {
+        let (pieces, revision) = {
             let store = self.shared.read();
-            (store.snapshot(), store.bytes(), store.revision())
+            (store.export(), store.revision())
         };
         let header = self.header(revision);
-        let (mut hasher, mut sent) = (Sha256::new(), 0u64);
-        // Framed, so that a reader finds the chunks again; the digest of all comes last, as etcd's clients expect.
-        let blobs = chunks.map(|chunk| Some([&(chunk.len() as u32).to_be_bytes()[..], &chunk].concat())).chain([None]);
-        let answers = blobs.map(move |blob| {
-            let (blob, remaining_bytes) = match blob {
-                Some(blob) => {
-                    hasher.update(&blob);
-                    sent += blob.len() as u64;
-                    // An estimate, never 0 before the end: clients stop at 0.
-                    (blob, bytes.saturating_sub(sent).max(1))
+        let (mut hasher, mut remaining_bytes) = (Sha256::new(), pieces.bytes());
+        // The digest of all comes last, as etcd's clients expect.
+        let answers = pieces.map(Some).chain([None]).map(move |piece| {
+            let blob = match piece {
+                Some(piece) => {
+                    hasher.update(&piece);
+                    remaining_bytes = remaining_bytes.saturating_sub(piece.len() as u64);
+                    piece.into()
                 }
-                None => (std::mem::take(&mut hasher).finalize().to_vec(), 0),
+                None => std::mem::take(&mut hasher).finalize().to_vec(),
             };
             Ok(PbSnapshotResponse { header: Some(header), remaining_bytes, blob, version: VERSION.to_owned() })
         });

@@ -5,6 +5,7 @@
 //! of [`range`]. Compaction has two steps: it is *logical* at once (older revisions are refused), and [`Store::sweep`]
 //! frees the space in slices. Nothing that a client can see depends on how far the sweep has come.
 
+pub mod bolt;
 mod compact;
 mod index;
 mod log;

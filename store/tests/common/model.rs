@@ -114,10 +114,10 @@ impl Model {
                         return Err(());
                     }
                 }
-                PbTxnOpRequest::RequestRange(range) if range.revision != 0 => {
-                    if range.revision > self.revision() || range.revision < self.compacted {
-                        return Err(());
-                    }
+                PbTxnOpRequest::RequestRange(range)
+                    if range.revision != 0 && (range.revision > self.revision() || range.revision < self.compacted) =>
+                {
+                    return Err(());
                 }
                 _ => {}
             }
