@@ -114,3 +114,7 @@ pub fn plan<'a>(
 pub fn gang() -> BindResult {
     result(Code::Gang, "another pod of the batch could not be bound")
 }
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

@@ -77,8 +77,8 @@ async fn run(cache: &Cache, storage: &Storage) {
 async fn list(cache: &Cache, storage: &Storage) -> Result<(), StoreError> {
     let now = storage.revision().await?;
     // Only the first list looks back: later ones follow a gap that looking back would not close.
-    let start = if cache.revision() == 0 { now - LOOK_BACK } else { now };
-    let read = if start > 0 { storage.all(PREFIX, start).await } else { storage.all(PREFIX, now).await };
+    let start = if cache.revision() == 0 { (now - LOOK_BACK).max(1) } else { now };
+    let read = storage.all(PREFIX, start).await;
     let (items, revision) = match read {
         Err(StoreError::Compacted { .. }) => storage.all(PREFIX, now).await?,
         read => read?,

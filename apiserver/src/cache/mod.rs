@@ -286,3 +286,6 @@ impl Cache {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -138,6 +138,11 @@ impl KindState {
         }
     }
 
+    #[cfg(test)]
+    pub fn is_unwatched(&self) -> bool {
+        self.watchers.is_empty() && self.by_node.is_empty() && self.by_namespace.is_empty() && self.unindexed.is_empty()
+    }
+
     fn index_of(&mut self, filter: &Filter) -> &mut HashSet<u64> {
         match (filter.node(), filter.namespace.as_str()) {
             (Some(node), _) => self.by_node.entry(node.to_owned()).or_default(),

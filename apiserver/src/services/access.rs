@@ -315,7 +315,10 @@ async fn answer(tunnel: &mut Tunnel) -> Result<Vec<ImageInfo>, Status> {
             Some(Frame::ImageLoaded(loaded)) => return Ok(loaded.images),
             Some(_) => {}
             None => {
-                return Err(Status::unavailable(format!("node {} has ended the stream without an answer", tunnel.node)));
+                return Err(Status::unavailable(format!(
+                    "node {} has ended the stream without an answer",
+                    tunnel.node
+                )));
             }
         }
     }

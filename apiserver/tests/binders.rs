@@ -1,0 +1,180 @@
+//! Ten binders at once against a real etcd, and then every revision looked at: the invariants of the binding transaction.
+
+mod support;
+
+use std::collections::{BTreeMap, HashMap};
+
+use minipod_apiserver::{
+    keys::{self, Parsed},
+    ledger::{self, Ledger},
+    storage::{RawEvent, Storage},
+};
+use minipod_proto::{
+    Kind,
+    v1::{BindBatchRequest, Object, Pod, bind_batch_request::Item, bind_result::Code},
+};
+use prost::Message;
+use support::*;
+
+const PODS: usize = 2_000;
+const NODES: usize = 50;
+const FIT_PER_NODE: usize = 30;
+const BINDERS: u64 = 10;
+
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % sides.max(1) as u64) as usize
+    }
+}
+
+/// A binder with a will of its own: it knows nothing of the others and tries any node that it has not found full.
+async fn bind_all(server: &Server, pods: Vec<Item>, seed: u64) -> BTreeMap<Code, usize> {
+    let mut scheduling = server.scheduling().await;
+    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut open: Vec<String> = (0..NODES).map(|n| format!("node-{n}")).collect();
+    let mut left = pods;
+    let mut seen = BTreeMap::new();
+    while !left.is_empty() && !open.is_empty() {
+        let mut items = Vec::new();
+        for _ in 0..64.min(left.len()) {
+            let mut item = left.swap_remove(dice.roll(left.len()));
+            item.node = open[dice.roll(open.len())].clone();
+            items.push(item);
+        }
+        let request = BindBatchRequest { items: items.clone(), mode: 0, scheduler: format!("binder-{seed}") };
+        let results = scheduling.bind_batch(request).await.expect("the call is answered").into_inner().results;
+        assert_eq!(results.len(), items.len());
+        for (item, result) in items.into_iter().zip(results) {
+            *seen.entry(result.code()).or_default() += 1;
+            match result.code() {
+                Code::Bound => assert_eq!(result.node, item.node),
+                Code::AlreadyBound => assert!(!result.node.is_empty()),
+                Code::NoFit => {
+                    open.retain(|node| *node != item.node);
+                    left.push(item);
+                }
+                Code::Conflict => left.push(item),
+                Code::PodGone => {}
+                other => panic!("{other:?}: {}", result.message),
+            }
+        }
+    }
+    seen
+}
+
+/// The cluster as a revision left it.
+#[derive(Default)]
+struct World {
+    pods: HashMap<String, Pod>,
+    ledgers: HashMap<String, Ledger>,
+    /// Where each uid was bound first.
+    homes: HashMap<String, String>,
+}
+
+impl World {
+    fn apply(&mut self, event: &RawEvent) {
+        match (keys::parse(&event.key), &event.value) {
+            (Parsed::Object(Kind::Pod, key), Some(value)) => {
+                let object = Object::decode_inner(Kind::Pod, value).expect("a pod");
+                let pod = Pod::try_from(object).expect("a pod");
+                if let Some(node) = pod.node_name() {
+                    let uid = pod.metadata.clone().unwrap_or_default().uid;
+                    let home = self.homes.entry(uid).or_insert_with(|| node.to_owned());
+                    assert_eq!(home, node, "{key} is bound a second time at revision {}", event.revision);
+                }
+                self.pods.insert(key.to_owned(), pod);
+            }
+            (Parsed::Object(Kind::Pod, key), None) => drop(self.pods.remove(key)),
+            (Parsed::Ledger(node), Some(value)) => {
+                self.ledgers.insert(node.to_owned(), Ledger::decode(value.as_slice()).expect("a ledger"));
+            }
+            (Parsed::Ledger(node), None) => drop(self.ledgers.remove(node)),
+            _ => {}
+        }
+    }
+
+    fn check(&self, revision: i64) {
+        let mut sums: HashMap<&str, BTreeMap<String, i64>> = HashMap::new();
+        for pod in self.pods.values() {
+            if let Some((node, charge)) = ledger::charged(pod).expect("summable") {
+                let sum = sums.entry(node).or_default();
+                for (resource, amount) in charge.requests.iter().filter(|(_, amount)| *amount != 0) {
+                    *sum.entry(resource.to_owned()).or_default() += amount;
+                }
+            }
+        }
+        for (node, ledger) in &self.ledgers {
+            assert_eq!(ledger.used, sums.remove(node.as_str()).unwrap_or_default(), "{node} at revision {revision}");
+            for (resource, used) in &ledger.used {
+                let allocatable = ledger.allocatable.get(resource).copied().unwrap_or(0);
+                assert!(
+                    *used <= allocatable,
+                    "{node} at revision {revision}: {used} of {resource}, but has {allocatable}"
+                );
+            }
+        }
+        assert!(sums.is_empty(), "revision {revision}: pods on nodes without a ledger: {:?}", sums.keys());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_binders_never_bind_twice_and_never_overcommit() {
+    let cluster = Cluster::start().await;
+    let server = &cluster.server;
+    for n in 0..NODES {
+        register(server, node(&format!("node-{n}"), "3", "30Gi", "100")).await;
+    }
+    let mut items = Vec::new();
+    let mut objects = server.objects().await;
+    for n in 0..PODS {
+        let made = objects.create(create(pod(&format!("p{n}"), "100m", "64Mi"))).await.expect("created").into_inner();
+        let meta = made.meta();
+        let (pod, uid) = (meta.name.clone(), meta.uid.clone());
+        let revision = meta.resource_version.parse().expect("a number");
+        items.push(Item { namespace: "default".into(), pod, uid, revision, node: String::new() });
+    }
+
+    let began = std::time::Instant::now();
+    let binders = (1..=BINDERS).map(|seed| bind_all(server, items.clone(), seed));
+    // Meanwhile some of the pods go away again: bound ones by force, whether or not they are.
+    let deletions = async {
+        let mut objects = server.objects().await;
+        for n in (0..PODS).step_by(100) {
+            let mut request = delete("Pod", "default", &format!("p{n}"));
+            request.grace_period_seconds = Some(0);
+            objects.delete(request).await.expect("deleted");
+        }
+    };
+    let (mut seen, ()) = tokio::join!(futures_util::future::join_all(binders), deletions);
+    let took = began.elapsed();
+    // Room that the deletions made after a binder had found a node full is found by a last one.
+    seen.push(bind_all(server, items.clone(), 99).await);
+
+    let bound: usize = seen.iter().filter_map(|codes| codes.get(&Code::Bound)).sum();
+    let storage = Storage::connect(&[cluster.etcd.address()], 128).await.expect("the store");
+    let last = storage.revision().await.expect("its revision");
+    let mut feed = storage.feed(1).await.expect("its history");
+    let (mut world, mut revision) = (World::default(), 1);
+    while revision < last {
+        for event in feed.next().await.expect("the history goes on").events {
+            if event.revision != revision {
+                world.check(revision);
+                revision = event.revision;
+            }
+            world.apply(&event);
+        }
+    }
+    world.check(revision);
+    let living = world.pods.values().filter(|pod| pod.node_name().is_some()).count();
+    eprintln!(
+        "{bound} bindings, {living} pods bound at the end, {} revisions checked, binding took {took:?}; {seen:?}",
+        last
+    );
+    assert_eq!(living, NODES * FIT_PER_NODE, "all pods are alike, so that every node is filled to the brim");
+    assert_eq!(bound, world.homes.len(), "every binding that was told of is in the store, and no other");
+}
