@@ -307,6 +307,13 @@ impl Incoming {
         Ok(self.out.put(bytes)?)
     }
 
+    /// Gives up: the file is removed.
+    pub fn discard(self) {
+        if let Err(error) = self.snapshots.disk.remove(&self.path) {
+            tracing::debug!(%error, "remove a snapshot that did not arrive whole");
+        }
+    }
+
     /// Checks the whole file, and makes it a snapshot of this member, durably.
     ///
     /// # Errors

@@ -209,6 +209,8 @@ pub struct Core<M, W> {
     pub(super) log_bytes: u64,
     /// The leader and term that proposals were given to last.
     leader_seen: (u64, u64),
+    /// Whether the members may differ from when it was asked last.
+    pub(super) members_changed: bool,
 }
 
 /// Raft takes batches of proposals of at most this many bytes in one message.
@@ -250,7 +252,7 @@ impl<M: Machine, W> Core<M, W> {
         let snapshots = Snapshots::new(Arc::clone(disk), &snapshot_dir(data_dir), identity.cluster_id)?;
         let wal_dir = wal_dir(data_dir);
         if !Wal::begun(&**disk, &wal_dir)? {
-            begin(disk, &wal_dir, &settings, boot, (&snapshots, &machine))?;
+            begin(disk, data_dir, &settings, boot, &machine)?;
         }
         let (mut wal, mut found) = Wal::open(Arc::clone(disk), &wal_dir, settings.wal.clone())?;
         if wal.identity() != identity {
@@ -313,6 +315,7 @@ impl<M: Machine, W> Core<M, W> {
             snapshot_bytes: 0,
             log_bytes: 0,
             leader_seen: (0, 0),
+            members_changed: true,
         })
     }
 
@@ -338,6 +341,17 @@ impl<M: Machine, W> Core<M, W> {
     #[must_use]
     pub const fn members(&self) -> &Membership {
         &self.members
+    }
+
+    /// Whether the members may have changed since this was asked last.
+    pub fn members_changed(&mut self) -> bool {
+        std::mem::take(&mut self.members_changed)
+    }
+
+    /// What the log and the newest snapshot take on disk, bytes.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        self.wal.disk_bytes() + self.snapshot_bytes
     }
 
     /// The configuration as of the last applied change.
@@ -616,31 +630,37 @@ pub(super) fn raft_snapshot(meta: &SnapshotMeta) -> Snapshot {
     }
 }
 
-/// Begins a log: with a snapshot of nothing but the members, so that every start, the first too, begins with a snapshot.
-fn begin<M: Machine>(
+/// Begins a replica in an empty directory: with a snapshot of the members and whatever is in the machine, so that every start, the first
+/// too, begins with a snapshot.
+///
+/// # Errors
+/// When the disk fails.
+pub fn begin<M: Machine>(
     disk: &Arc<dyn Disk>,
-    wal_dir: &Path,
+    data_dir: &Path,
     settings: &Settings,
     boot: &Boot,
-    (snapshots, machine): (&Snapshots, &M),
+    machine: &M,
 ) -> Result<(), ReplicaError> {
+    let snapshots = Snapshots::new(Arc::clone(disk), &snapshot_dir(data_dir), settings.identity.cluster_id)?;
     let mut state = State::default();
     let mut markers = Vec::new();
     if let Boot::Members(members) = boot {
         let voters: Vec<u64> = members.iter().map(|member| member.id).collect();
         let meta = SnapshotMeta {
             cluster_id: settings.identity.cluster_id,
-            index: 1,
+            // A restored machine has applied entries of another log, and only greater indexes may follow.
+            index: machine.applied().max(1),
             term: 1,
             conf: Some((&ConfState::from((voters, vec![]))).into()),
             members: members.iter().cloned().map(MemberRecord::from).collect(),
             ..SnapshotMeta::default()
         };
         snapshots.write(&meta, &mut machine.snapshot())?;
-        (state.hard.term, state.hard.commit) = (1, 1);
-        markers.push(Marker { index: 1, term: 1, installed: true });
+        (state.hard.term, state.hard.commit) = (1, meta.index);
+        markers.push(Marker { index: meta.index, term: 1, installed: true });
     }
-    let mut wal = Wal::create(Arc::clone(disk), wal_dir, settings.identity, settings.wal.clone())?;
+    let mut wal = Wal::create(Arc::clone(disk), &wal_dir(data_dir), settings.identity, settings.wal.clone())?;
     wal.append(&state, &markers, &[])?;
     Ok(())
 }

@@ -1,12 +1,15 @@
 //! Consensus: the replica that owns raft, the log and the machine.
 //!
-//! [`core`] is the replica without threads; `ready` its round; `pending`, `members` and `log` are what it keeps.
+//! [`core`] is the replica without threads; `ready` its round; `pending`, `members` and `log` are what it keeps. [`run`] is the thread
+//! that drives it from its [`inbox`], and the handle that implements [`Replicator`](crate::machine::Replicator).
 
 pub mod core;
+pub mod inbox;
 pub mod log;
 pub mod members;
 pub mod pending;
 mod ready;
+pub mod run;
 
 /// Raft says what it does through slog; it goes where everything else goes.
 fn raft_logger() -> slog::Logger {

@@ -119,6 +119,7 @@ impl<M: Machine, W> Core<M, W> {
             meta.members.iter().cloned().map(crate::machine::Member::from),
             meta.removed.iter().copied(),
         );
+        self.members_changed = true;
         self.sessions = Sessions::from_records(&meta.sessions);
         self.snapshots.remove_old(self.wal.snapshots())?;
         self.node.mut_store().offer(raft_snapshot(meta));
@@ -198,6 +199,7 @@ impl<M: Machine, W> Core<M, W> {
             self.switch_configuration(entry)?;
         }
         self.members.apply(&change);
+        self.members_changed = true;
         let id = change.member.map(|member| member.id);
         if let Some(id) = id.filter(|id| self.members.was_removed(*id)) {
             self.sessions.forget(id);

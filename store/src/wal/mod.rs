@@ -9,7 +9,7 @@ mod recover;
 
 pub use dump::{Dumped, dump};
 pub use format::{Identity, Marker, State};
-pub use recover::{Recovered, Repair};
+pub use recover::{Recovered, Repair, identity};
 
 use crate::disk::{Disk, DiskError, DiskFile};
 use format::{FIRST_RECORD, Header};
@@ -79,6 +79,9 @@ pub struct Options {
 /// 32 MiB: a few seconds of writes at full speed, so that the next segment is ready in time, and little to read at a start.
 pub const SEGMENT_LEN: u64 = 32 << 20;
 
+/// The first segment is small, so that a fresh store does not begin by writing zeros for seconds on a slow disk.
+const FIRST_SEGMENT_LEN: u64 = 2 << 20;
+
 impl Default for Options {
     fn default() -> Self {
         Self { segment_len: SEGMENT_LEN, nonce_seed: 0, prepare_ahead: false }
@@ -141,12 +144,13 @@ impl Wal {
     pub fn create(disk: Arc<dyn Disk>, dir: &Path, identity: Identity, options: Options) -> Result<Self, WalError> {
         disk.create_dir(dir)?;
         let header = Header { identity, sequence: 1, nonce: options.nonce_seed.wrapping_add(1) };
-        let file = new_segment(&*disk, dir, &header, options.segment_len)?;
+        let len = options.segment_len.min(FIRST_SEGMENT_LEN);
+        let file = new_segment(&*disk, dir, &header, len)?;
         let mut wal = Self {
             disk,
             dir: dir.to_owned(),
             identity,
-            len: options.segment_len,
+            len,
             options,
             state: State::default(),
             markers: Vec::new(),
@@ -169,6 +173,12 @@ impl Wal {
     #[must_use]
     pub const fn identity(&self) -> Identity {
         self.identity
+    }
+
+    /// What the segments take on disk, bytes; a segment of unusual length counts as a usual one.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        self.sealed.len() as u64 * self.options.segment_len + self.len
     }
 
     /// The state in the last record.

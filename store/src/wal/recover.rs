@@ -292,11 +292,11 @@ fn erase(file: &dyn DiskFile, from: u64, len: u64) -> Result<(), DiskError> {
     file.sync()
 }
 
-/// The identity in the first segment's header.
+/// Whose log is in `dir`, by the header of its first segment.
 ///
 /// # Errors
 /// As [`Wal::open`].
-pub(super) fn identity(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, WalError> {
+pub fn identity(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, WalError> {
     let Some(first) = segments(disk, dir)?.first().copied() else { return Ok(None) };
     let path = dir.join(segment_name(first));
     let mut bytes = vec![0; usize::try_from(FIRST_RECORD).unwrap_or(usize::MAX)];

@@ -1,0 +1,379 @@
+//! The store as a process of its own: an etcd v3 server, alone or one of several replicas.
+#![forbid(unsafe_code)]
+
+use clap::{Args, Parser, Subcommand};
+use minipod_daemon::metrics::Registry;
+use minipod_daemon::shutdown::Shutdown;
+use minipod_store::compactor::Retention;
+use minipod_store::etcdapi::FaceConfig;
+use minipod_store::replica::run::{Ended, Pace};
+use minipod_store::service::{Cluster, Config, Store};
+use minipod_store::tool;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// An etcd v3 server on raft, in one process or several replicas.
+#[derive(Debug, Parser)]
+#[command(name = "minipod-store", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: Serve,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check every record and snapshot of a data directory, restore the state in memory and print its hash. Changes nothing.
+    Verify {
+        /// The directory.
+        #[arg(long, default_value = "minipod-store.data")]
+        data_dir: PathBuf,
+    },
+    /// Print every record of the log, one a line.
+    Dump {
+        /// The directory.
+        #[arg(long, default_value = "minipod-store.data")]
+        data_dir: PathBuf,
+    },
+    /// Make a data directory from a saved snapshot (etcdctl snapshot save, or a file of a data directory's snap/). With
+    /// --initial-cluster, do it for every member with the same snapshot.
+    Restore {
+        /// The saved snapshot.
+        snapshot: PathBuf,
+        /// The directory to make.
+        #[arg(long)]
+        data_dir: PathBuf,
+        #[command(flatten)]
+        member: MemberArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+struct MemberArgs {
+    /// This member's name.
+    #[arg(long, default_value = "default")]
+    name: String,
+    /// The members of a new cluster, the same list on each: name=http://host:port,… A name may come several times.
+    #[arg(long, value_parser = parse_members)]
+    initial_cluster: Option<Members>,
+    /// Keeps clusters with the same members apart.
+    #[arg(long, default_value = "minipod-store")]
+    initial_cluster_token: String,
+    /// Where other members find this one: http://host:port. Default: http:// and --listen-peer.
+    #[arg(long, value_delimiter = ',', value_parser = parse_url)]
+    advertise_peer: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    #[command(flatten)]
+    member: MemberArgs,
+    /// Where everything is kept.
+    #[arg(long, default_value = "minipod-store.data")]
+    data_dir: PathBuf,
+    /// Where to serve clients: host:port.
+    #[arg(long, default_value = "127.0.0.1:2379")]
+    listen_client: SocketAddr,
+    /// Where clients find this member: http://host:port. Default: http:// and --listen-client.
+    #[arg(long, value_delimiter = ',', value_parser = parse_url)]
+    advertise_client: Vec<String>,
+    /// Where to serve other members: host:port. Needed with --initial-cluster and --join.
+    #[arg(long)]
+    listen_peer: Option<SocketAddr>,
+    /// Join a cluster that is there: peer addresses of some of its members. This member is added as a learner and becomes a voter
+    /// once it has the log, unless it was added before (etcdctl member add).
+    #[arg(long, value_delimiter = ',', value_parser = parse_url, conflicts_with = "initial_cluster")]
+    join: Vec<String>,
+    /// Entries between two snapshots.
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    snapshot_count: u64,
+    /// When the state has so many bytes an alarm is raised and nothing is added; 0 for no limit.
+    #[arg(long, default_value_t = 2 << 30)]
+    quota_bytes: u64,
+    /// The largest request, bytes.
+    #[arg(long, default_value_t = 3 << 19)]
+    max_request_bytes: usize,
+    /// The most operations in a transaction.
+    #[arg(long, default_value_t = 128)]
+    max_txn_ops: usize,
+    /// What --auto-compaction-retention counts: periodic (a time) or revision.
+    #[arg(long, default_value = "periodic", value_parser = ["periodic", "revision"])]
+    auto_compaction_mode: String,
+    /// How much history is kept: a time such as 10m or 1h (a bare number is hours), or a number of revisions; 0 for all.
+    #[arg(long, default_value = "0")]
+    auto_compaction_retention: String,
+    /// Milliseconds between two heartbeats.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(5..=10_000))]
+    heartbeat_interval: u64,
+    /// Milliseconds without a heartbeat until an election; at least five heartbeats.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(25..=100_000))]
+    election_timeout: u64,
+    /// Where to serve /healthz and /metrics: host:port.
+    #[arg(long)]
+    listen_metrics: Option<SocketAddr>,
+}
+
+/// Peer addresses by name.
+type Members = BTreeMap<String, Vec<String>>;
+
+fn parse_url(url: &str) -> Result<String, String> {
+    let rest = url.strip_prefix("http://").ok_or("it must begin with http://")?;
+    let (host, port) = rest.trim_end_matches('/').rsplit_once(':').ok_or("it must name a port: http://host:port")?;
+    if host.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
+        return Err("it must be http://host:port".to_owned());
+    }
+    Ok(format!("http://{}", rest.trim_end_matches('/')))
+}
+
+fn parse_members(list: &str) -> Result<Members, String> {
+    let mut members = Members::new();
+    for item in list.split(',') {
+        let (name, url) = item.split_once('=').ok_or_else(|| format!("{item:?}: it must be name=http://host:port"))?;
+        if name.is_empty() {
+            return Err(format!("{item:?}: the name is empty"));
+        }
+        members
+            .entry(name.to_owned())
+            .or_default()
+            .push(parse_url(url).map_err(|problem| format!("{url:?}: {problem}"))?);
+    }
+    Ok(members)
+}
+
+fn parse_retention(mode: &str, text: &str) -> Result<Retention, String> {
+    let wrong = |right: &str| {
+        format!("--auto-compaction-retention {text:?}: with --auto-compaction-mode {mode} it must be {right}")
+    };
+    if text == "0" {
+        return Ok(Retention::All);
+    }
+    if mode == "revision" {
+        let revisions = text.parse::<i64>().ok().filter(|revisions| *revisions > 0);
+        return revisions.map(Retention::Revisions).ok_or_else(|| wrong("a number of revisions, such as 1000"));
+    }
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit_s = match text.get(digits.len()..).unwrap_or_default() {
+        "" | "h" => 3_600,
+        "m" => 60,
+        "s" => 1,
+        _ => return Err(wrong("a time, such as 10m or 1h")),
+    };
+    let seconds =
+        digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_s)).filter(|seconds| *seconds > 0);
+    seconds
+        .map(|seconds| Retention::Time(Duration::from_secs(seconds)))
+        .ok_or_else(|| wrong("a time, such as 10m or 1h"))
+}
+
+impl MemberArgs {
+    fn cluster(&self, join: &[String], listen_peer: Option<SocketAddr>) -> Result<Cluster, String> {
+        let mut own_urls = self.advertise_peer.clone();
+        if own_urls.is_empty() {
+            own_urls.extend(listen_peer.map(|address| format!("http://{address}")));
+        }
+        if !join.is_empty() {
+            if own_urls.is_empty() {
+                return Err("--join: the other members must find this one; add --listen-peer host:port".to_owned());
+            }
+            return Ok(Cluster::Join { at: join.to_vec(), own_urls });
+        }
+        match &self.initial_cluster {
+            Some(members) => Ok(Cluster::New { members: members.clone(), token: self.initial_cluster_token.clone() }),
+            None => Ok(Cluster::Alone { peer_urls: own_urls }),
+        }
+    }
+}
+
+impl Serve {
+    fn config(&self) -> Result<Config, String> {
+        let cluster = self.member.cluster(&self.join, self.listen_peer)?;
+        if matches!(&cluster, Cluster::New { members, .. } if members.len() > 1) && self.listen_peer.is_none() {
+            return Err(
+                "--initial-cluster: the other members must reach this one; add --listen-peer host:port".to_owned()
+            );
+        }
+        let election_ticks = self.election_timeout / self.heartbeat_interval;
+        if election_ticks < 5 {
+            return Err(format!(
+                "--election-timeout {}: it must be at least five times --heartbeat-interval, which is {}",
+                self.election_timeout, self.heartbeat_interval
+            ));
+        }
+        let mut client_urls = self.advertise_client.clone();
+        if client_urls.is_empty() {
+            client_urls.push(format!("http://{}", self.listen_client));
+        }
+        Ok(Config {
+            data_dir: self.data_dir.clone(),
+            name: self.member.name.clone(),
+            cluster,
+            client_urls,
+            pace: Pace {
+                tick: Duration::from_millis(self.heartbeat_interval),
+                election_ticks: usize::try_from(election_ticks).unwrap_or(usize::MAX),
+            },
+            snapshot_entries: self.snapshot_count,
+            retention: parse_retention(&self.auto_compaction_mode, &self.auto_compaction_retention)?,
+            face: FaceConfig {
+                max_request_bytes: self.max_request_bytes,
+                max_txn_ops: self.max_txn_ops,
+                quota_bytes: self.quota_bytes,
+                ..FaceConfig::default()
+            },
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        None => serve(&cli.serve),
+        Some(Command::Verify { data_dir }) => tool::verify(&data_dir).map(print_report).map_err(|error| words(&error)),
+        Some(Command::Dump { data_dir }) => {
+            tool::dump(&data_dir, &mut |line| println!("{line}")).map_err(|error| words(&error))
+        }
+        Some(Command::Restore { snapshot, data_dir, member }) => member.cluster(&[], None).and_then(|cluster| {
+            let revision =
+                tool::restore(&snapshot, &data_dir, &member.name, &cluster).map_err(|error| words(&error))?;
+            eprintln!("restored revision {revision}; start it with: minipod-store --data-dir {}", data_dir.display());
+            Ok(())
+        }),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("minipod-store: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error with its causes.
+fn words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn print_report(report: tool::Report) {
+    println!("cluster {:x}", report.identity.cluster_id);
+    println!("member {:x}", report.identity.member_id);
+    println!("records {}", report.records);
+    for (index, term) in &report.snapshots {
+        println!("snapshot {index} term {term}");
+    }
+    println!("last_entry {}", report.last);
+    println!("applied {}", report.applied);
+    println!("term {}", report.term);
+    println!("revision {}", report.revision);
+    println!("hash {}", report.hash);
+}
+
+#[tokio::main]
+async fn serve(args: &Serve) -> Result<(), String> {
+    minipod_daemon::telemetry::init().map_err(|error| words(&error))?;
+    let config = args.config()?;
+    let shutdown = Shutdown::on_signals().map_err(|error| format!("signal handlers: {error}"))?;
+    // The addresses are bound first: a wrong one shows at once, and nobody is answered before the state is there.
+    let clients = bind("--listen-client", args.listen_client).await?;
+    let peers = match args.listen_peer {
+        Some(address) => Some(bind("--listen-peer", address).await?),
+        None => None,
+    };
+    let begun = std::time::Instant::now();
+    let mut store = Store::open(config).await.map_err(|error| words(&error))?;
+    if let Some(peers) = peers {
+        store.serve_peers(peers);
+    }
+    let replica = store.replica().clone();
+    if let Some(address) = args.listen_metrics {
+        let replica = replica.clone();
+        let health = Arc::new(move || {
+            let status = minipod_store::machine::Replicator::status(&replica);
+            if status.leader_id == 0 { Err("there is no leader".to_owned()) } else { Ok(()) }
+        });
+        minipod_daemon::http::serve(address, Arc::new(Registry::default()), health, shutdown.clone())
+            .await
+            .map_err(|error| format!("--listen-metrics {address}: {error}"))?;
+    }
+    store.serve_clients(clients);
+    let identity = replica.identity();
+    tracing::info!(
+        cluster = format!("{:x}", identity.cluster_id),
+        member = format!("{:x}", identity.member_id),
+        clients = %args.listen_client,
+        took_ms = begun.elapsed().as_millis(),
+        "serving"
+    );
+    // Both arms only wait, and neither loses anything when the other comes first.
+    let ended = tokio::select! {
+        () = shutdown.asked() => store.shutdown().await,
+        ended = store.ended() => ended,
+    };
+    match ended {
+        Ended::Stopped => Ok(()),
+        Ended::Removed => {
+            tracing::warn!("this member was removed from the cluster; its data directory is of no more use");
+            Ok(())
+        }
+        Ended::Failed(text) => Err(text.to_string()),
+    }
+}
+
+async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|error| format!("{flag} {address}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_members_are_checked() {
+        assert_eq!(parse_url("http://h:1/"), Ok("http://h:1".to_owned()));
+        for bad in ["h:1", "https://h:1", "http://h", "http://:1", "http://h:x", "http://h/p:1"] {
+            assert!(parse_url(bad).is_err(), "{bad}");
+        }
+        let members = parse_members("a=http://h:1,b=http://h:2,a=http://h:3").expect("members");
+        assert_eq!(members["a"], ["http://h:1", "http://h:3"]);
+        for bad in ["a", "a=h:1", "=http://h:1", ""] {
+            assert!(parse_members(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn retentions_are_read_as_etcd_does() {
+        let hour = Duration::from_secs(3_600);
+        for (mode, text, right) in [
+            ("periodic", "0", Some(Retention::All)),
+            ("periodic", "1", Some(Retention::Time(hour))),
+            ("periodic", "60m", Some(Retention::Time(hour))),
+            ("periodic", "5s", Some(Retention::Time(Duration::from_secs(5)))),
+            ("periodic", "5x", None),
+            ("periodic", "-5", None),
+            ("revision", "1000", Some(Retention::Revisions(1_000))),
+            ("revision", "10m", None),
+        ] {
+            assert_eq!(parse_retention(mode, text).ok(), right, "{mode} {text}");
+        }
+    }
+
+    #[test]
+    fn the_flags_fit_together() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,428 @@
+//! The store as a whole: opened from a data directory, served over TCP or to this process alone.
+//!
+//! ```text
+//! channel / clients ─▶ etcdapi ─▶ Replica ─▶ inbox ─▶ thread: raft, log, machine ─▶ Shared ─▶ reads, watches
+//!                                    ▲                    │
+//!                        peer server ┘                    └▶ Links ─▶ other members
+//! ```
+
+use crate::compactor::{Retention, keep_compacting};
+use crate::disk::{Disk, DiskError, RealDisk};
+use crate::etcdapi::{Face, FaceConfig};
+use crate::machine::{Member, MemberChange, MemberError, Replicator};
+use crate::peer::server::PeerService;
+use crate::peer::{IntroduceError, Links, ask_to_join, introduce};
+use crate::refused::Refused;
+use crate::replica::core::{Boot, Core, ReplicaError, Settings, wal_dir};
+use crate::replica::run::{Ended, Pace, Replica, Transport, id_from};
+use crate::snapshot::Snapshots;
+use crate::state::{Shared, StateMachine};
+use crate::wal::{self, Identity, Wal, WalError};
+use hyper_util::rt::TokioIo;
+use minipod_daemon::shutdown::{Shutdown, Trigger};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Channel, Endpoint, Server};
+
+/// Which cluster a member belongs to when its data directory is empty. Later the directory knows.
+#[derive(Debug, Clone)]
+pub enum Cluster {
+    /// A cluster of one. Its peer addresses count once others join.
+    Alone {
+        /// Where others would find it.
+        peer_urls: Vec<String>,
+    },
+    /// A new cluster of these members, this one among them by its name; the same on all of them.
+    New {
+        /// Peer addresses by name.
+        members: BTreeMap<String, Vec<String>>,
+        /// Keeps clusters with the same members apart.
+        token: String,
+    },
+    /// A cluster that is there.
+    Join {
+        /// Peer addresses of some of its members.
+        at: Vec<String>,
+        /// Where the others will find this member.
+        own_urls: Vec<String>,
+    },
+}
+
+/// How to open a store.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// This member's name.
+    pub name: String,
+    /// The cluster to begin or join.
+    pub cluster: Cluster,
+    /// Where clients find this member.
+    pub client_urls: Vec<String>,
+    /// Ticks and elections.
+    pub pace: Pace,
+    /// A snapshot is due after so many entries.
+    pub snapshot_entries: u64,
+    /// What of the history is kept.
+    pub retention: Retention,
+    /// Limits of the etcd face.
+    pub face: FaceConfig,
+}
+
+impl Config {
+    /// A cluster of one, as it is embedded.
+    #[must_use]
+    pub fn alone(data_dir: PathBuf) -> Self {
+        Self {
+            data_dir,
+            name: "default".to_owned(),
+            cluster: Cluster::Alone { peer_urls: Vec::new() },
+            client_urls: Vec::new(),
+            pace: Pace::default(),
+            snapshot_entries: 100_000,
+            retention: Retention::All,
+            face: FaceConfig::default(),
+        }
+    }
+}
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The replica.
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
+    /// A thread could not be started.
+    #[error("start the store's threads")]
+    Thread(#[source] std::io::Error),
+    /// The configuration names a cluster without this member.
+    #[error(
+        "initial cluster: it has no member {name:?}, only {known}; give this member one of these names, or add it to the list"
+    )]
+    NotAMember {
+        /// The name.
+        name: String,
+        /// The names that are there.
+        known: String,
+    },
+    /// No member of the cluster could be asked.
+    #[error("join: none of {tried} answered; the last answer was: {last}")]
+    Join {
+        /// The addresses.
+        tried: String,
+        /// What happened at the last one.
+        last: String,
+    },
+    /// Opening was cut off.
+    #[error("opening the store was interrupted")]
+    Interrupted,
+}
+
+impl From<WalError> for StoreError {
+    fn from(error: WalError) -> Self {
+        Self::Replica(error.into())
+    }
+}
+
+impl From<DiskError> for StoreError {
+    fn from(error: DiskError) -> Self {
+        Self::Replica(error.into())
+    }
+}
+
+/// An open store. It ends when it is shut down or its replica ends.
+#[derive(Debug)]
+pub struct Store {
+    replica: Replica,
+    shared: Arc<Shared>,
+    face: Arc<Face<Replica>>,
+    snapshots: Snapshots,
+    channel: Channel,
+    /// Ends the servers.
+    trigger: Trigger,
+    shutdown: Shutdown,
+    tasks: JoinSet<()>,
+}
+
+/// A random number: for ids and checksums' nonces, not for secrets.
+pub(crate) fn random() -> u64 {
+    RandomState::new().hash_one(std::process::id())
+}
+
+/// Who this member is, and with whom it begins.
+struct Place {
+    identity: Identity,
+    boot: Boot,
+    /// The members to talk to until the replica knows its own.
+    known: Vec<Member>,
+    /// Whether it asks for a vote once it has the log.
+    wants_vote: bool,
+}
+
+impl Store {
+    /// Opens the store, or begins it when its directory is empty. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When the directory is damaged or another cluster's, or the cluster to join cannot be asked.
+    pub async fn open(config: Config) -> Result<Self, StoreError> {
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let place = find_place(&config, &*disk).await?;
+        let machine = StateMachine::new();
+        let shared = machine.shared();
+        let mut settings = Settings::new(place.identity);
+        settings.election_ticks = config.pace.election_ticks;
+        settings.snapshot_entries = config.snapshot_entries;
+        settings.wal = wal::Options { nonce_seed: random(), prepare_ahead: true, ..wal::Options::default() };
+        let (dir, boot) = (config.data_dir.clone(), place.boot.clone());
+        // Reading a large directory takes seconds, which the runtime's threads have not.
+        let opening = tokio::task::spawn_blocking(move || Core::open(&disk, &dir, settings, &boot, machine));
+        let core = opening.await.map_err(|_| StoreError::Interrupted)??;
+        let (snapshots, runtime) = (core.snapshots().clone(), tokio::runtime::Handle::current());
+        let replica = Replica::start(core, config.pace, |replica| {
+            let inbox = Arc::clone(replica.inbox());
+            let links: Arc<dyn Transport> =
+                Links::new(place.identity, inbox, snapshots.clone(), runtime, place.known.clone());
+            links
+        })
+        .map_err(StoreError::Thread)?;
+        let face = Face::new(replica.clone(), Arc::clone(&shared), config.face).map_err(StoreError::Thread)?;
+        let (trigger, shutdown) = Shutdown::manual();
+        let mut tasks = JoinSet::new();
+        let channel = in_process(&face, &shutdown, &mut tasks);
+        tasks.spawn(Arc::clone(&face).keep_leases());
+        if config.retention != Retention::All {
+            tasks.spawn(keep_compacting(replica.clone(), Arc::clone(&shared), config.retention));
+        }
+        let introduced = replica.clone();
+        tasks.spawn(async move {
+            introduced.publish(&config.name, config.client_urls).await;
+            if place.wants_vote {
+                ask_for_vote(&introduced).await;
+            }
+        });
+        Ok(Self { replica, shared, face, snapshots, channel, trigger, shutdown, tasks })
+    }
+
+    /// A channel to the store within this process, for an etcd client.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// The replica.
+    #[must_use]
+    pub const fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    /// The state.
+    #[must_use]
+    pub const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Serves clients on a listener until the store ends.
+    pub fn serve_clients(&mut self, listener: TcpListener) {
+        let shutdown = self.shutdown.clone();
+        let server = server().add_routes(self.face.routes());
+        self.tasks.spawn(async move {
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            let asked = async move { shutdown.asked().await };
+            if let Err(error) = server.serve_with_incoming_shutdown(incoming, asked).await {
+                tracing::error!(%error, "serve clients");
+            }
+        });
+    }
+
+    /// Serves the other members on a listener until the store ends.
+    pub fn serve_peers(&mut self, listener: TcpListener) {
+        let shutdown = self.shutdown.clone();
+        let service = PeerService::server(self.replica.clone(), self.snapshots.clone());
+        let server = server().add_service(service);
+        self.tasks.spawn(async move {
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            let asked = async move { shutdown.asked().await };
+            if let Err(error) = server.serve_with_incoming_shutdown(incoming, asked).await {
+                tracing::error!(%error, "serve other members");
+            }
+        });
+    }
+
+    /// Returns when the replica has ended: because it was asked, or because it must.
+    pub async fn ended(&self) -> Ended {
+        self.replica.ended().await
+    }
+
+    /// Ends the store: a leader hands over, what is under way is answered, then the servers close.
+    pub async fn shutdown(mut self) -> Ended {
+        self.replica.stop();
+        let ended = self.replica.ended().await;
+        self.trigger.end();
+        // Watches are long calls that do not end by themselves.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        self.tasks.shutdown().await;
+        ended
+    }
+}
+
+fn server() -> Server {
+    Server::builder()
+        // A client that is gone without a word must not keep its watches.
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        // Many small calls share a connection; the default window of 64 KiB would make them wait for each other.
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+}
+
+/// A server on memory streams, and the channel to it.
+fn in_process(face: &Arc<Face<Replica>>, shutdown: &Shutdown, tasks: &mut JoinSet<()>) -> Channel {
+    // Connections that wait to be taken: there is one channel.
+    let (connections, incoming) = mpsc::channel::<std::io::Result<tokio::io::DuplexStream>>(4);
+    let (server, shutdown) = (server().add_routes(face.routes()), shutdown.clone());
+    tasks.spawn(async move {
+        let asked = async move { shutdown.asked().await };
+        if let Err(error) = server.serve_with_incoming_shutdown(ReceiverStream::new(incoming), asked).await {
+            tracing::error!(%error, "serve this process");
+        }
+    });
+    let connector = tower::service_fn(move |_| {
+        let connections = connections.clone();
+        async move {
+            // As much as a socket's buffers hold.
+            let (ours, theirs) = tokio::io::duplex(1 << 20);
+            let gone = |_| std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+            connections.send(Ok(theirs)).await.map_err(gone)?;
+            Ok::<_, std::io::Error>(TokioIo::new(ours))
+        }
+    });
+    Endpoint::from_static("http://store.in-process")
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .connect_with_connector_lazy(connector)
+}
+
+/// A learner that joined by itself becomes a voter once it has the log.
+async fn ask_for_vote(replica: &Replica) {
+    let id = replica.identity().member_id;
+    loop {
+        match replica.change_members(MemberChange::Promote { id }).await {
+            Ok(_) | Err(MemberError::Refused(Refused::MemberNotLearner)) => {
+                tracing::info!("this member has its vote");
+                return;
+            }
+            Err(MemberError::Propose(crate::machine::ProposeError::Stopped)) => return,
+            Err(error) => tracing::debug!(%error, "ask for the vote"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+async fn find_place(config: &Config, disk: &dyn Disk) -> Result<Place, StoreError> {
+    let wal_dir = wal_dir(&config.data_dir);
+    let found = if Wal::begun(disk, &wal_dir)? { wal::identity(disk, &wal_dir)? } else { None };
+    let place = match (&config.cluster, found) {
+        (Cluster::New { members, token }, found) => {
+            let place = place_in_new(&config.name, members, token)?;
+            if let Some(found) = found.filter(|found| *found != place.identity) {
+                let dir = config.data_dir.clone();
+                return Err(ReplicaError::Identity { dir, found, expected: place.identity }.into());
+            }
+            place
+        }
+        (Cluster::Alone { .. }, Some(identity)) => {
+            Place { identity, boot: Boot::Join, known: Vec::new(), wants_vote: false }
+        }
+        (Cluster::Alone { peer_urls }, None) => alone(&config.name, peer_urls),
+        (Cluster::Join { at, own_urls }, found) => join(at, own_urls, found).await?,
+    };
+    Ok(place)
+}
+
+fn alone(name: &str, peer_urls: &[String]) -> Place {
+    let identity = Identity { cluster_id: random().max(1), member_id: random().max(1) };
+    let (name, peer_urls) = (name.to_owned(), peer_urls.to_vec());
+    let member = Member { id: identity.member_id, name, peer_urls, ..Member::default() };
+    Place { identity, boot: Boot::Members(vec![member]), known: Vec::new(), wants_vote: false }
+}
+
+/// Who a member of a new cluster is, and with whom it begins.
+///
+/// # Errors
+/// When it is not among the members, or the cluster is not a new one.
+pub(crate) fn boot_for(name: &str, cluster: &Cluster) -> Result<(Identity, Boot), StoreError> {
+    let place = match cluster {
+        Cluster::Alone { peer_urls } => alone(name, peer_urls),
+        Cluster::New { members, token } => place_in_new(name, members, token)?,
+        Cluster::Join { at, .. } => {
+            let last = "a saved snapshot begins a new cluster".to_owned();
+            return Err(StoreError::Join { tried: at.join(", "), last });
+        }
+    };
+    Ok((place.identity, place.boot))
+}
+
+/// The members of a new cluster have ids that follow from the configuration, so that all of them know the same.
+fn place_in_new(name: &str, members: &BTreeMap<String, Vec<String>>, token: &str) -> Result<Place, StoreError> {
+    let digest = |parts: &mut dyn Iterator<Item = &str>| {
+        let mut hasher = Sha256::new();
+        for part in parts {
+            hasher.update((part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
+        id_from(&hasher.finalize())
+    };
+    let words = || members.iter().flat_map(|(name, urls)| std::iter::once(name).chain(urls)).map(String::as_str);
+    let cluster_id = digest(&mut std::iter::once(token).chain(words()));
+    let member = |(name, urls): (&String, &Vec<String>)| Member {
+        id: digest(&mut [token, name].into_iter().chain(urls.iter().map(String::as_str))),
+        name: name.clone(),
+        peer_urls: urls.clone(),
+        ..Member::default()
+    };
+    let known: Vec<Member> = members.iter().map(member).collect();
+    let me = known.iter().find(|member| member.name == name).ok_or_else(|| StoreError::NotAMember {
+        name: name.to_owned(),
+        known: members.keys().cloned().collect::<Vec<_>>().join(", "),
+    })?;
+    let identity = Identity { cluster_id, member_id: me.id };
+    Ok(Place { identity, boot: Boot::Members(known.clone()), known, wants_vote: false })
+}
+
+/// Asks the cluster who it is. A member that was added before is found by its addresses; any other is added as a learner.
+async fn join(at: &[String], own_urls: &[String], found: Option<Identity>) -> Result<Place, StoreError> {
+    let mut last = "no address was given".to_owned();
+    for url in at {
+        let answer: Result<Place, IntroduceError> = async {
+            let introduction = introduce(url).await?;
+            let mine =
+                introduction.members.iter().find(|member| own_urls.iter().any(|url| member.peer_urls.contains(url)));
+            let (member_id, wants_vote) = match (found, mine) {
+                (Some(found), _) => (found.member_id, false),
+                (None, Some(mine)) => (mine.id, false),
+                (None, None) => (ask_to_join(url, &introduction, own_urls).await?, true),
+            };
+            let identity = Identity { cluster_id: introduction.cluster_id, member_id };
+            Ok(Place { identity, boot: Boot::Join, known: introduction.members, wants_vote })
+        }
+        .await;
+        match answer {
+            Ok(place) => return Ok(place),
+            Err(error) => last = crate::replica::run::with_causes(&error),
+        }
+    }
+    // A member that has been there needs nobody: it knows the others from its own directory.
+    match found {
+        Some(identity) => Ok(Place { identity, boot: Boot::Join, known: Vec::new(), wants_vote: false }),
+        None => Err(StoreError::Join { tried: at.join(", "), last }),
+    }
+}
