@@ -2,6 +2,10 @@
 //!
 //! One set of types, [`v1`], is wire, store and manifest. prost makes it of `proto/minipod/v1/*.proto`; `build.rs` adds serde
 //! attributes from the same descriptors, so that JSON and YAML have exactly the Kubernetes form.
+//!
+//! An object's way in: [`manifest`] (text to objects, strictly, with lines) → [`defaults`] → [`validate`] → stored. [`unsupported`] is the
+//! table of what is refused by name. [`selector`] and [`scheduling`] are the pure matching that API server and scheduler share;
+//! [`quantity`] and [`resources`] the arithmetic.
 #![forbid(unsafe_code)]
 
 pub mod base64;
