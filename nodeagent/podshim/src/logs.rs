@@ -19,6 +19,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
 
+use crate::sys;
+
 /// A longer line is written in pieces, as the field does.
 const MAX_LINE_BYTES: usize = 16 << 10;
 /// What is read at once; a pipe holds so much unless it was widened.
@@ -31,6 +33,8 @@ const HEAD_BYTES: usize = 48;
 pub const MAX_TASKS: usize = 256;
 /// Files kept at most, whatever is asked for.
 const MAX_FILES: u32 = 100;
+/// So long no output comes before the buffers' memory is given back.
+const REST_MS: u16 = 1_000;
 /// Event of the pipe with new tasks.
 const NEW_TASKS: u64 = u64::MAX;
 
@@ -157,13 +161,22 @@ impl Thread {
         let mut events = [EpollEvent::empty(); 16];
         // Ready.
         let _ = self.done.write_all(&0_usize.to_ne_bytes());
+        let mut timeout = EpollTimeout::NONE;
         loop {
-            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let count = match self.epoll.wait(&mut events, timeout) {
+                // Quiet for a while: the buffers, which are empty, need no memory until there is output again.
+                Ok(0) => {
+                    sys::forget_content(&mut self.input);
+                    sys::forget_spare(&mut self.lines.out);
+                    timeout = EpollTimeout::NONE;
+                    continue;
+                }
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
                 // Nothing that this thread does leads here; without it containers would block for ever on full pipes.
                 Err(_) => std::process::abort(),
             };
+            timeout = REST_MS.into();
             for event in events.iter().take(count) {
                 match event.data() {
                     // The other end is let go only by a supervisor that ends.

@@ -67,6 +67,48 @@ pub fn one_arena() {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
+unsafe extern "C" {
+    /// The first byte of the program in memory; the linker defines it.
+    static __executable_start: u8;
+    /// The byte after the program's code; the linker defines it.
+    static etext: u8;
+}
+
+const PAGE_BYTES: usize = 4096;
+
+fn forget_pages(from: usize, to: usize) {
+    let (from, to) = (from.next_multiple_of(PAGE_BYTES), to / PAGE_BYTES * PAGE_BYTES);
+    if from < to {
+        // SAFETY: each caller says why nothing is lost by it.
+        unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(from), to - from, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Gives back what a supervisor at rest does not need: freed memory, and its mappings of code, of which hardly any is used
+/// until something happens. The code stays in the page cache, once for all supervisors.
+pub fn rest() {
+    // SAFETY: malloc_trim takes a number and may be called at any time.
+    unsafe { libc::malloc_trim(0) };
+    // Constants and code are private file mappings that nobody writes to: what is forgotten is mapped again from the same
+    // file when it is used, this very code included.
+    forget_pages((&raw const __executable_start).expose_provenance(), (&raw const etext).expose_provenance());
+}
+
+/// Gives the memory of a buffer back whose content is of no use any more; it reads as zeros afterwards.
+pub fn forget_content(buffer: &mut [u8]) {
+    // Exclusive access to plain bytes, for which zeros are as good; whole pages within the buffer only.
+    let from = buffer.as_mut_ptr().expose_provenance();
+    forget_pages(from, from + buffer.len());
+}
+
+/// The same for the unused part of a vector.
+pub fn forget_spare(buffer: &mut Vec<u8>) {
+    // Nobody may read spare capacity before writing it, so its content is of no use.
+    let spare = buffer.spare_capacity_mut();
+    let from = spare.as_mut_ptr().expose_provenance();
+    forget_pages(from, from + spare.len());
+}
+
 /// Ends this process without running anything of the parent's.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) takes a number and does not return.

@@ -106,7 +106,10 @@ fn a_supervisor_that_hangs_is_cleaned_up_too() {
 fn the_sandbox_ends_with_its_infra_container_and_is_made_anew() {
     let mut pod = Pod::new();
     let started = pod.start(pod.spec("a", "sleep 1000"));
-    let before = std::fs::read_link(format!("/proc/{}/ns/net", started.pid)).expect("netns");
+    let netns = |pid: u32| std::path::PathBuf::from(format!("/proc/{pid}/ns/net"));
+    // Held open, so that its number is not used again.
+    let _held = std::fs::File::open(netns(started.pid)).expect("netns");
+    let before = std::fs::read_link(netns(started.pid)).expect("netns");
     let pause = minipod_podshim::process::Pidfd::open(pod.agent.state().pause_pid).expect("pidfd");
     pause.signal(libc::SIGKILL).expect("kill pause");
     assert_eq!(pod.agent.ended("a").exit_code, 137);
@@ -123,7 +126,7 @@ fn the_sandbox_ends_with_its_infra_container_and_is_made_anew() {
     let started = pod.start(pod.spec_of("a", 1, &["sh", "-c", "hostname; sleep 1000"]));
     assert_eq!(started.sandbox, 2);
     until("its name", || pod.output("a", 1), |output| output == "again\n");
-    let after = std::fs::read_link(format!("/proc/{}/ns/net", started.pid)).expect("netns");
+    let after = std::fs::read_link(netns(started.pid)).expect("netns");
     assert_ne!(before, after);
     pod.stop();
 }

@@ -164,6 +164,8 @@ impl Supervisor {
 
     fn try_start(&mut self, asker: Asker, spec: ContainerSpec) -> Result<(), Refused> {
         let group = self.pod_group.child(&format!("{}.{}", spec.name, spec.attempt));
+        // A start of the same number may have failed just now: what it left is this one's from now on.
+        self.leftovers.retain(|leftover| *leftover != group);
         let joins = group
             .create(&spec.limits.clone().unwrap_or_default())
             .and_then(|()| group.joins())

@@ -39,6 +39,8 @@ const MAX_CLIENTS: usize = 128;
 const MAX_CONTAINERS: usize = 256;
 /// How soon to look again at a group that processes are about to leave.
 const SETTLE_MS: u64 = 2;
+/// So long nothing happens before memory is given back.
+const REST_MS: u64 = 1_000;
 
 /// Kinds of epoll events; the low bits hold a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,13 +215,19 @@ impl Supervisor {
     /// When the loop itself cannot go on.
     pub fn run(&mut self) -> Result<(), String> {
         let mut events = [EpollEvent::empty(); 32];
+        let mut rested = false;
         while !self.ended {
-            let timeout = self.timeout();
+            let timeout = self.timeout(rested);
             let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
                 Err(errno) => return Err(format!("wait for events: {errno}")),
             };
+            rested = count == 0 && self.has_rest();
+            if rested {
+                sys::rest();
+                continue;
+            }
             for event in events.iter().take(count) {
                 if let Some(token) = Token::unpack(event.data()) {
                     self.serve(token);
@@ -246,14 +254,24 @@ impl Supervisor {
     }
 
     /// Until the nearest deadline.
-    fn timeout(&self) -> EpollTimeout {
-        let kills = self.containers.values().filter_map(Container::deadline_ms);
-        let drains = self.clients.values().filter_map(|client| client.exec.as_ref()?.deadline_ms());
-        let nearest = kills.chain(drains).chain(self.settle_at_ms).min();
+    fn timeout(&self, rested: bool) -> EpollTimeout {
+        let rest = (!rested).then(|| now_ms() + REST_MS);
+        let nearest = self.nearest_deadline().into_iter().chain(rest).min();
         nearest.map_or(EpollTimeout::NONE, |at_ms| {
             let wait_ms = at_ms.saturating_sub(now_ms()).min(60_000);
             EpollTimeout::try_from(u32::try_from(wait_ms).unwrap_or(0)).unwrap_or(EpollTimeout::ZERO)
         })
+    }
+
+    fn nearest_deadline(&self) -> Option<u64> {
+        let kills = self.containers.values().filter_map(Container::deadline_ms);
+        let drains = self.clients.values().filter_map(|client| client.exec.as_ref()?.deadline_ms());
+        kills.chain(drains).chain(self.settle_at_ms).min()
+    }
+
+    /// Whether nothing is due within the time that a rest is worth.
+    fn has_rest(&self) -> bool {
+        self.nearest_deadline().is_none_or(|at_ms| at_ms > now_ms() + REST_MS)
     }
 
     fn on_time(&mut self) {
