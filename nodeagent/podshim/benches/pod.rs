@@ -47,6 +47,14 @@ fn pss_kb(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
+/// Processor time that a process has used.
+fn cpu_s(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+    let fields: Vec<&str> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
+    let ticks: f64 = fields[11..13].iter().map(|ticks| ticks.parse::<f64>().expect("a number")).sum();
+    ticks / 100.0
+}
+
 /// Supervisor, sandbox, an init container to its end, two containers.
 fn one_pod(at_rest: bool) -> ([f64; 6], u64) {
     let began = Instant::now();
@@ -106,10 +114,13 @@ fn exec_and_logs() {
         let path = pod.dir.path().join("bench.log").to_string_lossy().into_owned();
         // Rotated as an agent would have it: three files.
         spec.log = Some(LogSpec { path, max_bytes: 64 << 20, max_files: 3 });
-        let at = Instant::now();
+        let (at, cpu) = (Instant::now(), cpu_s(pod.shim.id()));
         pod.start(spec);
         assert_eq!(pod.agent.ended(&name).exit_code, 0);
-        println!("{key}={:.0}", (text.len() * rounds) as f64 / 1e6 / at.elapsed().as_secs_f64());
+        let megabytes = (text.len() * rounds) as f64 / 1e6;
+        println!("{key}={:.0}", megabytes / at.elapsed().as_secs_f64());
+        // What it could do with a processor of its own: independent of what else the machine does.
+        println!("{key}_of_cpu={:.0}", megabytes / (cpu_s(pod.shim.id()) - cpu));
     }
     let shim = pod.shim.id();
     std::thread::sleep(Duration::from_millis(2500));

@@ -1,7 +1,8 @@
 //! A pod's cgroups: `<root>/<uid>/<container>.<attempt>` and `<root>/<uid>/pause`, in every hierarchy that we use.
 //!
-//! Version 2 is used when its tree has the memory and pids controllers; otherwise version 1 with what of cpu, memory, pids,
-//! freezer and cpuset is mounted. The supervisor stays in the group of its parent, outside the pod's.
+//! Version 2 is used when its tree has the memory and pids controllers; otherwise version 1 with what of cpu, memory, pids
+//! and cpuset is mounted. Every hierarchy costs a directory, a join and a removal for each container, under locks that the whole
+//! machine shares, so the freezer is used only where there is no pids controller to stop forks with. The supervisor stays in the group of its parent, outside the pod's.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -85,6 +86,9 @@ impl Cgroups {
             }
         }
         let has = |text: &str, name: &str| text.split_ascii_whitespace().any(|word| word == name);
+        if v1.iter().any(|(name, _)| *name == "pids") {
+            v1.retain(|(name, _)| *name != "freezer");
+        }
         let full = v2.filter(|point| {
             let text = v2_controllers(point);
             has(&text, "memory") && has(&text, "pids")
@@ -152,7 +156,13 @@ impl Group {
                 fs::create_dir_all(dir).map_err(failed("create cgroup", dir))?;
             }
         }
-        self.set(limits)
+        self.set(limits)?;
+        // A group that was killed and is used again may fork again.
+        let pids = self.dirs.iter().find(|(controller, _)| *controller == "pids" && limits.pids_limit.is_none());
+        match pids.map(|(_, dir)| dir.join("pids.max")) {
+            Some(path) => put(&path, "max").map_err(failed("set", &path)),
+            None => Ok(()),
+        }
     }
 
     /// Sets limits of a group that exists.
@@ -212,12 +222,15 @@ impl Group {
         self.dirs.iter().all(|(_, dir)| pids(dir).is_empty())
     }
 
-    /// Kills every process in the group and below it, once. Forks cannot outrun it where there is a freezer or `cgroup.kill`;
-    /// elsewhere the caller repeats it until the group is empty.
+    /// Kills every process in the group and below it, once, and for good: nothing can be forked in it until it is created
+    /// anew. What was forked meanwhile is left to the next call.
     pub fn kill(&self) {
         for (controller, dir) in &self.dirs {
             if self.v2 && put(&dir.join("cgroup.kill"), "1").is_ok() {
                 continue;
+            }
+            if *controller == "pids" {
+                let _ = put(&dir.join("pids.max"), "0");
             }
             let freezer = *controller == "freezer";
             if freezer {
@@ -465,15 +478,20 @@ mod tests {
 33 30 0:29 / /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory
 34 30 0:30 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd
 35 30 0:31 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset
+37 30 0:32 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer
 36 30 0:29 / /other/memory rw - cgroup cgroup rw,memory
 ";
 
     #[test]
     fn the_version_with_the_controllers_is_used() {
         let at = |name: &str| PathBuf::from("/sys/fs/cgroup").join(name);
-        let v1 = vec![("cpu", at("cpu,cpuacct")), ("memory", at("memory")), ("cpuset", at("cpuset"))];
+        let mut v1 = vec![("cpu", at("cpu,cpuacct")), ("memory", at("memory")), ("cpuset", at("cpuset"))];
+        v1.push(("freezer", at("freezer")));
         let found = Cgroups::from_mounts(V1, |_| "hugetlb".to_owned());
         assert_eq!(found, Some(Cgroups::V1(v1)));
+        let pids = format!("{V1}38 30 0:33 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n");
+        let Some(Cgroups::V1(found)) = Cgroups::from_mounts(&pids, |_| String::new()) else { panic!("version 1") };
+        assert_eq!(found.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["cpu", "memory", "cpuset", "pids"]);
         let found = Cgroups::from_mounts(V1, |_| "cpuset cpu io memory pids\n".to_owned());
         assert_eq!(found, Some(Cgroups::V2(at("unified"))));
         assert_eq!(Cgroups::from_mounts("1 1 0:1 / / rw - ext4 /dev/sda rw\n", |_| String::new()), None);

@@ -98,6 +98,9 @@ fn take_inherited() -> Result<Inherited, String> {
 /// A session of its own, parent of all orphans, hidden from its containers.
 fn settle() -> std::io::Result<()> {
     nix::unistd::setsid()?;
+    // All signals are blocked before there is anything to signal: a broken pipe is an error and no signal.
+    nix::sys::signal::SigSet::all().thread_block()?;
+    sys::ignore_no_signal();
     sys::one_arena();
     sys::become_subreaper()?;
     sys::forbid_tracing()?;

@@ -137,12 +137,22 @@ fn pointers(texts: &[CString]) -> Vec<*const libc::c_char> {
     texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
 }
 
-/// Every signal as the kernel has it by default, none blocked.
-pub fn reset_signals() {
+/// No signal is ignored from now on, in this process and in its children: exec resets handlers, but what is ignored stays so.
+pub fn ignore_no_signal() {
     for signal in 1..=64 {
         // SAFETY: SIG_DFL needs no code of ours; KILL, STOP and what glibc keeps for itself are refused, which is fine.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        unsafe {
+            let mut known: libc::sigaction = std::mem::zeroed();
+            let asked = libc::sigaction(signal, ptr::null(), &raw mut known);
+            if asked == 0 && known.sa_sigaction == libc::SIG_IGN {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+        }
     }
+}
+
+/// No signal is blocked from now on.
+pub fn unblock_signals() {
     // SAFETY: the set is initialised by sigemptyset before it is read, and the old mask is not asked for.
     unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();

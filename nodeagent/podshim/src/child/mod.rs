@@ -85,7 +85,8 @@ pub struct ExecChild<'a> {
 
 /// Runs the steps and ends.
 pub fn run(mut common: Common, steps: impl FnOnce(&mut Common) -> Step<Infallible>) -> ! {
-    sys::reset_signals();
+    // The supervisor has all of them blocked, and ignores none.
+    sys::unblock_signals();
     let Err(failure) = steps(&mut common);
     common.reporter.fail(failure);
     sys::exit_now(127)

@@ -300,7 +300,6 @@ impl Supervisor {
             Some(failed) => {
                 // No run came of it: the same number may be tried again. The process is about to be reaped.
                 if let Some(container) = self.containers.remove(name) {
-                    container.kill_group();
                     self.leftovers.push(container.group);
                     self.settle_soon();
                 }

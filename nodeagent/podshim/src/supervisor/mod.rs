@@ -169,7 +169,6 @@ impl Supervisor {
         };
         let mut signals = SigSet::empty();
         signals.add(Signal::SIGCHLD);
-        SigSet::all().thread_block().map_err(os("block signals"))?;
         let child_signal = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(os("watch for children"))?;
         let pause = File::open(&args.pause).map_err(io(&format!("open {}", args.pause.display())))?;
