@@ -201,6 +201,21 @@ impl Storage {
         Ok((answer.take_kvs().into_iter().next().map(item), revision))
     }
 
+    /// The items of several keys, in their order, linearizable; as few round trips as the limit of operations allows.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn get_many(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Option<Item>>, StoreError> {
+        let mut items = Vec::with_capacity(keys.len());
+        for chunk in keys.chunks(self.max_ops) {
+            let gets: Vec<TxnOp> = chunk.iter().map(|key| TxnOp::get(key.clone(), None)).collect();
+            let mut kv = self.kv.clone();
+            let answer = patient("get", false, kv.txn(Txn::new().and_then(gets))).await?;
+            items.extend(answer.op_responses().into_iter().map(got));
+        }
+        Ok(items)
+    }
+
     /// The store's revision, linearizable.
     ///
     /// # Errors
@@ -275,11 +290,7 @@ impl Storage {
         if answer.succeeded() {
             return Ok(Outcome::Done { revision: answer.header().map_or(0, |header| header.revision()) });
         }
-        let present = answer.op_responses().into_iter().map(|response| match response {
-            TxnOpResponse::Get(mut get) => get.take_kvs().into_iter().next().map(item),
-            _ => None,
-        });
-        Ok(Outcome::Lost { present: present.collect() })
+        Ok(Outcome::Lost { present: answer.op_responses().into_iter().map(got).collect() })
     }
 
     /// All changes of the store from a revision on, that one included.
@@ -342,6 +353,14 @@ fn raw_event(event: &etcd_client::Event) -> Option<RawEvent> {
     let kv = event.kv()?;
     let value = (event.event_type() == EventType::Put).then(|| kv.value().to_vec());
     Some(RawEvent { key: kv.key().to_vec(), value, revision: kv.mod_revision() })
+}
+
+/// The item of a get inside a transaction.
+fn got(response: TxnOpResponse) -> Option<Item> {
+    match response {
+        TxnOpResponse::Get(mut get) => get.take_kvs().into_iter().next().map(item),
+        _ => None,
+    }
 }
 
 fn item(kv: etcd_client::KeyValue) -> Item {

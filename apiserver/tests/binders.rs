@@ -47,7 +47,16 @@ async fn bind_all(server: &Server, pods: Vec<Item>, seed: u64) -> BTreeMap<Code,
             items.push(item);
         }
         let request = BindBatchRequest { items: items.clone(), mode: 0, scheduler: format!("binder-{seed}") };
-        let results = scheduling.bind_batch(request).await.expect("the call is answered").into_inner().results;
+        let results = match scheduling.bind_batch(request).await {
+            Ok(answer) => answer.into_inner().results,
+            Err(status) => {
+                // Only a store that is away excuses a call; what became of the items shows when they are tried again.
+                assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
+                left.extend(items);
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
         assert_eq!(results.len(), items.len());
         for (item, result) in items.into_iter().zip(results) {
             *seen.entry(result.code()).or_default() += 1;
@@ -58,7 +67,7 @@ async fn bind_all(server: &Server, pods: Vec<Item>, seed: u64) -> BTreeMap<Code,
                     open.retain(|node| *node != item.node);
                     left.push(item);
                 }
-                Code::Conflict => left.push(item),
+                Code::Conflict | Code::UnknownOutcome => left.push(item),
                 Code::PodGone => {}
                 other => panic!("{other:?}: {}", result.message),
             }
@@ -122,40 +131,21 @@ impl World {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn ten_binders_never_bind_twice_and_never_overcommit() {
-    let cluster = Cluster::start().await;
-    let server = &cluster.server;
-    for n in 0..NODES {
-        register(server, node(&format!("node-{n}"), "3", "30Gi", "100")).await;
-    }
+async fn make_pods(server: &Server, count: usize) -> Vec<Item> {
     let mut items = Vec::new();
     let mut objects = server.objects().await;
-    for n in 0..PODS {
+    for n in 0..count {
         let made = objects.create(create(pod(&format!("p{n}"), "100m", "64Mi"))).await.expect("created").into_inner();
         let meta = made.meta();
         let (pod, uid) = (meta.name.clone(), meta.uid.clone());
         let revision = meta.resource_version.parse().expect("a number");
         items.push(Item { namespace: "default".into(), pod, uid, revision, node: String::new() });
     }
+    items
+}
 
-    let began = std::time::Instant::now();
-    let binders = (1..=BINDERS).map(|seed| bind_all(server, items.clone(), seed));
-    // Meanwhile some of the pods go away again: bound ones by force, whether or not they are.
-    let deletions = async {
-        let mut objects = server.objects().await;
-        for n in (0..PODS).step_by(100) {
-            let mut request = delete("Pod", "default", &format!("p{n}"));
-            request.grace_period_seconds = Some(0);
-            objects.delete(request).await.expect("deleted");
-        }
-    };
-    let (mut seen, ()) = tokio::join!(futures_util::future::join_all(binders), deletions);
-    let took = began.elapsed();
-    // Room that the deletions made after a binder had found a node full is found by a last one.
-    seen.push(bind_all(server, items.clone(), 99).await);
-
-    let bound: usize = seen.iter().filter_map(|codes| codes.get(&Code::Bound)).sum();
+/// Looks at the cluster as every revision left it; returns the last one.
+async fn check_history(cluster: &Cluster) -> (World, i64) {
     let storage = Storage::connect(&[cluster.etcd.address()], 128).await.expect("the store");
     let last = storage.revision().await.expect("its revision");
     let mut feed = storage.feed(1).await.expect("its history");
@@ -170,11 +160,68 @@ async fn ten_binders_never_bind_twice_and_never_overcommit() {
         }
     }
     world.check(revision);
+    (world, last)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_binders_never_bind_twice_and_never_overcommit() {
+    let cluster = Cluster::start().await;
+    let server = &cluster.server;
+    for n in 0..NODES {
+        register(server, node(&format!("node-{n}"), "3", "30Gi", "100")).await;
+    }
+    let items = make_pods(server, PODS).await;
+    let began = std::time::Instant::now();
+    let binders = (1..=BINDERS).map(|seed| bind_all(server, items.clone(), seed));
+    // Meanwhile some of the pods go away again, whether or not they are bound.
+    let deletions = async {
+        let mut objects = server.objects().await;
+        for n in (0..PODS).step_by(100) {
+            let mut request = delete("Pod", "default", &format!("p{n}"));
+            request.grace_period_seconds = Some(0);
+            objects.delete(request).await.expect("deleted");
+        }
+    };
+    let (mut seen, ()) = tokio::join!(futures_util::future::join_all(binders), deletions);
+    let took = began.elapsed();
+    // Room that the deletions made after a binder had found a node full is found by a last one.
+    seen.push(bind_all(server, items.clone(), 99).await);
+
+    let told: usize = seen.iter().filter_map(|codes| codes.get(&Code::Bound)).sum();
+    let (world, last) = check_history(&cluster).await;
     let living = world.pods.values().filter(|pod| pod.node_name().is_some()).count();
     eprintln!(
-        "{bound} bindings, {living} pods bound at the end, {} revisions checked, binding took {took:?}; {seen:?}",
-        last
+        "{told} bindings, {living} pods bound at the end, {last} revisions checked, binding took {took:?}; {seen:?}"
     );
     assert_eq!(living, NODES * FIT_PER_NODE, "all pods are alike, so that every node is filled to the brim");
-    assert_eq!(bound, world.homes.len(), "every binding that was told of is in the store, and no other");
+    assert_eq!(told, world.homes.len(), "every binding that was told of is in the store, and no other");
+}
+
+/// The store is killed and comes back while ten binders work through two servers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_dies_loses_no_binding_and_makes_none_twice() {
+    let mut cluster = Cluster::start().await;
+    let second = Server::start(config(&cluster.etcd)).await;
+    for n in 0..NODES {
+        register(&cluster.server, node(&format!("node-{n}"), "1", "30Gi", "100")).await;
+    }
+    let items = make_pods(&cluster.server, 600).await;
+    let Cluster { etcd, server } = &mut cluster;
+    let binders = (1..=BINDERS).map(|seed| bind_all(if seed % 2 == 0 { server } else { &second }, items.clone(), seed));
+    let outages = async {
+        for _ in 0..3 {
+            tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+            tokio::task::block_in_place(|| {
+                etcd.kill();
+                etcd.run();
+            });
+        }
+    };
+    let (mut seen, ()) = tokio::join!(futures_util::future::join_all(binders), outages);
+    seen.push(bind_all(server, items.clone(), 99).await);
+    let told: usize = seen.iter().filter_map(|codes| codes.get(&Code::Bound)).sum();
+    let (world, last) = check_history(&cluster).await;
+    eprintln!("{told} bindings told of, {} in the store, {last} revisions checked; {seen:?}", world.homes.len());
+    assert!(told <= world.homes.len(), "a binding that was told of is not in the store");
+    assert_eq!(world.homes.len(), NODES * 10, "all pods are alike, so that every node is filled to the brim");
 }

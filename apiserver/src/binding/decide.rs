@@ -52,6 +52,11 @@ pub fn judge_pod(item: &Item, entry: Option<&Entry>) -> Result<Charge, Box<BindR
     charge_of(pod, &entry.key)
 }
 
+/// Whether a result about a pod stays true whatever is written later: a binding, a mark for deletion and an end are never undone.
+pub fn is_for_ever(result: &BindResult) -> bool {
+    matches!(result.code(), Code::AlreadyBound | Code::PodTerminating)
+}
+
 fn charge_of(pod: &Pod, key: &str) -> Result<Charge, Box<BindResult>> {
     let charge = ledger::charge(pod);
     charge.map_err(|error| {

@@ -75,25 +75,27 @@ impl Binder {
         Ok(results)
     }
 
-    /// Sorts out what cannot be bound whatever the nodes say. A refusal that rests on the cache is confirmed by the store.
+    /// Sorts out what cannot be bound whatever the nodes say. A refusal that rests on the cache is confirmed by the store, unless
+    /// nothing could ever undo it.
     async fn candidates(&self, items: &[Arc<Item>], keys: &[String]) -> Result<(Vec<Candidate>, Results), ApiError> {
         let cached = self.registry.cache.get_many(Kind::Pod, keys.iter().map(String::as_str));
-        let (mut candidates, mut done) = (Vec::with_capacity(items.len()), Results::new());
+        let (mut candidates, mut done, mut unsure) = (Vec::with_capacity(items.len()), Results::new(), Vec::new());
         for (index, ((item, key), cached)) in items.iter().zip(keys).zip(cached).enumerate() {
-            let judged = decide::judge_pod(item, cached.as_deref());
-            match (judged, cached) {
+            match (decide::judge_pod(item, cached.as_deref()), cached) {
                 (Ok(charge), Some(pod)) => candidates.push(Candidate { index, item: Arc::clone(item), pod, charge }),
-                (_, cached) => {
-                    let read = self.registry.read(Kind::Pod, key).await?;
-                    let fresh = read.map(|read| Arc::new(same_spec(read, cached.as_deref())));
-                    match (decide::judge_pod(item, fresh.as_deref()), fresh) {
-                        (Ok(charge), Some(pod)) => {
-                            candidates.push(Candidate { index, item: Arc::clone(item), pod, charge })
-                        }
-                        (Err(result), _) => done.push((index, *result)),
-                        (Ok(_), None) => {}
-                    }
-                }
+                (Err(result), _) if decide::is_for_ever(&result) => done.push((index, *result)),
+                (_, cached) => unsure.push((index, item, key, cached)),
+            }
+        }
+        let reads = unsure.iter().map(|(_, _, key, _)| keys::object(Kind::Pod, key)).collect();
+        let reads = self.registry.storage.get_many(reads).await?;
+        for ((index, item, key, cached), read) in unsure.into_iter().zip(reads) {
+            let read = read.map(|read| Entry::decode(Kind::Pod, key, &read.value, read.revision)).transpose()?;
+            let fresh = read.map(|read| Arc::new(same_spec(read, cached.as_deref())));
+            match (decide::judge_pod(item, fresh.as_deref()), fresh) {
+                (Ok(charge), Some(pod)) => candidates.push(Candidate { index, item: Arc::clone(item), pod, charge }),
+                (Err(result), _) => done.push((index, *result)),
+                (Ok(_), None) => {}
             }
         }
         Ok((candidates, done))
@@ -225,8 +227,8 @@ impl Binder {
         plan: Plan,
     ) -> Result<(), StoreError> {
         let mut changed = false;
-        for (node, (ledger, revision)) in known.iter_mut() {
-            let (item, _) = self.registry.storage.get(keys::ledger(node)).await?;
+        let items = self.registry.storage.get_many(known.keys().map(|node| keys::ledger(node)).collect()).await?;
+        for ((node, (ledger, revision)), item) in known.iter_mut().zip(items) {
             let now = item.as_ref().map_or(0, |item| item.revision);
             if now != *revision {
                 changed = true;

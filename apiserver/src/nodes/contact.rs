@@ -91,27 +91,35 @@ async fn mark_silent(registry: &Registry, sessions: &Sessions, grace: Duration) 
     let now = Instant::now();
     for entry in nodes {
         let silent = sessions.silence(&entry.key, now);
-        if silent < grace || !entry.object.as_node().is_some_and(may_be_used) {
+        if silent < grace {
             continue;
         }
-        let written = registry.modify(Kind::Node, &entry.key, |object| {
-            Ok(match object.as_node() {
-                // It may have spoken while we waited for the store.
-                Some(node) if may_be_used(node) && sessions.silence(&entry.key, Instant::now()) >= grace => {
-                    let mut node = node.clone();
-                    let message = format!("the node has not been heard of for {} s", grace.as_secs_f64());
-                    node.status_mut().set_condition("Ready", "Unknown", "NodeSilent", &message, registry.now());
-                    Verdict::put(node)
-                }
-                _ => Verdict::Keep,
-            })
-        });
-        match written.await {
-            Ok(_) => tracing::warn!(node = entry.key, ?silent, "the node is silent: not ready"),
-            Err(ApiError::NotFound { .. }) => continue,
-            Err(error) => return Err(error),
+        if entry.object.as_node().is_some_and(may_be_used) {
+            mark_node(registry, sessions, &entry.key, grace).await?;
         }
+        // Also when the node is marked already: whoever marked it may have ended before it came to the pods.
         mark_pods(registry, sessions, &entry.key, grace).await?;
+    }
+    Ok(())
+}
+
+async fn mark_node(registry: &Registry, sessions: &Sessions, name: &str, grace: Duration) -> Result<(), ApiError> {
+    let written = registry.modify(Kind::Node, name, |object| {
+        Ok(match object.as_node() {
+            // It may have spoken while we waited for the store.
+            Some(node) if may_be_used(node) && sessions.silence(name, Instant::now()) >= grace => {
+                let mut node = node.clone();
+                let message = format!("the node has not been heard of for {} s", grace.as_secs_f64());
+                node.status_mut().set_condition("Ready", "Unknown", "NodeSilent", &message, registry.now());
+                Verdict::put(node)
+            }
+            _ => Verdict::Keep,
+        })
+    });
+    match written.await {
+        Ok(_) => tracing::warn!(node = name, "the node is silent: not ready"),
+        Err(ApiError::NotFound { .. }) => {}
+        Err(error) => return Err(error),
     }
     Ok(())
 }
@@ -124,6 +132,12 @@ fn may_be_used(node: &minipod_proto::v1::Node) -> bool {
 /// Nobody knows whether they are ready; where they are and what they are stays.
 async fn mark_pods(registry: &Registry, sessions: &Sessions, node: &str, grace: Duration) -> Result<(), ApiError> {
     for entry in registry.cache.pods_of(node) {
+        let unsure = |pod: &minipod_proto::v1::Pod| {
+            !pod.is_terminal() && pod.condition("Ready").is_none_or(|ready| ready.status != "False")
+        };
+        if !entry.object.as_pod().is_some_and(unsure) {
+            continue;
+        }
         let marked = registry.modify(Kind::Pod, &entry.key, |object: &Object| {
             let Some(pod) = object.as_pod().filter(|pod| !pod.is_terminal()) else { return Ok(Verdict::Keep) };
             if sessions.silence(node, Instant::now()) < grace {
