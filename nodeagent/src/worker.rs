@@ -596,8 +596,9 @@ impl Worker {
             }
             _ => {}
         }
-        // Only remains of it were removed; it begins anew.
-        if plan.finished && self.desired.borrow().is_wanted() {
+        // Only remains of it were removed, because their spec was not readable: the pod begins anew if it is wanted, and who
+        // wants it gone hears of that from the new beginning.
+        if plan.finished && (self.desired.borrow().is_wanted() || self.pod.spec.is_none()) {
             return;
         }
         self.minor_report_at_ms = None;

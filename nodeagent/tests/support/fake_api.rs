@@ -197,7 +197,9 @@ impl FakeApi {
                         pod.status = Some(status.clone());
                     }
                 }
-                if report.finished {
+                // Like the real one: an object goes only when someone asked for it.
+                let marked = |pod: &Pod| pod.metadata.as_ref().is_some_and(|meta| meta.deletion_timestamp.is_some());
+                if report.finished && state.pods.get(&report.uid).is_none_or(marked) {
                     state.pods.remove(&report.uid);
                     state.finished.push(report.uid.clone());
                 }

@@ -87,6 +87,8 @@ pub struct Node {
     agent: Option<Child>,
     pub program: PathBuf,
     pub flags: Vec<String>,
+    /// Log warnings only, for measurements.
+    pub quiet: bool,
     log: PathBuf,
 }
 
@@ -111,6 +113,7 @@ impl Node {
             agent: None,
             program: PathBuf::from(env!("CARGO_BIN_EXE_minipod-nodeagent")),
             flags,
+            quiet: false,
             log,
             dir,
         }
@@ -149,7 +152,7 @@ impl Node {
             .arg(format!("--podshim={}", binary("minipod-podshim").display()))
             .arg(format!("--pause={}", binary("minipod-pause").display()))
             .args(&self.flags)
-            .env("RUST_LOG", "info,minipod_nodeagent=debug")
+            .env("RUST_LOG", if self.quiet { "warn" } else { "info,minipod_nodeagent=debug" })
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
