@@ -596,9 +596,13 @@ fn watchers_see_what_the_model_saw() {
         for _ in 0..2_000 {
             let shared = run.twins.machine.shared();
             let batch = run.hub.next_batch(&shared.read(), run.restores);
-            batch.map(|batch| run.hub.deliver(batch));
+            if let Some(batch) = batch {
+                run.hub.deliver(batch);
+            }
             let batch = run.hub.next_replay(&shared.read());
-            batch.map(|batch| run.hub.replay(batch));
+            if let Some(batch) = batch {
+                run.hub.replay(batch);
+            }
             for index in 0..run.clients.len() {
                 run.take(index);
             }
