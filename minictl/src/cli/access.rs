@@ -120,7 +120,7 @@ async fn container(session: &Session, pod: &str, named: &str) -> Result<String, 
     if spec.all_containers().count() > 1 && std::io::stderr().is_terminal() {
         let inits = spec.init_containers.iter().map(|container| format!("{} (init)", container.name));
         let all: Vec<String> = spec.containers.iter().map(|container| container.name.clone()).chain(inits).collect();
-        eprintln!("container {:?} of: {}", text::line(&chosen), text::line(&all.join(", ")));
+        note!("container {:?} of: {}", text::line(&chosen), text::line(&all.join(", ")));
     }
     Ok(chosen)
 }

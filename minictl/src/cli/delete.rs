@@ -27,9 +27,7 @@ struct Victim {
 pub async fn run(session: &Session, options: &DeleteArgs) -> Result<(), CliError> {
     let victims = victims(session, options).await?;
     if options.force {
-        eprintln!(
-            "warning: the objects are removed at once; what runs of them on a node that cannot be reached runs on"
-        );
+        note!("warning: the objects are removed at once; what runs of them on a node that cannot be reached runs on");
     }
     let grace_seconds = if options.force { Some(0) } else { options.grace_period };
     let (all, mut failed, mut marked) = (victims.len(), Vec::new(), Vec::new());
@@ -97,7 +95,7 @@ async fn victims(session: &Session, options: &DeleteArgs) -> Result<Vec<Victim>,
         }
     }
     if victims.is_empty() {
-        eprintln!("nothing is selected");
+        note!("nothing is selected");
     }
     Ok(victims)
 }

@@ -99,9 +99,9 @@ impl CliError {
         if matches!(self, CliError::Exit(_) | CliError::Closed) {
             return;
         }
-        eprintln!("error: {}", text::block(&self.sentence()));
+        note!("error: {}", text::block(&self.sentence()));
         if let Some(hint) = self.hint() {
-            eprintln!("hint: {}", text::line(&hint));
+            note!("hint: {}", text::line(&hint));
         }
     }
 

@@ -112,7 +112,7 @@ fn show(
                     } else {
                         format!(" in namespace {}", text::line(&session.namespace))
                     };
-                eprintln!("nothing found{place}");
+                note!("nothing found{place}");
             }
             Ok(())
         }
@@ -203,14 +203,14 @@ async fn watch(session: &Session, options: &GetArgs, target: &Target) -> Result<
         match follow(session, target.kind, &query, &mut revision, &mut printer).await {
             Ok(()) => {}
             Err(CliError::Client(error)) if error.is_expired() => {
-                eprintln!("the watch fell behind: showing everything again");
+                note!("the watch fell behind: showing everything again");
                 let list = session.client.list_objects(target.kind, &query).await?;
                 list.items.iter().try_for_each(|object| printer.add(object))?;
                 printer.flush()?;
                 revision = list.revision;
             }
             Err(CliError::Client(error)) if error.is_transient() || matches!(error, ClientError::Server { .. }) => {
-                eprintln!("the watch broke: {error}; resuming");
+                note!("the watch broke: {error}; resuming");
             }
             Err(error) => return Err(error),
         }

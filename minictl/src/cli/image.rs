@@ -77,7 +77,7 @@ where
                 Err(error) => Some((Err(error), None)),
                 Ok(0) => {
                     if progress {
-                        eprint!("\r{:40}\r", "");
+                        let _ = write!(io::stderr(), "\r{:40}\r", "");
                     }
                     None
                 }
@@ -86,8 +86,9 @@ where
                     if progress {
                         let share =
                             (so_far * 100).checked_div(total).map_or(String::new(), |share| format!(" ({share}%)"));
-                        eprint!("\r{} sent{share}", size(so_far));
-                        let _ = io::stderr().flush();
+                        // Progress that cannot be shown is no failure.
+                        let _ =
+                            write!(io::stderr(), "\r{} sent{share}", size(so_far)).and_then(|()| io::stderr().flush());
                     }
                     Some((Ok(Bytes::from(piece)), Some(input)))
                 }
@@ -110,7 +111,7 @@ fn report(file: &Path, summary: &ImageLoadSummary) -> Result<(), CliError> {
             node.images.iter().for_each(|image| table.row(cells(&node.node, image)));
         } else {
             failed += 1;
-            eprintln!("error: node {}: {}", text::line(&node.node), text::block(&node.error));
+            note!("error: node {}: {}", text::line(&node.node), text::block(&node.error));
         }
     }
     if !table.is_empty() {
@@ -126,11 +127,11 @@ async fn list(session: &Session, nodes: &[String]) -> Result<(), CliError> {
         node.images.iter().for_each(|image| table.row(cells(&node.node, image)));
         if !node.error.is_empty() {
             failed += 1;
-            eprintln!("error: node {}: {}", text::line(&node.node), text::block(&node.error));
+            note!("error: node {}: {}", text::line(&node.node), text::block(&node.error));
         }
     }
     if table.is_empty() && failed == 0 {
-        eprintln!("there are no images; load one: minictl image load FILE");
+        note!("there are no images; load one: minictl image load FILE");
         return Ok(());
     }
     print(&table.render(true))?;

@@ -27,7 +27,7 @@ pub async fn describe(session: &Session, options: &TargetArgs) -> Result<(), Cli
         }
     }
     if objects.is_empty() {
-        eprintln!("nothing found");
+        note!("nothing found");
     }
     for (index, object) in objects.iter().enumerate() {
         let gap = if index == 0 { "" } else { "\n\n" };

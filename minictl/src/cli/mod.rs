@@ -1,5 +1,21 @@
 //! The commands of minictl.
 
+/// A line on standard error. One that cannot be written is lost: there is nobody left to tell.
+macro_rules! note {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($words)*);
+    }};
+}
+
+/// A line of narration on standard output, where the end of the reader must not end the work.
+macro_rules! tell {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($words)*);
+    }};
+}
+
 mod access;
 mod apply;
 mod args;
@@ -39,7 +55,7 @@ pub fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: start: {error}");
+            note!("error: start: {error}");
             return ExitCode::FAILURE;
         }
     };

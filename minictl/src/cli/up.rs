@@ -29,7 +29,7 @@ pub async fn up(options: &UpArgs) -> Result<(), CliError> {
             nodes.iter().map(|text| node(text)).collect::<Result<_, _>>()?,
         )
     };
-    eprintln!(
+    note!(
         "starting: {}, API server, {} scheduler(s), nodes {}",
         if store == Store::Etcd { "etcd" } else { "embedded store" },
         options.schedulers,
@@ -41,7 +41,7 @@ pub async fn up(options: &UpArgs) -> Result<(), CliError> {
     }
     let server = cluster.server().to_owned();
     cluster.keep()?;
-    eprintln!("the cluster is up; its nodes are network namespaces of this machine");
+    note!("the cluster is up; its nodes are network namespaces of this machine");
     print(&usage(&server))
 }
 
@@ -56,7 +56,7 @@ pub fn usage(server: &str) -> String {
 pub fn down() -> Result<(), CliError> {
     let removed = local::remove_abandoned(true)?;
     if removed.is_empty() {
-        eprintln!("there is no cluster to end");
+        note!("there is no cluster to end");
     }
     removed.into_iter().try_for_each(|number| print(&format!("cluster {number} is down\n")))
 }

@@ -8,6 +8,7 @@ mod stage;
 
 use super::args::DemoArgs;
 use super::error::CliError;
+use super::print;
 use super::up::{bin_dir, load_images, until_interrupted, usage};
 use crate::local::{LocalCluster, NodeOptions, Options};
 use stage::Stage;
@@ -16,29 +17,28 @@ use stage::Stage;
 pub async fn run(options: &DemoArgs) -> Result<(), CliError> {
     let nodes = vec![NodeOptions::with_memory("node-a", "1.25Gi"), NodeOptions::with_memory("node-b", "2Gi")];
     let wanted = Options::new(bin_dir(options.bin_dir.as_deref())?, nodes);
-    println!("==> start a cluster on this machine: etcd, API server, scheduler, node-a (1.25Gi) and node-b (2Gi),");
-    println!("    each node in a network namespace of its own");
+    tell!("==> start a cluster on this machine: etcd, API server, scheduler, node-a (1.25Gi) and node-b (2Gi),");
+    tell!("    each node in a network namespace of its own");
     let start = std::time::Instant::now();
     let cluster = until_interrupted(LocalCluster::start(wanted)).await??;
-    println!("    up after {:.1} s", start.elapsed().as_secs_f64());
+    tell!("    up after {:.1} s", start.elapsed().as_secs_f64());
     // Dropping the cluster takes it down, also when a chapter fails or Ctrl-C comes.
     let told = until_interrupted(chapters(&cluster, options)).await;
     match told {
         Ok(Ok(())) if options.keep => {
             let server = cluster.server().to_owned();
             cluster.keep()?;
-            println!("\n==> the cluster stays up. To use it, and to end it:\n");
-            print!("{}", usage(&server));
-            Ok(())
+            tell!("\n==> the cluster stays up. To use it, and to end it:\n");
+            print(&usage(&server))
         }
         Ok(Ok(())) => {
-            println!("\n==> take everything down");
+            tell!("\n==> take everything down");
             cluster.stop()?;
-            println!("    no process, mount, cgroup, namespace or file of it is left");
+            tell!("    no process, mount, cgroup, namespace or file of it is left");
             Ok(())
         }
         Ok(Err(error)) | Err(error) => {
-            eprintln!("the demo did not get to its end; taking the cluster down");
+            note!("the demo did not get to its end; taking the cluster down");
             if let Err(down) = cluster.stop() {
                 CliError::from(down).report();
             }
@@ -49,12 +49,9 @@ pub async fn run(options: &DemoArgs) -> Result<(), CliError> {
 
 async fn chapters(cluster: &LocalCluster, options: &DemoArgs) -> Result<(), CliError> {
     let stage = Stage::new(cluster.client().clone(), options.examples.clone(), options.fast);
-    println!(
-        "\n==> load the images of {} into both nodes: there is no registry in this demo",
-        options.images.display()
-    );
+    tell!("\n==> load the images of {} into both nodes: there is no registry in this demo", options.images.display());
     for name in load_images(cluster.client(), &options.images).await? {
-        println!("    {name}");
+        tell!("    {name}");
     }
     stage.show_nodes().await?;
     chapters::helloworld(&stage).await?;

@@ -38,20 +38,20 @@ impl Stage {
     /// A chapter begins.
     pub async fn chapter(&self, title: &str, claim: &str) {
         self.rest().await;
-        println!("\n==> {title}");
+        tell!("\n==> {title}");
         for line in claim.lines() {
-            println!("    {}", line.trim());
+            tell!("    {}", line.trim());
         }
     }
 
     pub fn say(&self, line: &str) {
-        println!("    {}", text::line(line));
+        tell!("    {}", text::line(line));
     }
 
     /// A block of somebody else's text.
     pub fn quote(&self, block: &str) {
         for line in block.lines() {
-            println!("      | {}", text::line(line));
+            tell!("      | {}", text::line(line));
         }
     }
 
@@ -76,7 +76,7 @@ impl Stage {
         let columns = Columns { wide: true, ..Columns::default() };
         let mut table = columns::table(Kind::Node, columns);
         nodes.into_iter().for_each(|node| table.row(columns::row(&node.into(), columns, now())));
-        println!("\n==> minictl get nodes -o wide");
+        tell!("\n==> minictl get nodes -o wide");
         self.quote(&table.render(true));
         Ok(())
     }
