@@ -271,6 +271,12 @@ impl Agent {
         if old.as_ref().is_some_and(|(at_ms, _)| boot_ms() < at_ms + MEASURE_EVERY_MS) {
             return;
         }
+        self.send_changed_node_status();
+    }
+
+    /// Measures now. After a registration the status is another one: the network stands only once its range is known.
+    pub fn send_changed_node_status(&self) {
+        let old = unpoisoned(&self.node_status).clone();
         let new = self.measured();
         if old.is_none_or(|(_, old)| node::differs(&old, &new)) {
             self.outbox.node_status(new);

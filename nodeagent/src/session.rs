@@ -131,6 +131,7 @@ async fn try_session(agent: &Arc<Agent>) -> Result<std::convert::Infallible, Ses
         .map_err(|_| SessionError::Silent(CONNECT_TIMEOUT.as_millis()))?
         .map_err(call("open session"))?;
     agent.outbox.rewind();
+    agent.send_changed_node_status();
     agent.connected(true);
     tracing::info!(server = %agent.config.server, "session with the API server is up");
     serve(agent, &client, response.into_inner(), sender, heartbeat_ms).await

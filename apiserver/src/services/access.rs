@@ -222,14 +222,23 @@ impl images_server::Images for AccessApi {
             let (tunnels, node, start) = (Arc::clone(&self.tunnels), node.clone(), start.clone());
             loads.push(tokio::spawn(async move { load_one(&tunnels, &node, start, pieces).await }));
         }
+        let mut complete = false;
         while let Some(message) = inbound.message().await? {
-            let Some(image_load_request::Message::Data(data)) = message.message else { continue };
+            let data = match message.message {
+                Some(image_load_request::Message::Data(data)) => data,
+                Some(image_load_request::Message::Complete(_)) => {
+                    complete = true;
+                    break;
+                }
+                Some(image_load_request::Message::Start(_)) | None => continue,
+            };
             for sender in &senders {
                 // A node that has failed takes no more; its error is in its result.
                 let _ = sender.send(Piece::Data(data.clone())).await;
             }
         }
-        for sender in senders {
+        // A call that was broken off looks like one that ended: without the last message the nodes must not take the half for the whole.
+        for sender in senders.into_iter().filter(|_| complete) {
             let _ = sender.send(Piece::Complete).await;
         }
         let mut summary = ImageLoadSummary::default();

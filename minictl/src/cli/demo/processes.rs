@@ -7,8 +7,8 @@ use std::path::Path;
 /// A process: the PID here, and the clock ticks from boot to its start; together they never name another.
 pub type Process = (u32, u64);
 
-/// Every container's own process, by container name. A container's cgroup is `…<uid>…/<container>`, and its own process is
-/// PID 1 of its PID namespace.
+/// Every container's own process, by container name. A container's cgroup is `…<uid>…/<container>.<attempt>`, and its own
+/// process is PID 1 of its PID namespace.
 pub fn of_pod(uid: &str) -> BTreeMap<String, Process> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let container = |entry: fs::DirEntry| {
@@ -19,8 +19,8 @@ pub fn of_pod(uid: &str) -> BTreeMap<String, Process> {
         let first = |line: &str| line.strip_prefix("NSpid:")?.split_whitespace().last().map(|inner| inner == "1");
         let status = fs::read_to_string(dir.join("status")).ok()?;
         let own = status.lines().find_map(first).unwrap_or(false);
-        let name = Path::new(group).file_name()?.to_str()?.to_owned();
-        (group.contains(uid) && own).then_some((name, (pid, start_ticks(&dir)?)))
+        let (name, _attempt) = Path::new(group).file_name()?.to_str()?.rsplit_once('.')?;
+        if group.contains(uid) && own { Some((name.to_owned(), (pid, start_ticks(&dir)?))) } else { None }
     };
     // A process that ends while it is read is no process.
     entries.filter_map(container).collect()
