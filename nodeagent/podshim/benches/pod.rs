@@ -105,13 +105,13 @@ fn exec_and_logs() {
     // The writer costs next to nothing: it copies a file from memory into its pipe.
     for (key, line, rounds) in [("log_100_byte_lines_mb_s", 100, 8_usize), ("log_1000_byte_lines_mb_s", 1000, 8)] {
         let text = format!("{}\n", "x".repeat(line - 1)).repeat(32_000_000 / line);
-        let volume = pod.dir.path().join("text");
+        let volume = pod.data.path().join("text");
         fs::write(&volume, &text).expect("write");
         let name = format!("log{line}");
         let mut spec = pod.spec(&name, &format!("cat {}", "/text ".repeat(rounds)));
         let source = volume.to_string_lossy().into_owned();
         spec.mounts.push(Mount { source, target: "/text".into(), readonly: true, ..Mount::default() });
-        let path = pod.dir.path().join("bench.log").to_string_lossy().into_owned();
+        let path = pod.data.path().join("bench.log").to_string_lossy().into_owned();
         // Rotated as an agent would have it: three files.
         spec.log = Some(LogSpec { path, max_bytes: 64 << 20, max_files: 3 });
         let (at, cpu) = (Instant::now(), cpu_s(pod.shim.id()));

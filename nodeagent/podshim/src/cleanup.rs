@@ -68,7 +68,8 @@ pub enum Presence {
 /// What the supervisor last wrote about itself.
 #[must_use]
 pub fn kept_state(dir: &Path) -> Option<State> {
-    State::decode(std::fs::read(dir.join(files::STATE)).ok()?.as_slice()).ok()
+    let read = |name: &str| State::decode(std::fs::read(dir.join(name)).ok()?.as_slice()).ok();
+    read(files::STATE).or_else(|| read(files::NEW_STATE))
 }
 
 /// Events that the supervisor wrote and that were never acknowledged. A last one that was cut off by its death is left out.
@@ -117,7 +118,7 @@ pub fn remove_cgroups(cgroup_root: &str, uid: &str) -> Result<(), CleanupError> 
 /// # Errors
 /// When one cannot be removed.
 pub fn remove_files(dir: &Path) -> Result<(), CleanupError> {
-    for name in [files::SOCKET, files::STATE, files::EVENTS, files::LOCK] {
+    for name in [files::SOCKET, files::STATE, files::NEW_STATE, files::EVENTS, files::LOCK] {
         let path = dir.join(name);
         match std::fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {

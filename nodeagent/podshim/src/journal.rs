@@ -1,7 +1,8 @@
 //! What the supervisor writes about itself: events before they are announced, the state after every change.
 //!
-//! Both lie on the run directory's tmpfs and are not synced: the death of the supervisor loses nothing that was written, and
-//! the death of the machine ends the pod anyway.
+//! Neither is synced: the death of the supervisor loses nothing that was written, and the death of the machine ends the pod
+//! anyway. The run directory should be in memory, but where it is on a disk, ext4 and its kin write a file out at once when it is
+//! truncated or renamed over another one, which takes tens of milliseconds on a busy disk: so neither is done.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -14,11 +15,15 @@ use prost::Message as _;
 /// Unacknowledged events, two for each run. While an agent that does not acknowledge has so many, nothing is started.
 const MAX_PENDING: usize = 1024;
 
+/// A file that has grown to this begins anew once nothing in it is needed.
+const MAX_FILE_BYTES: u64 = 64 << 10;
+
 /// Events that were not acknowledged yet.
 #[derive(Debug)]
 pub struct Journal {
     dir: PathBuf,
     file: File,
+    file_bytes: u64,
     pending: VecDeque<Event>,
     last: u64,
     acknowledged: u64,
@@ -27,9 +32,8 @@ pub struct Journal {
 impl Journal {
     /// Begins an empty one.
     pub fn begin(dir: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(dir.join(files::EVENTS))?;
-        file.set_len(0)?;
-        Ok(Self { dir: dir.to_owned(), file, pending: VecDeque::new(), last: 0, acknowledged: 0 })
+        let file = fresh_file(dir)?;
+        Ok(Self { dir: dir.to_owned(), file, file_bytes: 0, pending: VecDeque::new(), last: 0, acknowledged: 0 })
     }
 
     /// Writes an event down. When that fails it is announced all the same: a lost record matters only if this process
@@ -38,9 +42,9 @@ impl Journal {
         self.last += 1;
         let event = Event { sequence: self.last, happened: Some(happened) };
         let mut bytes = Vec::new();
-        if put_frame(&event, &mut bytes).is_ok()
-            && let Err(error) = self.file.write_all(&bytes)
-        {
+        let framed = put_frame(&event, &mut bytes).is_ok();
+        self.file_bytes += bytes.len() as u64;
+        if framed && let Err(error) = self.file.write_all(&bytes) {
             eprintln!("write event {} to {}: {error}", self.last, self.dir.join(files::EVENTS).display());
         }
         self.pending.push_back(event);
@@ -52,10 +56,11 @@ impl Journal {
         while self.pending.front().is_some_and(|event| event.sequence <= self.acknowledged) {
             self.pending.pop_front();
         }
-        if self.pending.is_empty()
-            && let Err(error) = self.file.set_len(0)
-        {
-            eprintln!("empty {}: {error}", self.dir.join(files::EVENTS).display());
+        if self.pending.is_empty() && self.file_bytes > MAX_FILE_BYTES {
+            match fresh_file(&self.dir) {
+                Ok(file) => (self.file, self.file_bytes) = (file, 0),
+                Err(error) => eprintln!("begin {} anew: {error}", self.dir.join(files::EVENTS).display()),
+            }
         }
     }
 
@@ -75,10 +80,26 @@ impl Journal {
     }
 }
 
-/// Replaces the state file.
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn fresh_file(dir: &Path) -> io::Result<File> {
+    let path = dir.join(files::EVENTS);
+    remove(&path)?;
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+/// Replaces the state file. At every moment one of the two names has a whole one; a reader takes the old name first.
 pub fn write_state(dir: &Path, state: &State) {
-    let (fresh, path) = (dir.join("shim.state.new"), dir.join(files::STATE));
-    let written = std::fs::write(&fresh, state.encode_to_vec()).and_then(|()| std::fs::rename(&fresh, &path));
+    let (fresh, path) = (dir.join(files::NEW_STATE), dir.join(files::STATE));
+    let written = remove(&fresh)
+        .and_then(|()| std::fs::write(&fresh, state.encode_to_vec()))
+        .and_then(|()| remove(&path))
+        .and_then(|()| std::fs::rename(&fresh, &path));
     if let Err(error) = written {
         eprintln!("write {}: {error}", path.display());
     }
@@ -87,7 +108,7 @@ pub fn write_state(dir: &Path, state: &State) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use minipod_podshim::cleanup::kept_events;
+    use minipod_podshim::cleanup::{kept_events, kept_state};
     use minipod_podshim::protocol::SandboxEnded;
 
     #[test]
@@ -103,9 +124,30 @@ mod tests {
         assert_eq!(journal.after(3), None);
         journal.acknowledge(99);
         assert_eq!(journal.positions(), (3, 3), "what did not happen cannot be acknowledged");
+        write_state(dir.path(), &State { acknowledged: 3, ..State::default() });
         assert!(kept_events(dir.path()).is_empty());
         journal.append(Happened::SandboxEnded(SandboxEnded { sandbox: 4, message: String::new() }));
         assert_eq!(journal.after(3).map(|event| event.sequence), Some(4));
         assert_eq!(kept_events(dir.path()).len(), 1);
+    }
+
+    #[test]
+    fn the_file_is_bounded_and_the_state_never_missing() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut journal = Journal::begin(dir.path()).expect("begin");
+        for sequence in 1..=2000 {
+            let message = "x".repeat(100);
+            journal.append(Happened::SandboxEnded(SandboxEnded { sandbox: 1, message }));
+            journal.acknowledge(sequence);
+            let size = std::fs::metadata(dir.path().join(files::EVENTS)).expect("events").len();
+            assert!(size <= MAX_FILE_BYTES + 200, "{size}");
+        }
+        for sandbox in 1..=2 {
+            write_state(dir.path(), &State { sandbox, ..State::default() });
+            assert_eq!(kept_state(dir.path()).map(|state| state.sandbox), Some(sandbox));
+        }
+        // As if it had died between the two last steps.
+        std::fs::rename(dir.path().join(files::STATE), dir.path().join(files::NEW_STATE)).expect("rename");
+        assert_eq!(kept_state(dir.path()).map(|state| state.sandbox), Some(2));
     }
 }

@@ -27,9 +27,11 @@ pub mod files {
     pub const SOCKET: &str = "shim.sock";
     /// Held locked (flock) as long as the supervisor lives; removed when it ends in order.
     pub const LOCK: &str = "shim.lock";
-    /// A [`super::State`], replaced by rename.
+    /// A [`super::State`]; replaced by unlink and rename of [`NEW_STATE`], see the supervisor's journal.
     pub const STATE: &str = "shim.state";
-    /// [`super::Event`]s as frames, appended before they are announced, emptied when all are acknowledged.
+    /// The state where [`STATE`] is missing.
+    pub const NEW_STATE: &str = "shim.state.new";
+    /// [`super::Event`]s as frames, appended before they are announced; begun anew when it has grown and all are acknowledged.
     pub const EVENTS: &str = "shim.events";
 }
 

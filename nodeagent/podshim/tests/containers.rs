@@ -25,7 +25,8 @@ fn exit_codes_output_and_environment() {
 #[test]
 fn a_container_sees_itself_alone() {
     let mut pod = Pod::new();
-    let (_, output) = pod.run("a", "echo $$; hostname; pwd; ps -o comm > /tmp/ps; grep -c . /tmp/ps; cat /proc/1/comm; id -u; umask");
+    let (_, output) =
+        pod.run("a", "echo $$; hostname; pwd; ps -o comm > /tmp/ps; grep -c . /tmp/ps; cat /proc/1/comm; id -u; umask");
     assert_eq!(output, "1\nthe-pod\n/\n3\nsh\n0\n0022\n");
     // Only its own mounts, and none of the node's.
     let (_, mounts) = pod.run("b", "cut -d' ' -f2 /proc/mounts | sort | tr '\\n' ' '");
@@ -287,9 +288,9 @@ fn files_of_the_kernel_are_hidden_and_devices_bare() {
 #[test]
 fn roots_and_volumes() {
     let mut pod = Pod::new();
-    let volume = pod.dir.path().join("volume");
+    let volume = pod.data.path().join("volume");
     fs::create_dir_all(volume.join("sub")).expect("make volume");
-    let file = pod.dir.path().join("a-file");
+    let file = pod.data.path().join("a-file");
     fs::write(&file, "of the node\n").expect("write");
     let bind = |source: &std::path::Path, target: &str| Mount {
         source: source.to_string_lossy().into_owned(),
@@ -315,7 +316,7 @@ fn roots_and_volumes() {
     assert!(!support::rootfs().join("new").exists(), "the image is as it was");
 
     // A link in the image that leads out of it leads to the container's own files.
-    let evil = pod.dir.path().join("evil");
+    let evil = pod.data.path().join("evil");
     fs::create_dir_all(&evil).expect("make layer");
     std::os::unix::fs::symlink("/", evil.join("escape")).expect("link");
     let mut linked = pod.spec("linked", "cat /mark/x; ls /escape/mark");
@@ -406,7 +407,7 @@ fn big_output_arrives_whole_and_rotates() {
     let expected: String = (1..=300_000).map(|number| format!("{number}\n")).collect();
     assert!(output == format!("{expected}end\n"), "{} bytes arrived", output.len());
 
-    let path = pod.dir.path().join("rotated").to_string_lossy().into_owned();
+    let path = pod.data.path().join("rotated").to_string_lossy().into_owned();
     let mut spec = pod.spec("rotating", "seq 1 100000");
     spec.log = Some(LogSpec { path: path.clone(), max_bytes: 1 << 20, max_files: 3 });
     pod.run_spec(spec);

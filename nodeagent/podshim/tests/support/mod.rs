@@ -22,7 +22,10 @@ const DEFAULT_CAPABILITIES: u64 = 0xa804_25fb;
 
 /// A pod's supervisor and directories; all of it goes with this value, also when the test panics.
 pub struct Pod {
+    /// The run directory: in memory, as the agent's is.
     pub dir: tempfile::TempDir,
+    /// Root file systems and logs: on a disk, as the agent's are.
+    pub data: tempfile::TempDir,
     pub uid: String,
     pub root: String,
     pub shim: Child,
@@ -170,11 +173,12 @@ impl Pod {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let uid = format!("pod-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let root = format!("minipod-test-shim-{}-{uid}", std::process::id());
-        let dir = tempfile::tempdir().expect("tempdir");
+        let dir = tempfile::Builder::new().prefix("minipod-test-").tempdir_in("/run").expect("a directory in /run");
+        let data = tempfile::tempdir().expect("tempdir");
         let shim = spawn_shim(dir.path(), &uid, &root);
         let mut agent = Agent::connect(dir.path());
         agent.subscribe();
-        Self { dir, uid, root, shim, agent }
+        Self { dir, data, uid, root, shim, agent }
     }
 
     /// A supervisor with a sandbox.
@@ -202,7 +206,7 @@ impl Pod {
     }
 
     pub fn spec_of(&self, name: &str, attempt: u32, argv: &[&str]) -> ContainerSpec {
-        let at = |what: &str| self.dir.path().join(format!("{name}.{attempt}.{what}"));
+        let at = |what: &str| self.data.path().join(format!("{name}.{attempt}.{what}"));
         for what in ["upper", "work", "target"] {
             fs::create_dir_all(at(what)).expect("make directories");
         }
@@ -270,7 +274,7 @@ impl Pod {
 
     /// What a run wrote so far, without times, streams and tags.
     pub fn output(&self, name: &str, attempt: u32) -> String {
-        let log = fs::read_to_string(self.dir.path().join(format!("{name}.{attempt}.log"))).unwrap_or_default();
+        let log = fs::read_to_string(self.data.path().join(format!("{name}.{attempt}.log"))).unwrap_or_default();
         let mut text = String::new();
         for line in log.lines() {
             let mut parts = line.splitn(4, ' ').skip(2);
@@ -319,8 +323,9 @@ impl Pod {
         let cgroups = Cgroups::detect().expect("cgroups").pod(&self.root, &self.uid);
         assert!(cgroups.directories().is_empty(), "cgroups are left: {:?}", cgroups.directories());
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
-        let dir = self.dir.path().to_string_lossy().into_owned();
-        assert!(!mounts.contains(&dir), "mounts are left");
+        for dir in [&self.dir, &self.data] {
+            assert!(!mounts.contains(&*dir.path().to_string_lossy()), "mounts are left");
+        }
     }
 }
 
