@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use minipod_proto::{
     resources::{self, PODS, ResourceError, Resources},
+    scheduling,
     v1::{Node, Pod},
 };
 
@@ -68,6 +69,8 @@ pub struct Charge {
     pub requests: Resources,
     /// Host ports.
     pub ports: Vec<PortUse>,
+    /// It may be put on a node that is marked unschedulable.
+    pub tolerates_unschedulable: bool,
 }
 
 /// Why a pod does not get on a node.
@@ -95,7 +98,12 @@ pub fn charge(pod: &Pod) -> Result<Charge, ResourceError> {
         host_ip: port.host_ip.clone(),
         pod_uid: uid.to_owned(),
     });
-    Ok(Charge { uid: uid.to_owned(), requests: resources::pod_requests(spec)?, ports: ports.collect() })
+    Ok(Charge {
+        uid: uid.to_owned(),
+        requests: resources::pod_requests(spec)?,
+        ports: ports.collect(),
+        tolerates_unschedulable: scheduling::tolerates_unschedulable(&spec.tolerations),
+    })
 }
 
 /// What a pod takes now: nothing unless it is bound and has not ended. With the node that it is bound to.
@@ -142,7 +150,7 @@ impl Ledger {
         if self.deleting {
             return Err(Refusal::Gone);
         }
-        if self.unschedulable {
+        if self.unschedulable && !charge.tolerates_unschedulable {
             return Err(Refusal::Unschedulable("it is marked unschedulable"));
         }
         if self.not_ready {

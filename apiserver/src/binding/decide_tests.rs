@@ -24,7 +24,7 @@ fn charge(uid: &str, cpu: i64, memory: i64, port: Option<i32>) -> Charge {
     let requests = Resources { cpu_milli: cpu, memory_bytes: memory, pods: 1, ..Resources::default() };
     let port =
         port.map(|port| ledger::PortUse { port, protocol: "TCP".into(), host_ip: String::new(), pod_uid: uid.into() });
-    Charge { uid: uid.into(), requests, ports: port.into_iter().collect() }
+    Charge { uid: uid.into(), requests, ports: port.into_iter().collect(), tolerates_unschedulable: false }
 }
 
 fn ledger_of(cpu: i64, memory: i64, pods: i64) -> Ledger {
@@ -152,6 +152,7 @@ fn refusals_say_what_is_short() {
             charge("b", 0, 0, None),
             Some("NodeUnschedulable node n takes no pods: it is marked unschedulable"),
         ),
+        (with(|l| l.unschedulable = true), Charge { tolerates_unschedulable: true, ..charge("b", 0, 0, None) }, None),
         (
             with(|l| l.not_ready = true),
             charge("b", 0, 0, None),

@@ -26,7 +26,7 @@ pub struct Etcd {
     peer_port: u16,
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("its address").port()
 }
@@ -153,14 +153,13 @@ impl Cluster {
     }
 
     async fn wait_for_default_namespace(&self) {
-        let mut objects = self.server.objects().await;
+        let objects = self.server.objects().await;
         eventually("namespace default exists", || {
             let request = get("Namespace", "", "default");
             let mut objects = objects.clone();
             async move { objects.get(request).await.map(drop).map_err(|status| status.to_string()) }
         })
         .await;
-        let _ = &mut objects;
     }
 }
 
