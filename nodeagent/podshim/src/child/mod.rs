@@ -12,11 +12,12 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use minipod_podshim::cgroup::Joins;
-use minipod_podshim::protocol::{ContainerSpec, SandboxSpec};
+use minipod_podshim::protocol::{ContainerSpec, SandboxSpec, Sysctl};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, execve, setsid, write};
@@ -97,10 +98,7 @@ pub fn pause(child: &PauseChild<'_>, common: &mut Common) -> Step<Infallible> {
     if !child.spec.host_network {
         nix::unistd::sethostname(&child.spec.hostname).container("set hostname", &child.spec.hostname)?;
     }
-    for sysctl in &child.spec.sysctls {
-        let path = PathBuf::from(format!("/proc/sys/{}", sysctl.name.replace('.', "/")));
-        std::fs::write(&path, &sysctl.value).container("set", &path)?;
-    }
+    set_sysctls(&child.spec.sysctls)?;
     common.reporter.say(&ChildSays { named: true, ..ChildSays::default() });
     // The first join after a while waits for all processors, some 10 ms; the containers are prepared meanwhile.
     join(&common.joins)?;
@@ -111,6 +109,21 @@ pub fn pause(child: &PauseChild<'_>, common: &mut Common) -> Step<Infallible> {
     sys::close_from_on_exec(3).node("close descriptors", "")?;
     let errno = sys::exec_fd(child.program, &[CString::from(c"pause")]);
     Err(Failure::node("run the infra container's program", "", errno))
+}
+
+/// Through a procfs of our own: the node's may be read-only, as in a container, or covered.
+fn set_sysctls(sysctls: &[Sysctl]) -> Step<()> {
+    if sysctls.is_empty() {
+        return Ok(());
+    }
+    let proc = sys::new_mount(c"proc", &[], 0).node("make procfs for", "sysctls")?;
+    for sysctl in sysctls {
+        let path = Path::new("sys").join(sysctl.name.replace('.', "/"));
+        let how = OpenHow::new().flags(OFlag::O_WRONLY | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH);
+        let file = openat2(&proc, &path, how).container("open sysctl", &sysctl.name)?;
+        write(&file, sysctl.value.as_bytes()).container("set sysctl", &sysctl.name)?;
+    }
+    Ok(())
 }
 
 /// A container's steps.
