@@ -109,6 +109,13 @@ pub fn forget_spare(buffer: &mut Vec<u8>) {
     forget_pages(from, from + spare.len());
 }
 
+/// Closes a child's copy of a descriptor that stays its parent's business. Whoever owns it in this copy of memory is never
+/// dropped: a child ends by exec or `_exit`.
+pub fn close_in_child(fd: &impl AsFd) {
+    // SAFETY: closing takes a number; the owner does not close it again, see above, and does not use it.
+    unsafe { libc::close(fd.as_fd().as_raw_fd()) };
+}
+
 /// Ends this process without running anything of the parent's.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) takes a number and does not return.

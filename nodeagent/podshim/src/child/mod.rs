@@ -86,6 +86,9 @@ pub struct ExecChild<'a> {
 
 /// Runs the steps and ends.
 pub fn run(mut common: Common, steps: impl FnOnce(&mut Common) -> Step<Infallible>) -> ! {
+    // From the first moment; a change of credentials clears it and `identity` sets it again. If the supervisor is gone
+    // already, whoever cleans up after it kills what is in the pod's cgroups.
+    let _ = sys::die_with_parent();
     // The supervisor has all of them blocked, and ignores none.
     sys::unblock_signals();
     let Err(failure) = steps(&mut common);

@@ -449,7 +449,12 @@ impl Supervisor {
         // `logs`). The child side never returns from `child::run`.
         let side = unsafe { sys::clone3(namespaces.bits(), into.as_ref().map(AsFd::as_fd)) };
         match side {
-            Ok(Side::Child) => child::run(common, steps),
+            Ok(Side::Child) => {
+                // The lock says that the supervisor lives: a child on its way to exec must not hold it after it.
+                sys::close_in_child(&self.inherited.lock);
+                sys::close_in_child(&self.inherited.listener);
+                child::run(common, steps)
+            }
             Ok(Side::Parent(pid, pidfd)) => {
                 let pipe = File::from(report);
                 let event = EpollEvent::new(EpollFlags::EPOLLIN, Token::Report(pid).pack());
