@@ -57,7 +57,7 @@ impl Log {
     /// Takes out the versions at `dead`, which is sorted; segments that become sparse are joined.
     pub fn remove(&mut self, dead: &[Revision]) {
         let mut rest = dead;
-        let mut touched = None;
+        let mut touched: Option<(usize, usize)> = None;
         while let Some(&first) = rest.first() {
             let index = self.segment_of(first);
             let Some(segment) = self.segments.get_mut(index) else { break };
@@ -71,38 +71,41 @@ impl Log {
                 here.next_if(|at| **at == version.at).is_none()
             });
             self.len -= before - segment.len();
-            touched.get_or_insert(index);
+            touched = Some((touched.map_or(index, |(first, _)| first), index));
             // An emptied segment has no last version to search by, so it goes at once.
             if segment.is_empty() {
                 self.segments.remove(index);
             }
             rest = later;
         }
-        if let Some(first) = touched {
-            self.join(first.saturating_sub(1));
+        if let Some((first, last)) = touched {
+            self.join(first.saturating_sub(1), (last + 2).min(self.segments.len()));
         }
     }
 
-    /// Joins neighbours from segment `first` on that fit into half a segment, so that old, thin segments do not pile up.
-    fn join(&mut self, first: usize) {
-        let tail = self.segments.split_off(first.min(self.segments.len()));
-        for segment in tail {
-            let may_join = self.segments.len() > first;
-            match self.segments.last_mut() {
-                Some(last) if may_join && last.len() + segment.len() <= SEGMENT / 2 => {
+    /// Joins neighbours among the segments `first..end` that fit into half a segment, so that old, thin segments do not
+    /// pile up.
+    fn join(&mut self, first: usize, end: usize) {
+        let some: Vec<_> = self.segments.drain(first.min(end)..end).collect();
+        let mut joined: Vec<Arc<Vec<Version>>> = Vec::with_capacity(some.len());
+        for mut segment in some {
+            match joined.last_mut() {
+                Some(last) if last.len() + segment.len() <= SEGMENT / 2 => {
                     Arc::make_mut(last).extend(segment.iter().cloned());
                 }
-                _ => self.segments.push(segment),
+                _ => {
+                    // The room in a thin segment is worth more than the copy.
+                    if segment.capacity() > 2 * segment.len() + 64
+                        && let Some(segment) = Arc::get_mut(&mut segment)
+                    {
+                        segment.shrink_to_fit();
+                    }
+                    joined.push(segment);
+                }
             }
         }
-        for segment in self.segments.iter_mut().skip(first) {
-            // The capacity of a thin segment is worth more than the copy; the last one is still being filled.
-            if segment.capacity() > 2 * segment.len() + 64
-                && let Some(segment) = Arc::get_mut(segment)
-            {
-                segment.shrink_to_fit();
-            }
-        }
+        let at = first.min(self.segments.len());
+        self.segments.splice(at..at, joined);
     }
 }
 

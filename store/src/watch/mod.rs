@@ -18,7 +18,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 /// Versions that are freed at one go: well under a millisecond during which nothing is written.
-const SWEEP_VERSIONS: usize = 1_024;
+const SWEEP_VERSIONS: usize = 256;
 
 /// How the hub treats its watchers.
 #[derive(Debug, Clone, Copy)]
