@@ -46,7 +46,7 @@ fn main() -> ExitCode {
 }
 
 /// Set up, build, and let `minictl demo` do the rest.
-fn demo(flags: &[&str]) -> Result<(), String> {
+pub(crate) fn demo(flags: &[&str]) -> Result<(), String> {
     for flag in flags {
         if !["--keep", "--fast"].contains(flag) {
             return Err(format!("demo: unknown flag {flag}: only --keep and --fast are known"));

@@ -1,6 +1,7 @@
 //! Everything CI runs, in the order of what fails fastest. Each stage prints how long it took.
 
-use crate::{images, run, setup};
+use crate::{compose, images, run, setup};
+use std::process::Command;
 use std::time::Instant;
 
 /// `cargo xtask test [FILTER]`. With a filter only what the tests need is built, then the matching tests run.
@@ -17,6 +18,11 @@ pub fn test(filter: &[&str]) -> Result<(), String> {
     }
     stage("binaries", || run::cargo(&["build", "--workspace", "--bins"]))?;
     stage("images", images::build_all)?;
+    if all {
+        stage("documentation", documentation)?;
+        stage("the demo", || crate::demo(&["--fast"]))?;
+        stage("the cluster in containers", || compose::run("test"))?;
+    }
     let mut args = vec!["test", "--workspace"];
     if !all {
         args.push("--");
@@ -26,6 +32,14 @@ pub fn test(filter: &[&str]) -> Result<(), String> {
     let tested = stage("tests", || run::cargo(&args));
     eprintln!("==> all stages: {:.0} s", start.elapsed().as_secs_f64());
     tested
+}
+
+/// rustdoc finds links that lead nowhere.
+fn documentation() -> Result<(), String> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let mut doc = Command::new(cargo);
+    doc.args(["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]).current_dir(run::root());
+    run::command(doc.env("RUSTDOCFLAGS", "-D warnings"))
 }
 
 fn stage(name: &str, work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
