@@ -12,6 +12,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
 use crate::clock::{boot_ms, wall_ms};
 use crate::config::Config;
+use crate::image::pull::Puller;
 use crate::image::{ImageError, ImageStore, StoreOptions};
 use crate::metrics::Metrics;
 use crate::net::{Cidr, NetConfig, NetError, Network, NodeRoute};
@@ -49,6 +50,9 @@ pub enum AgentError {
     /// The image store.
     #[error("open the image store")]
     Images(#[from] ImageError),
+    /// `--registry-credentials` cannot be used.
+    #[error("{0}")]
+    Registries(String),
     /// `--run-dir` makes paths that no socket can have.
     #[error("run directory {0} is too long for the sockets in it: at most {1} bytes")]
     RunDir(String, usize),
@@ -77,6 +81,8 @@ pub struct Agent {
     pub pods: Pods,
     /// The images.
     pub images: Arc<ImageStore>,
+    /// Fetches them from registries.
+    pub puller: Puller,
     /// Images were loaded.
     pub images_changed: Notify,
     /// What is counted.
@@ -136,6 +142,7 @@ impl Agent {
         let podshim = Config::helper(config.podshim.as_ref(), "minipod-podshim").map_err(AgentError::Helper)?;
         let pause = Config::helper(config.pause.as_ref(), "minipod-pause").map_err(AgentError::Helper)?;
         let images = ImageStore::open(&config.data_dir, StoreOptions::default())?;
+        let puller = Puller::new(images.clone(), config.registries().map_err(AgentError::Registries)?);
         let machine = Machine::look(&config);
         let name = config.name.clone().unwrap_or_else(|| machine.hostname.to_lowercase());
         let node_ip = address(&config).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -146,6 +153,7 @@ impl Agent {
             outbox: Outbox::default(),
             pods: Pods::new(Box::new(Spawner(weak.clone()))),
             images,
+            puller,
             images_changed: Notify::new(),
             metrics: Metrics::default(),
             strays_removed: AtomicBool::new(false),

@@ -8,6 +8,8 @@ use clap::Parser;
 use minipod_proto::quantity::Quantity;
 use minipod_proto::v1::Taint;
 
+use crate::image::pull::Registries;
+
 /// The node agent of minipod: makes the pods of one machine real.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "minipod-nodeagent", version)]
@@ -48,6 +50,15 @@ pub struct Config {
     /// Longest delay before a container that keeps ending is started again.
     #[arg(long, default_value_t = 300_000, value_parser = clap::value_parser!(u64).range(1..=300_000))]
     pub max_restart_backoff_ms: u64,
+    /// A registry, `host[:port]`, that is spoken to without TLS; may be given several times.
+    #[arg(long = "registry-http")]
+    pub registry_http: Vec<String>,
+    /// REGISTRY=MIRROR: the mirror is asked first; may be given several times, the first comes first.
+    #[arg(long = "registry-mirror", value_parser = parse_mirror)]
+    pub registry_mirrors: Vec<(String, String)>,
+    /// A file with the node's credentials for registries, as docker's config.json.
+    #[arg(long)]
+    pub registry_credentials: Option<PathBuf>,
     /// The podshim binary [default: beside this one].
     #[arg(long)]
     pub podshim: Option<PathBuf>,
@@ -71,6 +82,26 @@ impl Config {
         if path.is_file() { Ok(path) } else { Err(format!("{} is missing: is it installed?", path.display())) }
     }
 
+    /// The registries as they are to be reached.
+    ///
+    /// # Errors
+    /// When the file with credentials cannot be read.
+    pub fn registries(&self) -> Result<Registries, String> {
+        let credentials = match &self.registry_credentials {
+            Some(path) => {
+                let named = |error: String| format!("--registry-credentials {}: {error}", path.display());
+                let text = std::fs::read(path).map_err(|error| named(error.to_string()))?;
+                Registries::docker_config(&text).map_err(named)?
+            }
+            None => BTreeMap::new(),
+        };
+        let mut mirrors: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (registry, mirror) in &self.registry_mirrors {
+            mirrors.entry(registry.clone()).or_default().push(mirror.clone());
+        }
+        Ok(Registries { plain_http: self.registry_http.clone(), mirrors, credentials, ..Registries::default() })
+    }
+
     /// The stated allocatable by resource.
     #[must_use]
     pub fn stated_allocatable(&self) -> BTreeMap<String, Quantity> {
@@ -90,6 +121,12 @@ fn parse_quantity(text: &str) -> Result<(String, Quantity), String> {
 fn parse_label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("want KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
+}
+
+fn parse_mirror(text: &str) -> Result<(String, String), String> {
+    let (registry, mirror) =
+        text.split_once('=').ok_or("want REGISTRY=MIRROR, such as docker.io=mirror.example:5000")?;
+    Ok((registry.to_owned(), mirror.to_owned()))
 }
 
 fn parse_taint(text: &str) -> Result<Taint, String> {

@@ -32,6 +32,14 @@ pub fn pod_event(pod: &Pod, uid: &Uid, severity: Severity, reason: &str, message
     }
 }
 
+/// A container's image is being pulled.
+#[must_use]
+pub fn pulling(pod: &Pod, uid: &Uid, container: &str, image: &str) -> EventReport {
+    let is_init = pod.spec().init_containers.iter().any(|init| init.name == container);
+    let field_path = field_path(if is_init { Kind::Init } else { Kind::App }, container);
+    EventReport { field_path, ..pod_event(pod, uid, Severity::Normal, "Pulling", format!("Pulling image \"{image}\"")) }
+}
+
 /// Where a container stands in the manifest.
 #[must_use]
 pub fn field_path(kind: Kind, container: &str) -> String {

@@ -1,6 +1,7 @@
 //! Performs the planner's steps, and chooses nothing. Every step is idempotent: the agent may be killed before, within or
 //! after it and ask for it again.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use minipod_proto::v1::{Container, Pod};
@@ -11,6 +12,7 @@ use crate::container::ConfigError;
 use crate::container::env::EnvFacts;
 use crate::container::spec;
 use crate::failpoints::{after, before, failpoint, name};
+use crate::image::pull::{Progress, PullError};
 use crate::image::{ImageError, ImageRecord};
 use crate::net::files::{self, HostnameInput, Hostnames};
 use crate::net::{NetError, Netns, PodNetwork};
@@ -57,14 +59,28 @@ pub enum Done {
     Shim(Shim, mpsc::Receiver<ShimEvent>),
     /// The pod's network.
     Network(PodNetwork),
-    /// A container's image.
-    Image(Box<ImageRecord>),
+    /// A container's image, and how it came here.
+    Image(Box<ImageRecord>, Came),
     /// A container's process lives (or has lived: its end comes as an event).
     Started {
         /// In this sandbox.
         sandbox: u32,
         /// Since then.
         wall_ms: u64,
+    },
+}
+
+/// How an image came to the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Came {
+    /// It was there.
+    Present,
+    /// A registry was asked, and has the same.
+    Confirmed,
+    /// It was pulled.
+    Pulled {
+        /// How long that took.
+        ms: u64,
     },
 }
 
@@ -88,15 +104,20 @@ pub enum StepError {
     /// The container cannot be made as it is written.
     #[error("{0}")]
     Config(String),
-    /// The image is not on this node.
-    #[error("image {image:?} is not on this node, and {why}: load it with `minictl image load`")]
+    /// The image is not on this node, and must not be fetched.
+    #[error("image {image:?} is not on this node, and imagePullPolicy is Never: load it with `minictl image load`")]
     ImageAbsent {
         /// As written in the manifest.
         image: String,
-        /// Waiting reason.
-        reason: &'static str,
-        /// Why nobody fetches it.
-        why: &'static str,
+    },
+    /// The image could not be fetched.
+    #[error("pull image {image:?}")]
+    Pull {
+        /// As written in the manifest.
+        image: String,
+        /// Why.
+        #[source]
+        source: PullError,
     },
     /// The pod's network.
     #[error("attach network")]
@@ -132,7 +153,8 @@ impl StepError {
     pub fn waiting_reason(&self) -> Option<&'static str> {
         match self {
             Self::Config(_) => Some("CreateContainerConfigError"),
-            Self::ImageAbsent { reason, .. } => Some(reason),
+            Self::ImageAbsent { .. } => Some("ErrImageNeverPull"),
+            Self::Pull { source, .. } => Some(source.waiting_reason()),
             _ => None,
         }
     }
@@ -173,7 +195,7 @@ async fn perform_now(job: Job, step: &Step) -> Result<Done, StepError> {
         Step::CreateSandbox { attempt } => create_sandbox(&job, *attempt).await,
         Step::AttachNetwork { .. } => attach_network(&job).await,
         Step::WriteEtcFiles { .. } => write_etc_files(&job),
-        Step::PrepareImage { name } => prepare_image(&job, name),
+        Step::PrepareImage { name } => prepare_image(&job, name).await,
         Step::StartContainer { name, attempt } => start_container(&job, name, *attempt).await,
         Step::KillContainer { name, grace_ms } => kill_container(&job, name, *grace_ms).await,
         Step::StopSandbox => stop_sandbox(&job).await,
@@ -301,16 +323,31 @@ fn write_etc_files(job: &Job) -> Result<Done, StepError> {
     Ok(Done::Nothing)
 }
 
-fn prepare_image(job: &Job, name: &str) -> Result<Done, StepError> {
+/// By imagePullPolicy: `Never`, `IfNotPresent`, or `Always`, which asks the registry whether what is here is still what
+/// the name stands for, and pulls only when it is not.
+async fn prepare_image(job: &Job, name: &str) -> Result<Done, StepError> {
     let container = container(job, name)?;
-    if let Some(image) = job.agent.images.get(&container.image) {
-        return Ok(Done::Image(Box::new(image)));
+    let image = container.image.as_str();
+    let (images, puller) = (&job.agent.images, &job.agent.puller);
+    let pull_error = |source| StepError::Pull { image: image.to_owned(), source };
+    let node_credentials = BTreeMap::new();
+    match (container.image_pull_policy.as_str(), images.get(image)) {
+        ("Never", None) => return Err(StepError::ImageAbsent { image: image.to_owned() }),
+        ("Never" | "IfNotPresent", Some(record)) => return Ok(Done::Image(Box::new(record), Came::Present)),
+        (_, Some(record)) => {
+            let digest = puller.digest(image, &node_credentials).await.map_err(pull_error)?;
+            if record.manifest_digest.as_ref() == Some(&digest) {
+                return Ok(Done::Image(Box::new(record), Came::Confirmed));
+            }
+        }
+        (_, None) => {}
     }
-    let (reason, why) = match container.image_pull_policy.as_str() {
-        "Never" => ("ErrImageNeverPull", "imagePullPolicy is Never"),
-        _ => ("ErrImagePull", "this agent does not pull yet"),
-    };
-    Err(StepError::ImageAbsent { image: container.image.clone(), reason, why })
+    job.agent.outbox.event(crate::events::pulling(&job.pod, &job.uid, name, image));
+    let began_ms = crate::clock::boot_ms();
+    let progress = tokio::sync::watch::Sender::new(Progress::default());
+    let record = puller.pull(image, &node_credentials, &progress).await.map_err(pull_error)?;
+    job.agent.images_were_loaded();
+    Ok(Done::Image(Box::new(record), Came::Pulled { ms: crate::clock::boot_ms() - began_ms }))
 }
 
 async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, StepError> {

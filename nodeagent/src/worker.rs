@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use crate::agent::Agent;
 use crate::clock::{boot_ms, wall_ms};
 use crate::events::{Severity, field_path, pod_event};
-use crate::execute::{Done, Job, StepError, perform};
+use crate::execute::{Came, Done, Job, StepError, perform};
 use crate::image::ImageRecord;
 use crate::plan::backoff::{Backoff, note_ended, note_started};
 use crate::plan::model::{Deletion, Ended, Image, PodWant, RunState, SandboxState, Seen, Shim as ShimState, Step};
@@ -28,8 +28,8 @@ use crate::want::{DEFAULT_GRACE_S, Uid, grace_ms, key_of, pod_want};
 
 /// First and longest wait after a step that failed.
 const STEP_RETRY_MS: (u64, u64) = (250, 30_000);
-/// How long to wait before an absent image is looked for again; a load of images wakes the worker at once.
-const IMAGE_RETRY_MS: u64 = 10_000;
+/// First and longest wait before an image that could not be had is tried again; a load of images wakes the worker at once.
+const IMAGE_RETRY_MS: (u64, u64) = (10_000, 300_000);
 /// Changes that nobody waits for are told together after this time.
 const MINOR_REPORT_DELAY_MS: u64 = 50;
 
@@ -65,6 +65,8 @@ pub struct Worker {
     backoffs: BTreeMap<String, Backoff>,
     images: BTreeMap<String, ImageRecord>,
     failures: BTreeMap<Step, u32>,
+    /// How often in a row a container's image could not be had.
+    pull_failures: BTreeMap<String, u32>,
     shim: Option<Shim>,
     shim_events: Option<mpsc::Receiver<ShimEvent>>,
     tasks: JoinSet<(Step, Result<Done, StepError>)>,
@@ -113,6 +115,7 @@ impl Worker {
             backoffs: BTreeMap::new(),
             images: BTreeMap::new(),
             failures: BTreeMap::new(),
+            pull_failures: BTreeMap::new(),
             shim: None,
             shim_events: None,
             tasks: JoinSet::new(),
@@ -349,7 +352,7 @@ impl Worker {
             }
             (Step::WriteEtcFiles { attempt }, _) => self.seen.etc_attempt = *attempt,
             (Step::PrepareVolumes, _) => self.seen.volumes = true,
-            (Step::PrepareImage { name }, Done::Image(image)) => self.take_image(name, *image),
+            (Step::PrepareImage { name }, Done::Image(image, came)) => self.take_image(name, *image, came),
             (Step::StartContainer { name, attempt }, Done::Started { sandbox, wall_ms }) => {
                 self.take_started(name, *attempt, sandbox, wall_ms);
             }
@@ -366,12 +369,17 @@ impl Worker {
         self.save();
     }
 
-    fn take_image(&mut self, name: &str, image: ImageRecord) {
-        let reference = self.image_of(name);
+    fn take_image(&mut self, name: &str, image: ImageRecord, came: Came) {
+        self.pull_failures.remove(name);
+        let (reference, bytes) = (self.image_of(name), image.size_bytes);
         self.record.containers.entry(name.to_owned()).or_default().image_id = image.id.as_str().to_owned();
         self.images.insert(name.to_owned(), image);
         self.seen.containers.entry(name.to_owned()).or_default().image = Image::Ready;
-        let message = format!("Container image \"{reference}\" already present on machine");
+        let message = match came {
+            Came::Present => format!("Container image \"{reference}\" already present on machine"),
+            Came::Confirmed => format!("Container image \"{reference}\" is what the registry has"),
+            Came::Pulled { ms } => format!("Successfully pulled image \"{reference}\" in {ms} ms: {bytes} bytes"),
+        };
         self.container_event(name, Severity::Normal, "Pulled", message);
     }
 
@@ -409,13 +417,22 @@ impl Worker {
         if let (Step::PrepareImage { name } | Step::StartContainer { name, .. }, Some(reason)) =
             (&step, error.waiting_reason())
         {
-            let retry_ms = now_ms + IMAGE_RETRY_MS;
-            let known = matches!(&self.seen.container(name).image,
-                Image::Failed { message, .. } if *message == text);
+            let failures = self.pull_failures.entry(name.clone()).or_default();
+            let retry_ms = now_ms + (IMAGE_RETRY_MS.0 << (*failures).min(10)).min(IMAGE_RETRY_MS.1);
+            *failures += 1;
+            // The first time the failure itself is the reason, from then on that it is being waited.
+            let (reason, message) = match (reason, *failures) {
+                ("ErrImagePull", 2..) => {
+                    ("ImagePullBackOff", format!("Back-off pulling image {:?}: {text}", self.image_of(name)))
+                }
+                _ => (reason, text.clone()),
+            };
+            let known =
+                matches!(&self.seen.container(name).image, Image::Failed { message: old, .. } if *old == message);
             self.seen.containers.entry(name.clone()).or_default().image =
-                Image::Failed { reason: reason.to_owned(), message: text.clone(), retry_ms };
+                Image::Failed { reason: reason.to_owned(), message: message.clone(), retry_ms };
             if !known {
-                self.container_event(name, Severity::Warning, "Failed", format!("Error: {text}"));
+                self.container_event(name, Severity::Warning, "Failed", format!("Error: {message}"));
             }
             return;
         }

@@ -23,6 +23,8 @@ pub const BASE: &[Need] = &[
     need("busybox-static", "busybox", "the image minipod.local/busybox"),
     need("netcat-openbsd", "nc.openbsd", "unix sockets in the image minipod.local/toolbox"),
     need("iproute2", "ip", "a network namespace per node"),
+    need("docker-registry", "docker-registry", "the registry of the pull tests"),
+    need("skopeo", "skopeo", "fills it"),
     need("nftables", "nft", "the nodes' packet rules"),
 ];
 

@@ -131,7 +131,7 @@ fn is_of_image(name: &str) -> bool {
             || (name.split('/').count() <= 2 && (name.ends_with(".json") || name.ends_with(".tar"))))
 }
 
-fn blob_name(digest: &Digest) -> String {
+pub(super) fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
@@ -152,7 +152,10 @@ pub(super) fn mismatch(what: &str, expected: &Digest, actual: &Digest) -> ImageE
 
 /// The images of the source.
 pub(super) fn plan(source: &Source, options: &LoadOptions, limits: &Limits) -> Result<Vec<Planned>, ImageError> {
-    let given = options.name.as_deref().filter(|name| !name.is_empty()).map(normalised).transpose()?;
+    let given = match &options.pulled {
+        Some(reference) => Some(reference.to_string()),
+        None => options.name.as_deref().filter(|name| !name.is_empty()).map(normalised).transpose()?,
+    };
     let mut images = match source {
         _ if options.kind == LoadKind::Rootfs => vec![rootfs(source, options)?],
         _ if source.has("index.json") && source.has("oci-layout") => oci_layout(source, limits)?,
@@ -209,18 +212,22 @@ struct Index {
     manifests: Vec<Descriptor>,
 }
 
-#[derive(Debug, Deserialize)]
+/// A pointer to a blob, as manifests and indexes have them.
+#[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Descriptor {
+pub(super) struct Descriptor {
     #[serde(default)]
-    media_type: String,
-    digest: Digest,
+    pub(super) media_type: String,
+    pub(super) digest: Digest,
+    /// Bytes of the blob.
+    #[serde(default)]
+    pub(super) size: u64,
     platform: Option<Platform>,
     #[serde(default)]
     annotations: HashMap<String, String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 struct Platform {
     architecture: String,
     os: String,
@@ -318,34 +325,59 @@ fn names_of(entry: &Descriptor) -> Result<Vec<String>, ImageError> {
     full.or(reference).map(|name| normalised(name)).transpose().map(|name| name.into_iter().collect())
 }
 
+/// What a manifest points to.
+#[derive(Debug)]
+pub(super) enum Pointed {
+    /// An index: the manifest for this machine.
+    Manifest(Descriptor),
+    /// One image.
+    Image { config: Descriptor, layers: Vec<Descriptor> },
+}
+
+/// Reads a manifest or an index; `what` names it in errors.
+pub(super) fn pointed(what: &str, media_type: &str, bytes: &[u8]) -> Result<Pointed, ImageError> {
+    if media_type.ends_with(".image.index.v1+json") || media_type.ends_with("manifest.list.v2+json") {
+        let index: Index = json(what, bytes)?;
+        let ours = index.manifests.into_iter().find(|entry| entry.platform.as_ref().is_some_and(is_ours));
+        let none = || ImageError::Malformed(format!("{what} has no image for linux/{}", architecture()));
+        return ours.ok_or_else(none).map(Pointed::Manifest);
+    }
+    let Manifest { config, layers } = json(what, bytes)?;
+    Ok(Pointed::Image { config, layers })
+}
+
+/// The diff ids of an image's config, lowest layer first.
+pub(super) fn diff_ids(bytes: &[u8], digest: &Digest) -> Result<Vec<Digest>, ImageError> {
+    config(bytes, digest).map(|(_, diff_ids)| diff_ids)
+}
+
 fn oci_image(source: &Source, entry: &Descriptor, limits: &Limits, depth: usize) -> Result<Planned, ImageError> {
     let bytes = source.blob(&entry.digest, limits)?;
     let what = format!("blob {}", entry.digest);
-    let is_index =
-        entry.media_type.ends_with(".image.index.v1+json") || entry.media_type.ends_with("manifest.list.v2+json");
-    if is_index {
-        if depth >= MAX_INDEX_DEPTH {
+    let (config_blob, blobs) = match pointed(&what, &entry.media_type, &bytes)? {
+        Pointed::Manifest(_) if depth >= MAX_INDEX_DEPTH => {
             return Err(ImageError::Malformed("indexes are nested too deep".to_owned()));
         }
-        let index: Index = json(&what, &bytes)?;
-        let ours = index.manifests.iter().find(|entry| entry.platform.as_ref().is_some_and(is_ours));
-        let none = || ImageError::Malformed(format!("{what} has no image for linux/{}", architecture()));
-        return oci_image(source, ours.ok_or_else(none)?, limits, depth + 1);
-    }
-    let manifest: Manifest = json(&what, &bytes)?;
-    let (config, diff_ids) = config(&source.blob(&manifest.config.digest, limits)?, &manifest.config.digest)?;
-    if diff_ids.len() != manifest.layers.len() {
-        let (layers, ids) = (manifest.layers.len(), diff_ids.len());
+        Pointed::Manifest(inner) => {
+            let image = oci_image(source, &inner, limits, depth + 1)?;
+            // What a manifest pins is what the registry names: the outermost digest.
+            return Ok(Planned { manifest: Some(entry.digest.clone()), ..image });
+        }
+        Pointed::Image { config, layers } => (config.digest, layers),
+    };
+    let (config, diff_ids) = config(&source.blob(&config_blob, limits)?, &config_blob)?;
+    if diff_ids.len() != blobs.len() {
+        let (layers, ids) = (blobs.len(), diff_ids.len());
         return Err(ImageError::Malformed(format!("{what} has {layers} layers, and its config {ids}")));
     }
-    let layers = manifest.layers.into_iter().zip(diff_ids).map(|(layer, diff)| PlannedLayer {
+    let layers = blobs.into_iter().zip(diff_ids).map(|(layer, diff)| PlannedLayer {
         name: blob_name(&layer.digest),
         blob: Some(layer.digest),
         diff: Some(diff),
     });
     Ok(Planned {
         names: Vec::new(),
-        id: Some(manifest.config.digest),
+        id: Some(config_blob),
         manifest: Some(entry.digest.clone()),
         config,
         layers: layers.collect(),

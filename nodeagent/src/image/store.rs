@@ -83,6 +83,8 @@ pub struct LoadOptions {
     pub kind: LoadKind,
     /// Replaces the archive's names; needed for a plain root file system. `None` or empty: the archive's own.
     pub name: Option<String>,
+    /// The reference that it was pulled by, a digest in it as well; instead of `name`.
+    pub pulled: Option<Reference>,
     /// For a plain root file system.
     pub entrypoint: Vec<String>,
     /// For a plain root file system, `NAME=value`. Empty: a usual PATH.
@@ -307,8 +309,9 @@ impl ImageStore {
         if let Some(digest) = &reference.digest {
             // The digest alone decides, as everywhere in the field; a tag beside it is a remark.
             let is_it = |image: &&Arc<ImageRecord>| {
-                let same_repository =
-                    |name: &String| name.strip_prefix(&reference.repository).is_some_and(|tag| tag.starts_with(':'));
+                let same_repository = |name: &String| {
+                    name.strip_prefix(&reference.repository).is_some_and(|tag| tag.starts_with([':', '@']))
+                };
                 (image.manifest_digest.as_ref() == Some(digest) || image.id == *digest)
                     && image.names.iter().any(same_repository)
             };
@@ -383,6 +386,21 @@ impl ImageStore {
 
     fn layer_dir(&self, diff: &Digest) -> PathBuf {
         self.root.join("layers").join(diff.hex())
+    }
+
+    /// Whether a layer is here, unpacked.
+    pub(super) fn has_layer(&self, diff: &Digest) -> bool {
+        self.layer_bytes(diff).is_some()
+    }
+
+    /// The bounds of what may be brought in.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.options.limits
+    }
+
+    /// Where downloads may lie: on the store's file system, removed when the store is opened the next time.
+    pub(super) fn work_dir(&self) -> Result<PathBuf, ImageError> {
+        self.temporary()
     }
 
     /// Bytes of a layer that is here.
