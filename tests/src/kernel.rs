@@ -33,10 +33,15 @@ pub fn processes_with_argument(part: &str) -> Vec<Process> {
     processes(|process| process.command.contains(part))
 }
 
-/// The container's own process of each container of a pod, by container name. Relies on the path `…<uid>…/<container>`.
+/// The own process of each container of a pod by container name, and pause. Relies on the cgroup's path,
+/// `…<uid>/<container>.<attempt>`.
 pub fn containers(uid: &str) -> BTreeMap<String, Process> {
     let own = processes_in_cgroup(uid).into_iter().filter(|process| process.inner_pid == 1);
-    own.map(|process| (process.cgroup.rsplit('/').next().unwrap_or_default().to_owned(), process)).collect()
+    let name = |process: &Process| {
+        let last = process.cgroup.rsplit('/').next().unwrap_or_default();
+        last.rsplit_once('.').map_or(last, |(name, _attempt)| name).to_owned()
+    };
+    own.map(|process| (name(&process), process)).collect()
 }
 
 fn processes(keep: impl Fn(&Process) -> bool) -> Vec<Process> {

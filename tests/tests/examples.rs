@@ -119,6 +119,7 @@ spec:
   containers:
   - name: sleep
     image: minipod.local/busybox
+    imagePullPolicy: IfNotPresent
     command: [sleep, infinity]
     resources: {{requests: {{memory: {memory}}}, limits: {{memory: {memory}}}}}
 "

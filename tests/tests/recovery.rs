@@ -17,15 +17,18 @@ spec:
   initContainers:
   - name: mark
     image: minipod.local/busybox
+    imagePullPolicy: IfNotPresent
     command: [sh, -c, 'echo run >> /marks/init']
     volumeMounts: [{name: marks, mountPath: /marks}]
   containers:
   - name: app
     image: minipod.local/busybox
+    imagePullPolicy: IfNotPresent
     command: [sleep, infinity]
     volumeMounts: [{name: marks, mountPath: /marks}]
   - name: other
     image: minipod.local/busybox
+    imagePullPolicy: IfNotPresent
     command: [sleep, infinity]
 ";
 

@@ -58,10 +58,10 @@ metadata: {{name: {name}}}
 spec:
   terminationGracePeriodSeconds: 0
   initContainers:
-  - {{name: init, image: minipod.local/busybox, command: ['true']}}
+  - {{name: init, image: minipod.local/busybox, imagePullPolicy: IfNotPresent, command: ['true']}}
   containers:
-  - {{name: one, image: minipod.local/busybox, command: [sleep, infinity]}}
-  - {{name: two, image: minipod.local/busybox, command: [sleep, infinity]}}
+  - {{name: one, image: minipod.local/busybox, imagePullPolicy: IfNotPresent, command: [sleep, infinity]}}
+  - {{name: two, image: minipod.local/busybox, imagePullPolicy: IfNotPresent, command: [sleep, infinity]}}
 "
     ))
 }

@@ -85,6 +85,7 @@ spec:
   containers:
   - name: sleep
     image: minipod.local/busybox
+    imagePullPolicy: IfNotPresent
     command: [sleep, infinity]
     resources: {requests: {memory: 1Gi}, limits: {memory: 1Gi}}
 ";
