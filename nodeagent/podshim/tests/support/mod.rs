@@ -130,25 +130,30 @@ impl Agent {
     }
 }
 
-/// A busybox root file system, made once for each test process.
+/// A busybox root file system, made once in cargo's directory for such things.
 pub fn rootfs() -> PathBuf {
-    static MADE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
-    MADE.get_or_init(|| {
-        let dir = std::env::temp_dir().join(format!("minipod-shim-rootfs-{}", std::process::id()));
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
-        let busybox = busybox.expect("busybox is missing: apt-get install busybox-static");
-        for name in ["bin", "etc", "tmp", "home"] {
-            fs::create_dir_all(dir.join(name)).expect("make rootfs");
-        }
-        fs::copy(busybox, dir.join("bin/busybox")).expect("copy busybox");
-        let list = Command::new(busybox).arg("--list").output().expect("list of applets");
-        for applet in String::from_utf8_lossy(&list.stdout).lines().filter(|name| *name != "busybox") {
-            std::os::unix::fs::symlink("busybox", dir.join("bin").join(applet)).expect("link");
-        }
-        fs::write(dir.join("etc/passwd"), "root:x:0:0::/:/bin/sh\n").expect("passwd");
-        dir
-    })
-    .clone()
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("busybox-rootfs");
+    if path.exists() {
+        return path;
+    }
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("tempdir").keep();
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
+    let busybox = busybox.expect("busybox is missing: apt-get install busybox-static");
+    for name in ["bin", "etc", "tmp", "home"] {
+        fs::create_dir_all(dir.join(name)).expect("make rootfs");
+    }
+    fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
+    fs::copy(busybox, dir.join("bin/busybox")).expect("copy busybox");
+    let list = Command::new(busybox).arg("--list").output().expect("list of applets");
+    for applet in String::from_utf8_lossy(&list.stdout).lines().filter(|name| *name != "busybox") {
+        std::os::unix::fs::symlink("busybox", dir.join("bin").join(applet)).expect("link");
+    }
+    fs::write(dir.join("etc/passwd"), "root:x:0:0::/:/bin/sh\n").expect("passwd");
+    // Whole from the first moment; if another test was faster, its one serves.
+    if fs::rename(&dir, &path).is_err() {
+        let _ = fs::remove_dir_all(&dir);
+    }
+    path
 }
 
 /// The infra container's binary, beside ours; built if `cargo test` of one crate did not.
