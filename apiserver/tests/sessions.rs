@@ -20,6 +20,8 @@ struct Agent {
     node: String,
     send: mpsc::Sender<AgentMessage>,
     receive: Streaming<ServerMessage>,
+    /// Pods that it was told are gone while it waited for something else.
+    gone: Vec<String>,
 }
 
 impl Agent {
@@ -29,7 +31,7 @@ impl Agent {
         let first = AgentMessage { message: Some(agent_message::Message::Hello(hello)) };
         send.send(first).await.expect("room");
         let session = server.nodes().await.session(ReceiverStream::new(messages)).await;
-        Agent { node: node.into(), send, receive: session.expect("the session begins").into_inner() }
+        Agent { node: node.into(), send, receive: session.expect("the session begins").into_inner(), gone: Vec::new() }
     }
 
     async fn say(&self, message: agent_message::Message) {
@@ -84,9 +86,22 @@ impl Agent {
         };
         self.say(agent_message::Message::PodStatus(report)).await;
         loop {
-            if let server_message::Message::PodStatusAck(ack) = self.hear().await {
-                assert_eq!(ack.sequence, sequence);
-                return ack.error;
+            match self.hear().await {
+                server_message::Message::PodStatusAck(ack) => {
+                    assert_eq!(ack.sequence, sequence);
+                    return ack.error;
+                }
+                server_message::Message::PodGone(gone) => self.gone.push(gone.name),
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits until it has been told that a pod is gone; the word may have come before an acknowledgement.
+    async fn told_gone(&mut self, name: &str) {
+        while !self.gone.iter().any(|gone| gone == name) {
+            if let server_message::Message::PodGone(gone) = self.hear().await {
+                self.gone.push(gone.name);
             }
         }
     }
@@ -157,12 +172,7 @@ async fn a_pod_lives_and_goes_through_a_session() {
     assert_eq!(stored_pod(server, "late").await.expect("there").status().phase, "Failed", "an ended pod stays so");
     assert_eq!(agent.report(&late, "Failed", 4, true).await, "");
     assert_eq!(stored_pod(server, "late").await.expect_err("gone"), Grpc::NotFound);
-    loop {
-        if let server_message::Message::PodGone(gone) = agent.hear().await {
-            assert_eq!(gone.name, "late");
-            break;
-        }
-    }
+    agent.told_gone("late").await;
     assert_eq!(used_pods(&cluster, "n1").await, 1, "nothing is given back twice");
 
     // A forced deletion: the agent is told, and what it says afterwards is refused.
@@ -170,7 +180,7 @@ async fn a_pod_lives_and_goes_through_a_session() {
     force.grace_period_seconds = Some(0);
     assert!(server.objects().await.delete(force).await.expect("deleted").into_inner().gone);
     assert_eq!(used_pods(&cluster, "n1").await, 0);
-    assert!(matches!(agent.hear().await, server_message::Message::PodGone(gone) if gone.name == "early"));
+    agent.told_gone("early").await;
     let refused = agent.report(&early, "Running", 1, false).await;
     assert!(refused.contains("does not exist"), "{refused}");
 }
@@ -401,6 +411,7 @@ async fn logs_exec_and_images_ride_on_tunnels() {
     assert_eq!(frames, [exec_frame::Frame::Stdout("hi".into()), exec_frame::Frame::ExitCode(3)]);
 
     load_an_image(server, &mut agent).await;
+    break_a_load_off(server, &mut agent).await;
     let mut unknown = server.nodes().await;
     let (send, frames) = mpsc::channel(1);
     send.send(TunnelFrame { frame: Some(Frame::Open("no such id".into())) }).await.expect("room");
@@ -408,6 +419,24 @@ async fn logs_exec_and_images_ride_on_tunnels() {
         unknown.tunnel(ReceiverStream::new(frames)).await.expect_err("refused").code(),
         Grpc::FailedPrecondition
     );
+}
+
+/// Half an image is never ended as a whole one would be.
+async fn break_a_load_off(server: &Server, agent: &mut Agent) {
+    let mut images = ImagesClient::new(server.channel().await);
+    let (upload, pieces) = mpsc::channel(4);
+    let loading = tokio::spawn(async move { images.load(ReceiverStream::new(pieces)).await });
+    let message = |message| ImageLoadRequest { message: Some(message) };
+    upload.send(message(image_load_request::Message::Start(ImageLoadStart::default()))).await.expect("room");
+    upload.send(message(image_load_request::Message::Data("half".into()))).await.expect("room");
+    let (id, _, _) = asked(agent).await;
+    let (_send, mut inbound) = answer(server, id).await;
+    drop(upload);
+    while let Ok(Some(frame)) = inbound.message().await {
+        assert!(matches!(frame.frame, Some(Frame::Data(_))), "{frame:?}");
+    }
+    let summary = loading.await.expect("the user goes on").expect("answered").into_inner();
+    assert_eq!(summary.nodes[0].error, "the upload broke off");
 }
 
 async fn load_an_image(server: &Server, agent: &mut Agent) {
@@ -422,6 +451,7 @@ async fn load_an_image(server: &Server, agent: &mut Agent) {
     assert!(matches!(request, open_stream::Request::ImageLoad(_)));
     let (send, mut inbound) = answer(server, id).await;
     upload.send(message(image_load_request::Message::Data("rest".into()))).await.expect("room");
+    upload.send(message(image_load_request::Message::Complete(true))).await.expect("room");
     drop(upload);
     let mut file = Vec::new();
     loop {
@@ -436,4 +466,35 @@ async fn load_an_image(server: &Server, agent: &mut Agent) {
     put(&send, Frame::ImageLoaded(ImageLoadResponse { images: vec![image.clone()] })).await;
     let summary = loading.await.expect("the user goes on");
     assert_eq!((summary.nodes.len(), summary.nodes[0].error.as_str(), &summary.nodes[0].images), (1, "", &vec![image]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_elsewhere_counts_and_is_named() {
+    let grace = Duration::from_secs(2);
+    let cluster = Cluster::with(|config| config.node_grace = grace).await;
+    let first = &cluster.server;
+    let mut other = config(&cluster.etcd);
+    other.node_grace = grace;
+    let second = Server::start(other).await;
+    register(first, node("n1", "4", "4Gi", "10")).await;
+    bound_pod(first, "p", "n1").await;
+    let mut agent = Agent::connect(&second, "n1").await;
+    assert_eq!(agent.snapshot().await, ["p"]);
+    let begun = std::time::Instant::now();
+    let mut sequence = 0;
+    while begun.elapsed() < grace * 3 {
+        sequence += 1;
+        agent.say(agent_message::Message::Heartbeat(Heartbeat { sequence })).await;
+        agent.hear().await;
+        assert!(
+            stored_node(first, "n1").await.is_ready(),
+            "marked after {:?}, but it speaks to the other server",
+            begun.elapsed()
+        );
+        tokio::time::sleep(grace / 10).await;
+    }
+    let logs = LogsRequest { namespace: "default".into(), pod: "p".into(), ..LogsRequest::default() };
+    let refused = PodAccessClient::new(first.channel().await).logs(logs).await.expect_err("its session is elsewhere");
+    assert_eq!(refused.code(), Grpc::Unavailable);
+    assert!(refused.message().contains(&second.address.to_string()), "{refused}");
 }

@@ -237,6 +237,15 @@ impl Cache {
         nodes.map(|node| state.ledgers.get(node).cloned()).collect()
     }
 
+    /// When a server other than `own` last said that it holds a node's session.
+    pub fn contact_elsewhere(&self, node: &str, own: &str) -> Option<Instant> {
+        let state = self.read();
+        let others = state.replicas.iter().filter(|(id, _)| *id != own);
+        // Sorted by whoever wrote it; this is asked for every node, every second.
+        let holding = others.filter(|(_, seen)| seen.nodes.binary_search_by(|known| known.as_str().cmp(node)).is_ok());
+        holding.map(|(_, seen)| seen.at).max()
+    }
+
     /// What the API servers, this one included, have said of themselves.
     pub fn replicas(&self) -> HashMap<String, ReplicaSeen> {
         self.read().replicas.clone()

@@ -111,9 +111,8 @@ impl Sessions {
     /// How long a node has been silent towards all servers. A node that is seen for the first time is not silent yet.
     fn silence(&self, node: &str, now: Instant) -> Duration {
         let ours = *self.contacts.lock().unwrap_or_else(PoisonError::into_inner).entry(node.to_owned()).or_insert(now);
-        let others = self.cache.replicas().into_iter().filter(|(id, _)| *id != self.identity.id);
-        let theirs = others.filter(|(_, seen)| seen.nodes.iter().any(|known| known == node)).map(|(_, seen)| seen.at);
-        now.saturating_duration_since(theirs.fold(ours, Instant::max))
+        let theirs = self.cache.contact_elsewhere(node, &self.identity.id);
+        now.saturating_duration_since(theirs.map_or(ours, |theirs| theirs.max(ours)))
     }
 
     fn forget(&self, keep: impl Fn(&str) -> bool) {
