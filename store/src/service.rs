@@ -218,6 +218,14 @@ impl Store {
         self.channel.clone()
     }
 
+    /// An etcd client within this process.
+    ///
+    /// # Errors
+    /// When the client cannot be made.
+    pub async fn client(&self) -> Result<etcd_client::Client, etcd_client::Error> {
+        etcd_client::Client::from_channel(etcd_client::Channel::Tonic(self.channel()), None).await
+    }
+
     /// The replica.
     #[must_use]
     pub const fn replica(&self) -> &Replica {

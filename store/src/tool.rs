@@ -2,15 +2,14 @@
 
 use crate::disk::{Disk, DiskError, RealDisk};
 use crate::machine::{Machine, RestoreError};
+use crate::mvcc::bolt::{self, ImportError};
 use crate::overlay::Overlay;
 use crate::replica::core::{Boot, Core, Outbox, ReplicaError, Reply, Settings, begin, snapshot_dir, wal_dir};
 use crate::service::{Cluster, StoreError, boot_for, random};
 use crate::snapshot::{Reader, SnapshotError, parse_name};
 use crate::state::StateMachine;
 use crate::wal::{self, Dumped, Identity, Wal, WalError};
-use bytes::Bytes;
 use raft::eraftpb::{EntryType, Message};
-use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read};
@@ -48,12 +47,13 @@ pub enum ToolError {
         source: io::Error,
     },
     /// The saved snapshot is damaged or none.
-    #[error("{}: {problem}", file.display())]
+    #[error("{} is no snapshot of etcd or of this store", file.display())]
     Saved {
         /// The file.
         file: PathBuf,
         /// What is wrong with it.
-        problem: &'static str,
+        #[source]
+        source: ImportError,
     },
     /// The machine does not take it.
     #[error("restore {}", file.display())]
@@ -193,8 +193,8 @@ fn line(dumped: &Dumped) -> String {
     line
 }
 
-/// Makes a data directory for a member of a new cluster whose state is a saved snapshot: one from `etcdctl snapshot save` against this
-/// store, or a file of a data directory's `snap`. Returns the revision.
+/// Makes a data directory for a member of a new cluster whose state is a saved snapshot: one from `etcdctl snapshot save`
+/// against this store or a real etcd, or a file of a data directory's `snap`. Returns the revision.
 ///
 /// # Errors
 /// When the directory is not empty, or the snapshot is damaged.
@@ -224,37 +224,6 @@ fn read_saved(file: &Path, machine: &mut StateMachine) -> Result<(), ToolError> 
         return machine.restore(&mut Reader::open(&RealDisk, file)?).map_err(refused);
     }
     let bytes = std::fs::read(file).map_err(failed)?;
-    let chunks = saved_chunks(&bytes).map_err(|problem| ToolError::Saved { file: file.to_owned(), problem })?;
-    machine.restore(&mut chunks.into_iter().map(|chunk| Ok(Bytes::copy_from_slice(chunk)))).map_err(refused)
-}
-
-/// The chunks of a stream of Maintenance.Snapshot: each with its length before it, and the digest of all at the end.
-fn saved_chunks(bytes: &[u8]) -> Result<Vec<&[u8]>, &'static str> {
-    const DIGEST: usize = 32;
-    let body = bytes.len().checked_sub(DIGEST).ok_or("it is too short for a snapshot")?;
-    let (mut body, digest) = bytes.split_at_checked(body).ok_or("it is too short for a snapshot")?;
-    if Sha256::digest(body).as_slice() != digest {
-        return Err("its checksum is wrong: it is no snapshot of this store, or it is damaged");
-    }
-    let mut chunks = Vec::new();
-    while let Some((len, rest)) = body.split_first_chunk::<4>() {
-        let len = usize::try_from(u32::from_be_bytes(*len)).unwrap_or(usize::MAX);
-        if len == 0 {
-            // Padding: etcdctl wants a multiple of 512 bytes before the digest.
-            return if rest.iter().all(|byte| *byte == 0) {
-                Ok(chunks)
-            } else {
-                Err("bytes follow its end: it is no snapshot of this store")
-            };
-        }
-        let (chunk, rest) =
-            rest.split_at_checked(len).ok_or("a chunk is longer than the file: it is no snapshot of this store")?;
-        chunks.push(chunk);
-        body = rest;
-    }
-    if body.iter().all(|byte| *byte == 0) {
-        Ok(chunks)
-    } else {
-        Err("bytes are left at its end: it is no snapshot of this store")
-    }
+    let store = bolt::import(&bytes).map_err(|source| ToolError::Saved { file: file.to_owned(), source })?;
+    machine.restore(&mut store.snapshot().map(Ok)).map_err(refused)
 }

@@ -41,7 +41,7 @@ enum Command {
         #[arg(long, default_value = "minipod-store.data")]
         data_dir: PathBuf,
     },
-    /// Make a data directory from a saved snapshot (etcdctl snapshot save, or a file of a data directory's snap/). With
+    /// Make a data directory from a saved snapshot (etcdctl snapshot save, of this store or a real etcd, or a file of a data directory's snap/). With
     /// --initial-cluster, do it for every member with the same snapshot.
     Restore {
         /// The saved snapshot.

@@ -221,8 +221,9 @@ const READ_PATIENCE_TICKS: u32 = 3;
 const PROPOSAL_PATIENCE_TICKS: u32 = 10;
 /// While a follower receives a snapshot, the entries after it are kept up to this many bytes.
 pub(super) const KEEP_FOR_SNAPSHOT_BYTES: u64 = 512 << 20;
-/// No snapshot before the log has this many bytes, or half of what the last snapshot had: a large state is not written over and over.
-const SNAPSHOT_LOG_BYTES: u64 = 16 << 20;
+/// Large entries make a snapshot due before their number does. However it becomes due, none is written before the log has half the bytes of
+/// the last snapshot: a large state is not written over and over.
+const SNAPSHOT_LOG_BYTES: u64 = 128 << 20;
 
 /// Where the log is in a data directory.
 #[must_use]
@@ -378,10 +379,13 @@ impl<M: Machine, W> Core<M, W> {
         self.node.raft.state == StateRole::Leader
     }
 
-    /// Whether this member leads a cluster with no other voter: what it has applied is then all there is, and a read need ask nobody.
+    /// Whether this member leads a cluster with no other voter and has applied its log: that is then all there is, and a read need ask
+    /// nobody.
     #[must_use]
     pub fn leads_alone(&self) -> bool {
-        self.is_leader() && self.conf.voters == [self.id()] && self.conf.voters_outgoing.is_empty()
+        // After a start it leads at once, and everything that was acknowledged before waits to be applied up to its first entry.
+        let has_caught_up = self.node.raft.apply_to_current_term();
+        self.is_leader() && has_caught_up && self.conf.voters == [self.id()] && self.conf.voters_outgoing.is_empty()
     }
 
     /// Whether this member was removed. It goes on for a while, because a removed leader still has to tell the others.
@@ -416,8 +420,9 @@ impl<M: Machine, W> Core<M, W> {
 
     /// A message from another member. One that raft does not want is dropped, as the network might have done.
     pub fn step(&mut self, message: Message) {
-        // A leader that was removed has no progress of its own to compare answers with; its heartbeats alone tell the others.
-        if self.members.was_removed(message.from) || self.is_removed() {
+        // A leader that was removed has no progress of its own to compare answers with; its heartbeats alone tell the others. A follower
+        // that was removed goes on voting: a restarted member may not know yet that it does without this vote.
+        if self.members.was_removed(message.from) || (self.is_removed() && self.is_leader()) {
             return;
         }
         if message.get_msg_type() == MessageType::MsgSnapshot {
@@ -562,8 +567,9 @@ impl<M: Machine, W> Core<M, W> {
     /// A snapshot to write now, if one is due. To be followed by [`Self::snapshot_done`] before there is another one.
     pub fn snapshot_job(&mut self) -> Option<SnapshotJob> {
         let wanted = self.node.store().snapshot_wanted();
-        let due = self.applied >= self.snapshot_index + self.settings.snapshot_entries
-            && self.log_bytes >= SNAPSHOT_LOG_BYTES.min(self.settings.keep_bytes).max(self.snapshot_bytes / 2);
+        let many = self.applied >= self.snapshot_index + self.settings.snapshot_entries
+            || self.log_bytes >= SNAPSHOT_LOG_BYTES;
+        let due = many && self.log_bytes >= self.snapshot_bytes / 2;
         if self.snapshot_running || !(wanted || due) {
             return None;
         }

@@ -31,6 +31,8 @@ impl<M: Machine, W> Core<M, W> {
     }
 
     fn round(&mut self, mut ready: Ready, out: &mut impl Outbox<W>) -> Result<(), ReplicaError> {
+        let committed = ready.take_committed_entries();
+        self.persist_commit_of_change(&committed)?;
         let messages = ready.take_messages();
         if !messages.is_empty() {
             out.send(messages);
@@ -44,7 +46,6 @@ impl<M: Machine, W> Core<M, W> {
         if let Some(meta) = installed {
             self.install(&meta, out)?;
         }
-        let committed = ready.take_committed_entries();
         // Raft hears what is durable before anything is applied: a leader that applies its own removal has no progress to note it in.
         let mut light = self.node.advance_append(ready);
         if let Some(commit) = light.commit_index() {
@@ -52,15 +53,28 @@ impl<M: Machine, W> Core<M, W> {
             let hard = self.state.hard.clone();
             self.node.mut_store().set_hard(&hard);
         }
+        let committed_now = light.take_committed_entries();
+        self.persist_commit_of_change(&committed_now)?;
         let messages = light.take_messages();
         if !messages.is_empty() {
             out.send(messages);
         }
         self.apply(committed, out)?;
-        self.apply(light.take_committed_entries(), out)?;
+        self.apply(committed_now, out)?;
         self.node.advance_apply();
         self.trim();
         Ok(())
+    }
+
+    /// That a change of the configuration is committed must survive here before anybody else hears of it: a member that is removed goes
+    /// away once it knows, and this one would wait for its vote for ever if it had forgotten.
+    fn persist_commit_of_change(&mut self, committed: &[Entry]) -> Result<(), ReplicaError> {
+        let change = committed.iter().rev().find(|entry| entry.get_entry_type() != EntryType::EntryNormal);
+        let Some(change) = change else { return Ok(()) };
+        // Term, vote and entries may be newer in raft already; the record that follows brings them, and a commit index beyond its entry.
+        let mut state = self.wal.state().clone();
+        state.hard.commit = state.hard.commit.max(change.index);
+        Ok(self.wal.append(&state, &[], &[])?)
     }
 
     /// Writes one record with all that must survive, and lets raft see it in the log.

@@ -416,7 +416,8 @@ impl<M: Machine> Runner<M> {
             self.publish();
             if self.core.is_removed() {
                 let since = *removed_at.get_or_insert(now);
-                if now > since + self.pace.tick * u32::try_from(self.pace.election_ticks).unwrap_or(10) {
+                // Long enough for the others to hear of it and, should one restart, to need this vote once more.
+                if now > since + self.pace.tick * u32::try_from(5 * self.pace.election_ticks).unwrap_or(50) {
                     return Ok(Ended::Removed);
                 }
             }

@@ -48,6 +48,13 @@ impl Checker {
                 return Err(format!("term {} has two leaders, {leader} and {id}", core.raft().term));
             }
         }
+        if core.leads_alone() && core.applied() < self.highest_acknowledged {
+            return Err(format!(
+                "member {id} would read at {} without asking, and {} was acknowledged",
+                core.applied(),
+                self.highest_acknowledged
+            ));
+        }
         if core.applied() == 0 {
             return Ok(());
         }

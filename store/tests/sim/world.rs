@@ -122,8 +122,10 @@ impl World {
             calm: false,
             tally: Tally::default(),
         };
-        let boot = Boot::Members((1..=3).map(member).collect());
-        for id in 1..=3 {
+        // Some begin alone, and others join.
+        let first = if world.rng.chance(250) { 1 } else { 3 };
+        let boot = Boot::Members((1..=first).map(member).collect());
+        for id in 1..=first {
             world.add_node(id, boot.clone());
         }
         world.after(500, Event::Operation);
@@ -559,7 +561,7 @@ impl World {
                 self.add_node(member.id, Boot::Join);
                 (ChangeKind::Add, member)
             }
-            (_, 2 | 3) if members.len() > 3 => {
+            (_, 2 | 3) if members.len() > 2 => {
                 let target = members[self.rng.index(members.len())].clone();
                 (ChangeKind::Remove, target)
             }
