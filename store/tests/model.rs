@@ -12,7 +12,7 @@ use minipod_store::etcdapi::check;
 use minipod_store::machine::{Machine, Outcome};
 use minipod_store::mvcc::Store;
 use minipod_store::state::{Kind, StateMachine, number_command, request_command};
-use minipod_store::watch::hub::Hub;
+use minipod_store::watch::hub::{Hub, Planted};
 use minipod_store::watch::outbox::{Frame, Outbox, What};
 use minipod_store::wire::{self, Txn, WatchCreate};
 use prost::Message;
@@ -578,41 +578,46 @@ impl HubRun {
     }
 }
 
+impl HubRun {
+    fn new(seed: u64) -> Self {
+        let hub = Hub::new(1, 0, 200);
+        Self { twins: Twins::new(seed), hub, clients: Vec::new(), restores: 0, seen: BTreeMap::new() }
+    }
+
+    fn run(&mut self) {
+        for _ in 0..4_000 {
+            self.step();
+        }
+        // In the end everyone has seen everything, or was told that it is gone.
+        for _ in 0..2_000 {
+            let shared = self.twins.machine.shared();
+            let batch = self.hub.next_batch(&shared.read(), self.restores);
+            if let Some(batch) = batch {
+                self.hub.deliver(batch);
+            }
+            let batch = self.hub.next_replay(&shared.read());
+            if let Some(batch) = batch {
+                self.hub.replay(batch);
+            }
+            for index in 0..self.clients.len() {
+                self.take(index);
+            }
+        }
+        assert_eq!(self.hub.position(), self.store(Store::revision));
+        for client in &self.clients {
+            for (id, watching) in client.watching.iter().filter(|(_, watching)| !watching.over) {
+                assert_eq!(watching.expected(&self.twins.model, i64::MAX), [], "watch {id} misses events");
+            }
+        }
+    }
+}
+
 #[test]
 fn watchers_see_what_the_model_saw() {
     let all = std::cell::RefCell::new(BTreeMap::<&str, u64>::new());
     for_each_seed(|seed| {
-        let mut run = HubRun {
-            twins: Twins::new(seed),
-            hub: Hub::new(1, 0, 200),
-            clients: Vec::new(),
-            restores: 0,
-            seen: BTreeMap::new(),
-        };
-        for _ in 0..4_000 {
-            run.step();
-        }
-        // In the end everyone has seen everything, or was told that it is gone.
-        for _ in 0..2_000 {
-            let shared = run.twins.machine.shared();
-            let batch = run.hub.next_batch(&shared.read(), run.restores);
-            if let Some(batch) = batch {
-                run.hub.deliver(batch);
-            }
-            let batch = run.hub.next_replay(&shared.read());
-            if let Some(batch) = batch {
-                run.hub.replay(batch);
-            }
-            for index in 0..run.clients.len() {
-                run.take(index);
-            }
-        }
-        assert_eq!(run.hub.position(), run.store(Store::revision));
-        for client in &run.clients {
-            for (id, watching) in client.watching.iter().filter(|(_, watching)| !watching.over) {
-                assert_eq!(watching.expected(&run.twins.model, i64::MAX), [], "watch {id} misses events");
-            }
-        }
+        let mut run = HubRun::new(seed);
+        run.run();
         for (what, times) in run.seen {
             *all.borrow_mut().entry(what).or_default() += times;
         }
@@ -625,4 +630,33 @@ fn watchers_see_what_the_model_saw() {
             "{what}: {all:?}"
         );
     }
+}
+
+/// The seed of the first run that fails, out of a few.
+fn found_by(run: impl Fn(u64)) -> Option<u64> {
+    (1..=20).find(|seed| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(*seed))).is_err())
+}
+
+#[test]
+fn planted_bugs_are_found() {
+    for bug in
+        [Planted::SkipsCompacted, Planted::ProgressOvertakes, Planted::DropsWhenFull, Planted::RepeatsAfterRestore]
+    {
+        let seed = found_by(|seed| {
+            let mut run = HubRun::new(seed);
+            run.hub.planted = Some(bug);
+            run.run();
+        });
+        println!("{bug:?} is found by seed {seed:?}");
+        assert!(seed.is_some(), "{bug:?} is not found");
+    }
+    let seed = found_by(|seed| {
+        let mut twins = Twins::new(seed);
+        twins.machine.expire_early();
+        for _ in 0..1_500 {
+            twins.change();
+            twins.check_history();
+        }
+    });
+    assert!(seed.is_some(), "leases that run out early are not found");
 }

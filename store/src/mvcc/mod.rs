@@ -46,6 +46,9 @@ pub struct Store {
     applied: u64,
     bytes: u64,
     scratch: Vec<u8>,
+    /// A bug on purpose, for the tests that must find it: a lease that was renewed in time runs out all the same.
+    #[cfg(feature = "planted-bugs")]
+    pub expires_early: bool,
 }
 
 /// A version that is dead once the store is compacted at `dead_from` or later.
@@ -69,6 +72,8 @@ impl Default for Store {
             applied: 0,
             bytes: 0,
             scratch: Vec::new(),
+            #[cfg(feature = "planted-bugs")]
+            expires_early: false,
         }
     }
 }

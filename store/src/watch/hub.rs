@@ -106,6 +106,20 @@ struct Stream {
     wants_progress: bool,
 }
 
+/// Bugs that tests plant and must find; etcd has had each of them.
+#[cfg(feature = "planted-bugs")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Planted {
+    /// A watcher that wants what is compacted away goes on with what is left.
+    SkipsCompacted,
+    /// Progress is answered while watchers still lag.
+    ProgressOvertakes,
+    /// What does not fit a full outbox is dropped.
+    DropsWhenFull,
+    /// After a snapshot of another member, the replay begins one revision too early.
+    RepeatsAfterRestore,
+}
+
 /// Who watches what.
 #[derive(Debug)]
 pub struct Hub {
@@ -121,6 +135,9 @@ pub struct Hub {
     restores: u64,
     /// A frame of a watcher that allows fragments is cut here.
     max_fragment_bytes: usize,
+    /// A bug on purpose, for the tests that must find it.
+    #[cfg(feature = "planted-bugs")]
+    pub planted: Option<Planted>,
 }
 
 impl Hub {
@@ -137,6 +154,8 @@ impl Hub {
             position,
             restores,
             max_fragment_bytes,
+            #[cfg(feature = "planted-bugs")]
+            planted: None,
         }
     }
 
@@ -274,6 +293,10 @@ impl Hub {
                 if !watcher.is_lagging && watcher.next <= store.revision() {
                     watcher.is_lagging = true;
                     watcher.next = watcher.next.max(self.position + 1);
+                    #[cfg(feature = "planted-bugs")]
+                    if self.planted == Some(Planted::RepeatsAfterRestore) {
+                        watcher.next -= 1;
+                    }
                     self.lagging.insert(*handle);
                 }
             }
@@ -287,9 +310,10 @@ impl Hub {
         let touched = self.gather(&mut batch, false);
         self.position = batch.through;
         for handle in touched {
-            if !self.send(handle, batch.through)
-                && let Some(watcher) = self.watchers.get_mut(&handle)
-            {
+            let sent = self.send(handle, batch.through);
+            #[cfg(feature = "planted-bugs")]
+            let sent = sent || self.planted == Some(Planted::DropsWhenFull);
+            if !sent && let Some(watcher) = self.watchers.get_mut(&handle) {
                 watcher.is_lagging = true;
                 watcher.next = watcher.next.max(batch.from);
                 self.lagging.insert(handle);
@@ -310,6 +334,12 @@ impl Hub {
         let lagging: Vec<u64> = self.lagging.iter().copied().collect();
         let mut ready = Vec::new();
         for handle in lagging {
+            #[cfg(feature = "planted-bugs")]
+            if self.planted == Some(Planted::SkipsCompacted)
+                && let Some(watcher) = self.watchers.get_mut(&handle)
+            {
+                watcher.next = watcher.next.max(batch.compacted);
+            }
             let Some(watcher) = self.watchers.get(&handle) else { continue };
             let Some(stream) = self.streams.get_mut(&watcher.stream) else { continue };
             if !stream.outbox.has_room() {
@@ -410,7 +440,10 @@ impl Hub {
     pub fn answer_progress(&mut self) {
         for stream in self.streams.values_mut().filter(|stream| stream.wants_progress) {
             let mut watchers = stream.watches.values().filter_map(|handle| self.watchers.get(handle));
-            if watchers.all(|watcher| !watcher.is_lagging && watcher.start <= self.position + 1) {
+            let all_synced = watchers.all(|watcher| !watcher.is_lagging && watcher.start <= self.position + 1);
+            #[cfg(feature = "planted-bugs")]
+            let all_synced = all_synced || self.planted == Some(Planted::ProgressOvertakes);
+            if all_synced {
                 stream.wants_progress = false;
                 stream.outbox.push(Frame { watch_id: -1, revision: self.position, what: What::Progress });
             }
