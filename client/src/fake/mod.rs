@@ -1,6 +1,6 @@
 //! An API server in memory, for tests of clients: it keeps objects, revisions and a history, and breaks on demand.
 //!
-//! It checks nothing about objects and knows no defaults: what it is for is the behaviour of the connection.
+//! It fills in defaults and checks hardly anything about objects: what it is for is the behaviour of the connection.
 
 mod access;
 mod objects;

@@ -83,6 +83,7 @@ fn find(state: &State, kind: Kind, key: &str) -> Result<Object, Status> {
 fn written(object: Option<Object>) -> Result<(Object, Kind, String), Status> {
     let mut object = object.ok_or_else(|| Status::invalid_argument("object: required"))?;
     object.set_type();
+    minipod_proto::defaults::apply(&mut object);
     let kind = object.kind_of().ok_or_else(|| Status::invalid_argument("object: of unknown kind"))?;
     if let Some(meta) = object.meta_mut() {
         if kind.namespaced() && meta.namespace.is_empty() {
