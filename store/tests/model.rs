@@ -517,12 +517,6 @@ impl HubRun {
                 for (id, watching) in &client.watching {
                     if (frame.watch_id == -1 || frame.watch_id == *id) && watching.created && !watching.over {
                         let missing = watching.expected(model, frame.revision);
-                        if !missing.is_empty() {
-                            println!(
-                                "{:#?} watch {:?} {:?} next {} frame {frame:?}",
-                                self.hub, watching.key, watching.range_end, watching.next
-                            );
-                        }
                         assert_eq!(missing, [], "progress to {} overtook events of watch {id}", frame.revision);
                     }
                 }
