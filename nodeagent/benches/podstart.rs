@@ -52,7 +52,8 @@ fn print_distribution(name: &str, times: &mut [Duration]) {
     times.sort();
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
     println!(
-        "{name}: p50 {:.1}, p90 {:.1}, p99 {:.1}, max {:.1} ({} pods)",
+        "{name}: min {:.1}, p50 {:.1}, p90 {:.1}, p99 {:.1}, max {:.1} ({} pods)",
+        at(0.0),
         at(0.5),
         at(0.9),
         at(0.99),

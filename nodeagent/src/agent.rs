@@ -357,12 +357,16 @@ impl Agent {
         self.steps.close();
     }
 
-    /// What is wrong with the agent, if anything; brings the gauges up to date too.
+    /// Brings the gauges up to date.
+    pub fn note_metrics(&self) {
+        self.metrics.note(self.pods.count(), self.is_connected(), self.outbox.waiting());
+    }
+
+    /// What is wrong with the agent, if anything.
     ///
     /// # Errors
     /// When it cannot make pods or cannot tell of them.
     pub fn health(&self) -> Result<(), String> {
-        self.metrics.note(self.pods.count(), self.is_connected(), self.outbox.waiting());
         if !self.is_connected() {
             return Err(format!("no session with the API server {}", self.config.server));
         }
@@ -375,6 +379,7 @@ impl Agent {
     /// Notes whether a session is up.
     pub fn connected(&self, connected: bool) {
         self.connected.store(connected, Ordering::Relaxed);
+        self.note_metrics();
     }
 
     /// Whether a session is up.

@@ -403,24 +403,31 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
 
 /// Removes root file systems of former attempts, and logs but for the newest two. Beside the start, not before it.
 fn forget_old_attempts(job: &Job, name: &str, attempt: u32) {
-    let attempts = job.agent.paths.pod(&job.uid).attempts(name);
-    let log = |attempt| job.agent.paths.log_file(&job.pod, &job.uid, name, attempt);
-    let old_logs: Vec<_> = (0..=attempt.saturating_sub(KEPT_LOGS)).rev().take(8).map(log).collect();
+    let roots = job.agent.paths.pod(&job.uid).attempts(name);
+    let logs = job.agent.paths.log_file(&job.pod, &job.uid, name, attempt).parent().map(std::path::Path::to_owned);
     tokio::task::spawn_blocking(move || {
-        for entry in std::fs::read_dir(&attempts).into_iter().flatten().flatten() {
-            let number = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
-            if number.is_some_and(|number| number < attempt)
-                && let Err(error) = volumes::remove_tree(&entry.path())
-            {
-                tracing::warn!(error = crate::report::chain(&error), "a former root file system stays");
-            }
-        }
-        if attempt >= KEPT_LOGS {
-            for log in old_logs {
-                let _ = std::fs::remove_file(log);
+        let old_roots = older_than(&roots, attempt);
+        let old_logs = logs.iter().flat_map(|logs| older_than(logs, (attempt + 1).saturating_sub(KEPT_LOGS)));
+        for path in old_roots.into_iter().chain(old_logs) {
+            let removed = if path.is_dir() {
+                volumes::remove_tree(&path).map_err(|error| crate::report::chain(&error))
+            } else {
+                std::fs::remove_file(&path).map_err(|error| error.to_string())
+            };
+            if let Err(error) = removed {
+                tracing::warn!(path = %path.display(), error, "something of a former attempt stays");
             }
         }
     });
+}
+
+/// Entries whose name is the number of an attempt before this one, alone or with an ending: `3`, `3.log`, `3.log.1`.
+fn older_than(dir: &std::path::Path, attempt: u32) -> Vec<std::path::PathBuf> {
+    let is_older = |path: &std::path::PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.and_then(|name| name.split('.').next()?.parse::<u32>().ok()).is_some_and(|number| number < attempt)
+    };
+    std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).filter(is_older).collect()
 }
 
 // --------------------------------------------------------------------------------------------------------- the end
@@ -468,4 +475,27 @@ fn remove_all(job: &Job) -> Result<(), StepError> {
     failpoint("remove-pod-dir:before-run");
     // Last: as long as it is there, a restarted agent finds the pod and goes on removing.
     Ok(volumes::remove_tree(&job.agent.paths.pod(&job.uid).run)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rotated_logs_go_with_their_attempt() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        for name in ["0.log", "0.log.1", "1.log", "10.log", "x.log", "2"] {
+            std::fs::write(dir.path().join(name), b"").expect("write");
+        }
+        let old = |attempt| {
+            let paths = older_than(dir.path(), attempt);
+            let mut names: Vec<String> =
+                paths.iter().filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(old(0), [""; 0]);
+        assert_eq!(old(1), ["0.log", "0.log.1"]);
+        assert_eq!(old(3), ["0.log", "0.log.1", "1.log", "2"]);
+    }
 }

@@ -186,6 +186,7 @@ async fn serve(
                 }
                 sequence += 1;
                 agent.refresh_node_status();
+                agent.note_metrics();
                 // A full queue means that the connection stalls: silence will end the session.
                 let _ = sender.try_send(wrap(Out::Heartbeat(Heartbeat { sequence })));
             }
