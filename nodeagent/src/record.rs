@@ -1,7 +1,7 @@
 //! What the agent keeps of a pod across its own restarts: `spec` (the pod as last seen, prost) and `record` (what was done
 //! and seen, JSON), both in the pod's directory below the run directory, which a reboot clears.
 //!
-//! Both are replaced by rename, without fsync: an agent's death loses nothing that was written, and a machine's death
+//! Both are replaced as a whole, without fsync: an agent's death loses nothing that was written, and a machine's death
 //! clears the directory anyway.
 
 use std::collections::BTreeMap;
@@ -67,7 +67,7 @@ impl Record {
     /// Reads the record; an absent or unreadable one is empty (what it knew is then taken from supervisor and API).
     #[must_use]
     pub fn load(dir: &Path) -> Self {
-        let Ok(bytes) = std::fs::read(dir.join(RECORD)) else { return Self::default() };
+        let Ok(bytes) = read(dir, RECORD) else { return Self::default() };
         serde_json::from_slice(&bytes).unwrap_or_else(|error| {
             tracing::warn!(dir = %dir.display(), %error, "a pod's record is unreadable and is begun anew");
             Self::default()
@@ -124,20 +124,39 @@ pub fn save_spec(dir: &Path, pod: &Pod) -> Result<(), RecordError> {
 /// The pod as it was last seen, if it can be read.
 #[must_use]
 pub fn load_spec(dir: &Path) -> Option<Pod> {
-    let bytes = std::fs::read(dir.join(SPEC)).ok()?;
+    let bytes = read(dir, SPEC).ok()?;
     Pod::decode(bytes.as_slice())
         .inspect_err(|error| tracing::error!(dir = %dir.display(), %error, "a pod's spec is unreadable"))
         .ok()
 }
 
+/// Replaces a file. Where the run directory is not in memory, ext4 and its kin write a file out at once when it is renamed over
+/// another one or truncated, which takes tens of milliseconds on a busy disk: so the old one is removed first, and a reader that
+/// comes in between finds the new one under its other name, whole.
 fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), RecordError> {
-    let fresh = dir.join(format!("{name}.new"));
+    let (draft, fresh, place) = (dir.join(format!("{name}.draft")), dir.join(fresh_name(name)), dir.join(name));
     let wrong = |operation| {
-        let path = dir.join(name);
+        let path = place.clone();
         move |source| RecordError { operation, path, source }
     };
-    std::fs::write(&fresh, bytes).map_err(wrong("write"))?;
-    std::fs::rename(&fresh, dir.join(name)).map_err(wrong("rename"))
+    let remove = |path: &Path| match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    remove(&draft).map_err(wrong("remove the draft of"))?;
+    std::fs::write(&draft, bytes).map_err(wrong("write"))?;
+    std::fs::rename(&draft, &fresh).map_err(wrong("rename the draft of"))?;
+    remove(&place).map_err(wrong("replace"))?;
+    std::fs::rename(&fresh, &place).map_err(wrong("rename"))
+}
+
+fn fresh_name(name: &str) -> String {
+    format!("{name}.new")
+}
+
+/// The other way.
+fn read(dir: &Path, name: &str) -> io::Result<Vec<u8>> {
+    std::fs::read(dir.join(name)).or_else(|_| std::fs::read(dir.join(fresh_name(name))))
 }
 
 /// For a pod that the API knows as begun and this node knows nothing about: the node was rebooted, or its state was
@@ -205,6 +224,11 @@ mod tests {
         let mut restored = Seen { dir: true, data: true, ..Seen::default() };
         loaded.restore(&mut restored);
         assert_eq!(restored, seen);
+        // Killed between removal and rename.
+        std::fs::rename(dir.path().join(RECORD), dir.path().join(fresh_name(RECORD))).expect("rename");
+        assert_eq!(Record::load(dir.path()), record);
+        record.save(dir.path()).expect("save again");
+        assert_eq!(Record::load(dir.path()), record);
         std::fs::write(dir.path().join(RECORD), b"{ broken").expect("write");
         assert_eq!(Record::load(dir.path()), Record::default());
     }

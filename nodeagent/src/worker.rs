@@ -62,6 +62,8 @@ pub struct Worker {
     want: PodWant,
     seen: Seen,
     record: Record,
+    /// As it was last written.
+    kept: Option<Record>,
     backoffs: BTreeMap<String, Backoff>,
     images: BTreeMap<String, ImageRecord>,
     failures: BTreeMap<Step, u32>,
@@ -112,6 +114,7 @@ impl Worker {
             want,
             seen: Seen::default(),
             record: Record::default(),
+            kept: None,
             backoffs: BTreeMap::new(),
             images: BTreeMap::new(),
             failures: BTreeMap::new(),
@@ -653,8 +656,12 @@ impl Worker {
         if !self.seen.dir || self.seen.in_flight.contains(&Step::RemovePodDir) {
             return;
         }
-        if let Err(error) = self.record.save(&self.agent.paths.pod(&self.uid).run) {
-            self.warn("keep the pod's record", &error);
+        if self.kept.as_ref() == Some(&self.record) {
+            return;
+        }
+        match self.record.save(&self.agent.paths.pod(&self.uid).run) {
+            Ok(()) => self.kept = Some(self.record.clone()),
+            Err(error) => self.warn("keep the pod's record", &error),
         }
     }
 
