@@ -15,7 +15,7 @@ use crate::image::pull::Registries;
 #[command(name = "minipod-nodeagent", version)]
 pub struct Config {
     /// The API server's address.
-    #[arg(long, default_value = "http://127.0.0.1:7070", env = "MINIPOD_SERVER")]
+    #[arg(long, default_value = "http://127.0.0.1:7650", env = "MINIPOD_SERVER")]
     pub server: String,
     /// This node's name [default: the host name].
     #[arg(long)]
