@@ -137,11 +137,16 @@ impl Clock {
             self.countdowns.retain(|id, _| leases.get(*id).is_some());
         }
         for (id, lease) in leases.iter() {
-            let fresh = Countdown { epoch: lease.epoch, end: end_of(lease, now) };
-            let countdown = self.countdowns.entry(id).or_insert(fresh);
-            if countdown.epoch != lease.epoch {
-                *countdown = fresh;
-            }
+            self.observe_one(id, lease, now);
+        }
+    }
+
+    /// Starts the countdown of one lease if it is new or was renewed.
+    pub fn observe_one(&mut self, id: i64, lease: &Lease, now: Instant) {
+        let fresh = Countdown { epoch: lease.epoch, end: end_of(lease, now) };
+        let countdown = self.countdowns.entry(id).or_insert(fresh);
+        if countdown.epoch != lease.epoch {
+            *countdown = fresh;
         }
     }
 

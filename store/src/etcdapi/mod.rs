@@ -140,9 +140,11 @@ impl<R: Replicator> Face<R> {
     }
 
     /// Starts the countdown of a lease that was just granted or renewed, instead of at the next tick.
-    fn observe_leases(&self) {
+    fn observe_lease(&self, id: i64) {
         let mut clock = self.clock();
-        clock.observe(&self.shared.read().leases, Instant::now());
+        if let Some(lease) = self.shared.read().leases().get(id) {
+            clock.observe_one(id, lease, Instant::now());
+        }
     }
 
     fn header(&self, revision: i64) -> PbResponseHeader {

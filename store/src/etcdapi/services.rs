@@ -31,7 +31,7 @@ impl<R: Replicator> Face<R> {
 
     async fn renew(&self, id: i64) -> Result<PbLeaseKeepAliveResponse, Status> {
         let (revision, body) = self.numbers(Kind::LeaseRenew, [id]).await?;
-        self.observe_leases();
+        self.observe_lease(id);
         let (_, ttl) = lease_numbers(&body);
         Ok(PbLeaseKeepAliveResponse { header: Some(self.header(revision)), id, ttl })
     }
@@ -59,7 +59,7 @@ impl<R: Replicator> PbLeaseService for LeaseService<R> {
         let PbLeaseGrantRequest { ttl, id } = request.into_inner();
         let id = if id == 0 { random_id() } else { id };
         let (revision, body) = self.0.numbers(Kind::LeaseGrant, [id, ttl]).await?;
-        self.0.observe_leases();
+        self.0.observe_lease(id);
         let (id, ttl) = lease_numbers(&body);
         Ok(Response::new(PbLeaseGrantResponse { header: Some(self.0.header(revision)), id, ttl, error: String::new() }))
     }
@@ -93,7 +93,7 @@ impl<R: Replicator> PbLeaseService for LeaseService<R> {
         self.0.admit(request.metadata())?;
         let PbLeaseTimeToLiveRequest { id, keys } = request.into_inner();
         self.0.replicator.read_index().await.map_err(Refused::from)?;
-        self.0.observe_leases();
+        self.0.observe_lease(id);
         let clock = self.0.clock();
         let store = self.0.shared.read();
         let header = Some(self.0.header(store.revision()));
@@ -193,6 +193,12 @@ impl<R: Replicator> PbClusterService for Face<R> {
     }
 }
 
+/// Does what takes long where it holds no client up.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    // It fails only when the runtime is going down.
+    tokio::task::spawn_blocking(work).await.map_err(|_| Refused::Stopped.into())
+}
+
 #[tonic::async_trait]
 impl<R: Replicator> PbMaintenanceService for Face<R> {
     async fn alarm(&self, request: Request<PbAlarmRequest>) -> Answer<PbAlarmResponse> {
@@ -249,25 +255,33 @@ impl<R: Replicator> PbMaintenanceService for Face<R> {
     }
 
     async fn hash(&self, _: Request<PbHashRequest>) -> Answer<PbHashResponse> {
-        let (hash, revision) = self.shared.read().hash(0)?;
+        let hashing = self.shared.read().hashing(0)?;
+        let (hash, revision) = aside(move || hashing.finish()).await?;
         Ok(Response::new(PbHashResponse { header: Some(self.header(revision)), hash }))
     }
 
     async fn hash_kv(&self, request: Request<PbHashKvRequest>) -> Answer<PbHashKvResponse> {
-        let store = self.shared.read();
-        let (hash, hash_revision) = store.hash(request.into_inner().revision)?;
-        let compact_revision = store.compacted();
-        let header = Some(self.header(store.revision()));
-        Ok(Response::new(PbHashKvResponse { header, hash, compact_revision, hash_revision }))
+        let (hashing, compact_revision, revision) = {
+            let store = self.shared.read();
+            (store.hashing(request.into_inner().revision)?, store.compacted(), store.revision())
+        };
+        let (hash, hash_revision) = aside(move || hashing.finish()).await?;
+        Ok(Response::new(PbHashKvResponse {
+            header: Some(self.header(revision)),
+            hash,
+            compact_revision,
+            hash_revision,
+        }))
     }
 
     type SnapshotStream = Answers<PbSnapshotResponse>;
 
     async fn snapshot(&self, _: Request<PbSnapshotRequest>) -> Answer<Self::SnapshotStream> {
-        let (pieces, revision) = {
+        let (exporting, revision) = {
             let store = self.shared.read();
-            (store.export(), store.revision())
+            (store.exporting(), store.revision())
         };
+        let pieces = aside(move || exporting.start()).await?;
         let header = self.header(revision);
         let (mut hasher, mut remaining_bytes) = (Sha256::new(), pieces.bytes());
         // The digest of all comes last, as etcd's clients expect.

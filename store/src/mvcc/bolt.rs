@@ -123,16 +123,52 @@ pub struct Export {
 }
 
 impl Store {
-    /// Starts an etcd snapshot file of the state as it is now; the pieces are made as they are asked for.
+    /// What an etcd snapshot file of the state as it is now needs; cheap, so that the store is not held for long.
+    pub fn exporting(&self) -> Exporting {
+        let leases = self.leases.iter().map(|(id, lease)| {
+            let mut value = Vec::new();
+            wire::put_int(&mut value, 1, id);
+            wire::put_int(&mut value, 2, lease.ttl);
+            wire::put_int(&mut value, 3, lease.remaining);
+            (0, id.to_be_bytes().to_vec(), value)
+        });
+        let alarms = self.alarms().map(|(member, kind)| {
+            let mut key = Vec::new();
+            wire::put_int(&mut key, 1, member as i64);
+            wire::put_int(&mut key, 2, kind.into());
+            (0, key, Vec::new())
+        });
+        let (mut leases, mut alarms): (Vec<_>, Vec<_>) = (leases.collect(), alarms.collect());
+        leases.sort();
+        alarms.sort();
+        Exporting { log: self.log.clone(), leases, alarms, applied: self.applied, compacted: self.compacted }
+    }
+
+    /// An etcd snapshot file of the state as it is now, in pieces.
     pub fn export(&self) -> Export {
-        let log = self.log.clone();
+        self.exporting().start()
+    }
+}
+
+/// An etcd snapshot file that is still to be laid out.
+pub struct Exporting {
+    log: Log,
+    leases: Vec<(u32, Vec<u8>, Vec<u8>)>,
+    alarms: Vec<(u32, Vec<u8>, Vec<u8>)>,
+    applied: u64,
+    compacted: i64,
+}
+
+impl Exporting {
+    /// Lays the file out; its pieces are made as they are asked for.
+    pub fn start(self) -> Export {
         let mut next_page = 3;
-        let leaves = plan(&log, &mut next_page);
+        let leaves = plan(&self.log, &mut next_page);
         let (tail, root) = self.tail(&leaves, &mut next_page);
         let mut head = [meta(0, root, next_page, 0), meta(1, root, next_page, 1)].concat();
         head.append(&mut page(2, FREELIST, 0, &[]));
         let bytes = next_page * PAGE as u64;
-        Export { log, leaves: leaves.into_iter(), head: Some(head), tail: Some(tail), bytes }
+        Export { log: self.log, leaves: leaves.into_iter(), head: Some(head), tail: Some(tail), bytes }
     }
 
     /// Everything after the leaves of `key`; and the page of the root.
@@ -149,30 +185,15 @@ impl Store {
             meta.push((0, b"finishedCompactRev".to_vec(), compacted.clone()));
             meta.push((0, b"scheduledCompactRev".to_vec(), compacted));
         }
-        let leases = self.leases.iter().map(|(id, lease)| {
-            let mut value = Vec::new();
-            wire::put_int(&mut value, 1, id);
-            wire::put_int(&mut value, 2, lease.ttl);
-            wire::put_int(&mut value, 3, lease.remaining);
-            (0, id.to_be_bytes().to_vec(), value)
-        });
-        let alarms = self.alarms().map(|(member, kind)| {
-            let mut key = Vec::new();
-            wire::put_int(&mut key, 1, member as i64);
-            wire::put_int(&mut key, 2, kind.into());
-            (0, key, Vec::new())
-        });
-        let mut alarms: Vec<_> = alarms.collect();
-        alarms.sort();
         let mut buckets = Vec::new();
         for (name, entries) in [
-            ("alarm", alarms),
+            ("alarm", self.alarms.clone()),
             ("auth", Vec::new()),
             ("authRoles", Vec::new()),
             ("authUsers", Vec::new()),
             ("cluster", Vec::new()),
             ("key", Vec::new()),
-            ("lease", leases.collect()),
+            ("lease", self.leases.clone()),
             ("members", Vec::new()),
             ("members_removed", Vec::new()),
             ("meta", meta),

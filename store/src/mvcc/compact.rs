@@ -1,6 +1,6 @@
 //! Compaction, and the hash that members compare.
 
-use super::{Garbage, Revision, Store};
+use super::{Garbage, Log, Revision, Store};
 use crate::refused::Refused;
 use std::collections::{HashSet, VecDeque};
 
@@ -62,6 +62,14 @@ impl Store {
     /// # Errors
     /// [`Refused::Compacted`] or [`Refused::FutureRevision`].
     pub fn hash(&self, revision: i64) -> Result<(u32, i64), Refused> {
+        self.hashing(revision).map(Hashing::finish)
+    }
+
+    /// What [`Store::hash`] needs, so that the store is not held while a gigabyte is read.
+    ///
+    /// # Errors
+    /// As [`Store::hash`].
+    pub fn hashing(&self, revision: i64) -> Result<Hashing, Refused> {
         let revision = if revision <= 0 { self.revision } else { revision };
         if revision < self.compacted {
             return Err(Refused::Compacted);
@@ -73,16 +81,30 @@ impl Store {
         let queues = [&self.replaced, &self.short_lived];
         let dead =
             queues.iter().flat_map(|queue| queue.iter().take_while(|garbage| garbage.dead_from <= self.compacted));
-        let dead: HashSet<Revision> = dead.map(|garbage| garbage.at).collect();
+        Ok(Hashing { log: self.log.clone(), dead: dead.map(|garbage| garbage.at).collect(), revision })
+    }
+}
+
+/// A hash that is still to be computed.
+#[derive(Debug)]
+pub struct Hashing {
+    log: Log,
+    dead: HashSet<Revision>,
+    revision: i64,
+}
+
+impl Hashing {
+    /// The hash, and the revision hashed.
+    pub fn finish(self) -> (u32, i64) {
         let mut hasher = crc32fast::Hasher::new();
-        for version in self.log.from(i64::MIN).take_while(|version| version.at.main <= revision) {
-            if !dead.contains(&version.at) {
+        for version in self.log.from(i64::MIN).take_while(|version| version.at.main <= self.revision) {
+            if !self.dead.contains(&version.at) {
                 hasher.update(&version.at.main.to_be_bytes());
                 hasher.update(&version.at.sub.to_be_bytes());
                 hasher.update(&[u8::from(version.is_tombstone)]);
                 hasher.update(version.encoded());
             }
         }
-        Ok((hasher.finalize(), revision))
+        (hasher.finalize(), self.revision)
     }
 }

@@ -14,6 +14,7 @@ mod snapshot;
 mod txn;
 mod version;
 
+pub use compact::Hashing;
 pub use index::History;
 pub use range::{RangeResult, Scan};
 pub use snapshot::{MAX_CHUNK_BYTES, Restore};
