@@ -2,6 +2,22 @@
 //!
 //! Two halves meet in [`machine`]: consensus drives a [`machine::Machine`] from its one apply thread, and the etcd face
 //! proposes commands through a [`machine::Replicator`].
+//!
+//! ```text
+//! service     the whole: open a directory, serve clients and members, a channel for this process, shut down
+//! etcdapi     KV, Watch, Lease, Cluster, Maintenance        mvcc, lease, watch, state   what a command does and who sees it
+//! replica     core: raft's round without threads · run: the one thread and its handle · inbox: its queue, the group of the group commit
+//! peer        links to other members, and the server that their links reach
+//! wal         the log: one record and one sync a batch      snapshot    the state in checked chunks with raft's configuration
+//! disk        file operations behind a trait                overlay     the same, writing to memory, for looking
+//! tool        verify, dump, restore                         compactor   automatic compaction
+//! ```
+//!
+//! Threads: `store-replica` owns raft, log and machine and takes everything from the inbox; `store-snapshot` writes one snapshot at a time;
+//! `wal-spare` prepares the next segment; the watch hub has its own. Everything else is tasks: one per link, stream and call.
+//!
+//! What always holds: nothing is acknowledged before it is durable on a quorum and applied here; a proposal takes effect once, however
+//! often it is proposed; after an error of the disk under the log the replica writes nothing more and ends.
 
 pub mod compactor;
 pub mod disk;

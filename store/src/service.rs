@@ -122,6 +122,17 @@ pub enum StoreError {
         /// What happened at the last one.
         last: String,
     },
+    /// The directory is empty, but the member has been there before.
+    #[error(
+        "member {member_id:x} has been part of this cluster, {url} says, and its data directory is empty now: a member without its data must \
+         not vote again. Remove it (etcdctl member remove {member_id:x}) and start it with --join {url}"
+    )]
+    SecondLife {
+        /// The member.
+        member_id: u64,
+        /// Who knows it.
+        url: String,
+    },
     /// Opening was cut off.
     #[error("opening the store was interrupted")]
     Interrupted,
@@ -335,6 +346,23 @@ async fn ask_for_vote(replica: &Replica) {
     }
 }
 
+/// A member that votes, loses its directory and begins anew under the same id could vote twice in one term: the others know whether it has
+/// been there before.
+async fn refuse_second_life(place: &Place) -> Result<(), StoreError> {
+    let me = place.identity.member_id;
+    let others = place.known.iter().filter(|member| member.id != me).flat_map(|member| &member.peer_urls);
+    for url in others {
+        // One that does not answer at once cannot be asked; at a cluster's first start that is the rule.
+        let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(2), introduce(url, true)).await else { continue };
+        let is_same_cluster = answer.cluster_id == place.identity.cluster_id;
+        let known = answer.members.iter().find(|member| member.id == me);
+        if is_same_cluster && known.is_none_or(|member| !member.client_urls.is_empty()) {
+            return Err(StoreError::SecondLife { member_id: me, url: url.clone() });
+        }
+    }
+    Ok(())
+}
+
 async fn find_place(config: &Config, disk: &dyn Disk) -> Result<Place, StoreError> {
     let wal_dir = wal_dir(&config.data_dir);
     let found = if Wal::begun(disk, &wal_dir)? { wal::identity(disk, &wal_dir)? } else { None };
@@ -344,6 +372,9 @@ async fn find_place(config: &Config, disk: &dyn Disk) -> Result<Place, StoreErro
             if let Some(found) = found.filter(|found| *found != place.identity) {
                 let dir = config.data_dir.clone();
                 return Err(ReplicaError::Identity { dir, found, expected: place.identity }.into());
+            }
+            if found.is_none() {
+                refuse_second_life(&place).await?;
             }
             place
         }
@@ -411,7 +442,7 @@ async fn join(at: &[String], own_urls: &[String], found: Option<Identity>) -> Re
     let mut last = "no address was given".to_owned();
     for url in at {
         let answer: Result<Place, IntroduceError> = async {
-            let introduction = introduce(url).await?;
+            let introduction = introduce(url, false).await?;
             let mine =
                 introduction.members.iter().find(|member| own_urls.iter().any(|url| member.peer_urls.contains(url)));
             let (member_id, wants_vote) = match (found, mine) {

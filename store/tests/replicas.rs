@@ -137,6 +137,34 @@ async fn members_join_and_leave() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_without_its_data_comes_back_as_another() {
+    let root = tempfile::tempdir().expect("a directory");
+    let mut servers = cluster(root.path());
+    let first = leader(&servers.iter().collect::<Vec<_>>()).await;
+    let (lost, other) = ((first + 1) % 3, (first + 2) % 3);
+    let mut client = servers[other].client().await;
+    put(&mut client, "k", "v").await;
+    until("all members are known", async || {
+        let members = client.member_list().await.map_err(|error| error.to_string())?;
+        let started = members.members().iter().filter(|member| !member.client_urls().is_empty()).count();
+        if started == 3 { Ok(()) } else { Err(format!("{started} of 3 have started")) }
+    })
+    .await;
+    servers[lost].kill();
+    std::fs::remove_dir_all(&servers[lost].dir).expect("lose the data");
+    let said = servers[lost].start_refused();
+    assert!(said.contains("must not vote again") && said.contains("--join"), "{said}");
+    let members = client.member_list().await.expect("members");
+    let id = members.members().iter().find(|member| member.name() == servers[lost].name).expect("the lost one").id();
+    client.member_remove(id).await.expect("remove");
+    servers[lost].args = vec!["--join".to_owned(), format!("http://{}", servers[other].peer)];
+    servers[lost].start();
+    let mut back = servers[lost].client().await;
+    assert_eq!(back.get("k", None).await.expect("get").kvs().len(), 1);
+    same_state(&servers.iter().collect::<Vec<_>>()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_cluster_is_refused_by_its_peers() {
     let root = tempfile::tempdir().expect("a directory");
     let servers = cluster(root.path());

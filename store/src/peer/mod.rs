@@ -204,13 +204,13 @@ pub enum IntroduceError {
     },
 }
 
-/// Asks the member at `url` who belongs to its cluster.
+/// Asks the member at `url` who belongs to its cluster: with `as_known_here` as far as that member knows, otherwise as of now.
 ///
 /// # Errors
 /// When it cannot be reached or refuses.
-pub async fn introduce(url: &str) -> Result<Introduction, IntroduceError> {
+pub async fn introduce(url: &str, as_known_here: bool) -> Result<Introduction, IntroduceError> {
     let channel = connect(url).await.map_err(|source| IntroduceError::Connect { url: url.to_owned(), source })?;
-    let mut request = Request::new(proto::IntroduceRequest {});
+    let mut request = Request::new(proto::IntroduceRequest { as_known_here });
     request.set_timeout(CALL);
     mark(request.metadata_mut(), Identity { cluster_id: 0, member_id: 0 }, 0);
     let reply = client(channel)

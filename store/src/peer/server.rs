@@ -159,8 +159,10 @@ impl Peer for PeerService {
         check_version(
             request.metadata().get("minipod-peer-version").and_then(|value| value.to_str().ok()).unwrap_or_default(),
         )?;
-        // Linearizable: a member that was just added is in it.
-        self.replica.read_index().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        if !request.get_ref().as_known_here {
+            // Linearizable: a member that was just added is in it.
+            self.replica.read_index().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        }
         let members = self.replica.members().into_iter().map(|member| MemberRecord::from(member).encode_to_vec());
         Ok(Response::new(IntroduceReply {
             cluster_id: self.replica.identity().cluster_id,

@@ -14,6 +14,9 @@ use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType};
 use raft::{ProgressState, ReadState, Ready};
 use raft_prost::Message as _;
 
+/// What a cluster of one keeps of its applied entries in memory, bytes.
+const KEEP_ALONE_BYTES: u64 = 1 << 20;
+
 impl<M: Machine, W> Core<M, W> {
     /// Does all that there is to do. Returns when raft has nothing more.
     ///
@@ -255,7 +258,10 @@ impl<M: Machine, W> Core<M, W> {
             .filter(|(_, progress)| progress.state == ProgressState::Snapshot)
             .map(|(_, progress)| progress.pending_snapshot)
             .min();
-        let (applied, keep) = (self.applied, self.settings.keep_bytes);
+        let alone = self.conf.voters == [self.id()] && self.conf.learners.is_empty();
+        // Nobody will ask, so the memory is better spent elsewhere.
+        let keep = if alone { self.settings.keep_bytes.min(KEEP_ALONE_BYTES) } else { self.settings.keep_bytes };
+        let applied = self.applied;
         let log = self.node.mut_store();
         match receiving {
             // It goes on with the entries after its snapshot; beyond the bound it will need another one.
