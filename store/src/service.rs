@@ -285,8 +285,9 @@ impl Store {
     pub async fn shutdown(mut self) -> Ended {
         self.replica.stop();
         let ended = self.replica.ended().await;
-        self.trigger.end();
         // Watches are long calls that do not end by themselves.
+        self.face.end_streams();
+        self.trigger.end();
         tokio::time::sleep(Duration::from_millis(100)).await;
         self.tasks.shutdown().await;
         ended

@@ -115,6 +115,19 @@ async fn progress_comes_after_the_events_that_it_covers() {
 }
 
 #[tokio::test]
+async fn a_server_that_stops_says_so_to_its_watchers() {
+    let ours = Ours::start(FaceConfig::default()).await;
+    let mut watch = Watch::open(&ours, &all()).await;
+    assert!(watch.next().await.created);
+    ours.client.put(&put("a", "x")).await.unwrap();
+    assert_eq!(watch.next().await.events.len(), 1);
+    ours.face.end_streams();
+    let end = tokio::time::timeout(WAIT, watch.answers.message()).await.unwrap().unwrap_err();
+    assert_eq!((end.code(), end.message()), (Code::Unavailable, "etcdserver: server stopped"));
+    assert_eq!(ours.face.watches().watchers(), (0, 0));
+}
+
+#[tokio::test]
 async fn quiet_watches_get_a_sign_of_life() {
     let watch = WatchConfig { progress_interval: Duration::from_millis(100), ..WatchConfig::default() };
     let ours = Ours::start(FaceConfig { watch, ..FaceConfig::default() }).await;

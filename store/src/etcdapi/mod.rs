@@ -65,6 +65,8 @@ pub struct Face<R> {
     watches: Arc<Watches>,
     clock: Mutex<Clock>,
     config: FaceConfig,
+    /// Turns true when long calls must end.
+    stopping: tokio::sync::watch::Sender<bool>,
 }
 
 impl<R: Replicator> Face<R> {
@@ -74,7 +76,8 @@ impl<R: Replicator> Face<R> {
     /// When that thread cannot be started.
     pub fn new(replicator: R, shared: Arc<Shared>, config: FaceConfig) -> std::io::Result<Arc<Self>> {
         let watches = Arc::new(Watches::start(Arc::clone(&shared), config.watch)?);
-        Ok(Arc::new(Self { replicator, shared, watches, clock: Mutex::default(), config }))
+        let stopping = tokio::sync::watch::Sender::new(false);
+        Ok(Arc::new(Self { replicator, shared, watches, clock: Mutex::default(), config, stopping }))
     }
 
     /// The services, for a tonic server or an in-memory channel.
@@ -86,6 +89,25 @@ impl<R: Replicator> Face<R> {
             .add_service(PbClusterServer::from_arc(Arc::clone(self)).max_decoding_message_size(limit))
             .add_service(PbMaintenanceServer::from_arc(Arc::clone(self)).max_decoding_message_size(limit))
             .add_service(kv::HealthService(Arc::clone(self)))
+    }
+
+    /// Ends watches and other calls that do not end by themselves, with "server stopped": a server that waits for its calls
+    /// would wait for ever. New ones end at once.
+    pub fn end_streams(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+
+    /// Resolves when long calls must end.
+    fn stopping(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut stopping = self.stopping.subscribe();
+        async move {
+            // An error means that the face is gone, which is an end too.
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+        }
     }
 
     /// All watches.

@@ -83,7 +83,11 @@ impl<R: Replicator> PbLeaseService for LeaseService<R> {
             let face = Arc::clone(&face);
             async move { face.renew(request?.id).await }
         });
-        Ok(Response::new(Box::pin(answers)))
+        // Only the end of the server is an error: a client that has sent its last request is answered and done.
+        let (face, stopping) = (Arc::clone(&self.0), self.0.stopping());
+        let last = futures_util::stream::once(std::future::ready(()))
+            .filter_map(move |()| std::future::ready(face.is_stopping().then(|| Err(Refused::Stopped.into()))));
+        Ok(Response::new(Box::pin(answers.take_until(stopping).chain(last))))
     }
 
     async fn lease_time_to_live(

@@ -130,12 +130,14 @@ impl<R: Replicator> Reader<R> {
     async fn run(mut self, wants_leader: bool) {
         let mut leader_check = tokio::time::interval(LEADER_CHECK);
         let mut checks_in_vain = 0;
+        let mut stopping = std::pin::pin!(self.face.stopping());
         let reason = loop {
             self.stream.readable().await;
-            // Cancel safe: a message that was not taken stays in the stream, a tick is only postponed, and `closed`
-            // changes nothing.
+            // Cancel safe: a message that was not taken stays in the stream, a tick is only postponed, and
+            // `closed` and `stopping` change nothing.
             tokio::select! {
                 () = self.end.closed() => return,
+                () = &mut stopping => break Refused::Stopped.into(),
                 _ = leader_check.tick(), if wants_leader => {
                     let leads = self.face.replicator.status().leader_id != 0;
                     checks_in_vain = if leads { 0 } else { checks_in_vain + 1 };
