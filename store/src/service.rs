@@ -249,6 +249,12 @@ impl Store {
         &self.shared
     }
 
+    /// How many watches there are, and how many of them lag behind.
+    #[must_use]
+    pub fn watchers(&self) -> (usize, usize) {
+        self.face.watches().watchers()
+    }
+
     /// Serves clients on a listener until the store ends.
     pub fn serve_clients(&mut self, listener: TcpListener) {
         let shutdown = self.shutdown.clone();

@@ -11,6 +11,7 @@ use minipod_store::machine::{
     Machine, Member, MemberChange, MemberError, Outcome, ProposeError, ReplicaStatus, Replicator,
 };
 use minipod_store::refused::Refused;
+use minipod_store::service::{Config, Store};
 use minipod_store::state::StateMachine;
 use prost::Message;
 use std::net::{SocketAddr, TcpListener};
@@ -95,6 +96,26 @@ impl Ours {
 impl Drop for Ours {
     fn drop(&mut self) {
         self.tasks.iter().for_each(|task| task.abort());
+    }
+}
+
+/// The whole store, one replica on a disk of its own, until it is dropped.
+pub struct Whole {
+    pub client: Raw,
+    pub store: Store,
+    _dir: tempfile::TempDir,
+}
+
+impl Whole {
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Snapshots in the midst of it, so that log and state are cut under the operations.
+        let config = Config { snapshot_entries: 1_000, ..Config::alone(dir.path().join("data")) };
+        let mut store = Store::open(config).await.unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = Raw::connect(listener.local_addr().unwrap()).await;
+        store.serve_clients(listener);
+        Self { client, store, _dir: dir }
     }
 }
 
