@@ -302,6 +302,23 @@ async fn a_snapshot_over_the_wire_is_the_state() {
     assert_eq!(store.hash(0).unwrap(), (hash.hash, hash.header.unwrap().revision));
 }
 
+#[tokio::test]
+async fn what_is_not_there_says_so() {
+    let ours = Ours::start(FaceConfig::default()).await;
+    for path in [
+        "/etcdserverpb.Auth/AuthEnable",
+        "/v3lockpb.Lock/Lock",
+        "/v3electionpb.Election/Campaign",
+        "/etcdserverpb.KV/New",
+    ] {
+        let answer: Result<PbAuthEnableResponse, _> = ours.client.unary(path, PbAuthEnableRequest::default()).await;
+        assert_eq!(answer.unwrap_err().code(), Code::Unimplemented, "{path}");
+    }
+    let health: PbAlarmMember =
+        ours.client.unary("/grpc.health.v1.Health/Check", PbStatusRequest::default()).await.unwrap();
+    assert_eq!(health.member_id, 1, "SERVING, whatever the message is called");
+}
+
 #[test]
 fn commands_that_nobody_can_read_change_nothing() {
     let mut machine = StateMachine::new();
@@ -311,5 +328,7 @@ fn commands_that_nobody_can_read_change_nothing() {
             (0..rng.below(40)).map(|at| if at == 0 { rng.below(13) as u8 } else { rng.next() as u8 }).collect();
         machine.apply(index, &command);
         assert_eq!(machine.applied(), index);
+        let _ = minipod_store::wire::WatchRequest::decode(&command);
+        let _ = minipod_store::wire::lease(&command);
     }
 }

@@ -302,6 +302,10 @@ impl Hub {
             }
             self.position = store.revision();
         }
+        if self.watchers.is_empty() {
+            // Nobody misses anything.
+            self.position = store.revision();
+        }
         (self.position < store.revision()).then(|| Batch::read(store, self.position + 1, self.with_previous > 0))
     }
 
