@@ -22,8 +22,9 @@ use hyper_util::rt::TokioIo;
 use minipod_daemon::shutdown::{Shutdown, Trigger};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::hash::{BuildHasher, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -133,6 +134,21 @@ pub enum StoreError {
         /// Who knows it.
         url: String,
     },
+    /// Another process has the directory.
+    #[error("{} is in use by another process: end it first, or name another directory", dir.display())]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The directory cannot be locked.
+    #[error("lock {}", file.display())]
+    Lock {
+        /// The lock's file.
+        file: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// Opening was cut off.
     #[error("opening the store was interrupted")]
     Interrupted,
@@ -162,6 +178,21 @@ pub struct Store {
     trigger: Trigger,
     shutdown: Shutdown,
     tasks: JoinSet<()>,
+    /// The data directory is this process's as long as this is open.
+    _lock: File,
+}
+
+/// Takes a data directory for this process, until the file is closed; makes the directory when it is not there.
+pub(crate) fn lock(dir: &Path) -> Result<File, StoreError> {
+    RealDisk.create_dir(dir)?;
+    let file = dir.join("lock");
+    let failed = |source| StoreError::Lock { file: file.clone(), source };
+    let opened = File::options().create(true).truncate(false).write(true).open(&file).map_err(failed)?;
+    match opened.try_lock() {
+        Ok(()) => Ok(opened),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { dir: dir.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
 }
 
 /// A random number: for ids and checksums' nonces, not for secrets.
@@ -186,6 +217,7 @@ impl Store {
     /// When the directory is damaged or another cluster's, or the cluster to join cannot be asked.
     pub async fn open(config: Config) -> Result<Self, StoreError> {
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let lock = lock(&config.data_dir)?;
         let place = find_place(&config, &*disk).await?;
         let machine = StateMachine::new();
         let shared = machine.shared();
@@ -220,7 +252,7 @@ impl Store {
                 ask_for_vote(&introduced).await;
             }
         });
-        Ok(Self { replica, shared, face, snapshots, channel, trigger, shutdown, tasks })
+        Ok(Self { replica, shared, face, snapshots, channel, trigger, shutdown, tasks, _lock: lock })
     }
 
     /// A channel to the store within this process, for an etcd client.

@@ -5,7 +5,7 @@ use crate::machine::{Machine, RestoreError};
 use crate::mvcc::bolt::{self, ImportError};
 use crate::overlay::Overlay;
 use crate::replica::core::{Boot, Core, Outbox, ReplicaError, Reply, Settings, begin, snapshot_dir, wal_dir};
-use crate::service::{Cluster, StoreError, boot_for, random};
+use crate::service::{Cluster, StoreError, boot_for, lock, random};
 use crate::snapshot::{Reader, SnapshotError, parse_name};
 use crate::state::StateMachine;
 use crate::wal::{self, Dumped, Identity, Wal, WalError};
@@ -122,6 +122,8 @@ pub fn verify(data_dir: &Path) -> Result<Report, ToolError> {
     if !data_dir.is_dir() || !wal_dir(data_dir).is_dir() || !Wal::begun(&*disk, &wal_dir(data_dir))? {
         return Err(ToolError::Empty { dir: data_dir.to_owned() });
     }
+    // A copy that nobody has ever served from has no lock, and gets none.
+    let _lock = data_dir.join("lock").exists().then(|| lock(data_dir)).transpose()?;
     let mut records = 0;
     let identity = wal::dump(&*disk, &wal_dir(data_dir), &mut |_| records += 1)?;
     let identity = identity.ok_or_else(|| ToolError::Empty { dir: data_dir.to_owned() })?;
@@ -200,6 +202,7 @@ fn line(dumped: &Dumped) -> String {
 /// When the directory is not empty, or the snapshot is damaged.
 pub fn restore(saved: &Path, data_dir: &Path, name: &str, cluster: &Cluster) -> Result<i64, ToolError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let _lock = lock(data_dir)?;
     if Wal::begun(&*disk, &wal_dir(data_dir))? {
         return Err(ToolError::NotEmpty { dir: data_dir.to_owned() });
     }

@@ -137,6 +137,11 @@ async fn a_wrong_directory_is_refused() {
     // It was a member before, and starts without anybody's help.
     server.start();
     server.client().await;
+    let mut second = Server::new(root.path(), "only");
+    second.dir = server.dir.clone();
+    let said = second.start_refused();
+    assert!(said.contains("is in use by another process"), "{said}");
+    assert!(minipod_store::tool::verify(&server.dir).expect_err("in use").to_string().contains("in use"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
