@@ -264,6 +264,14 @@ impl Run {
     async fn compact(&mut self) {
         // etcd looks up what was there before when it sends an event: compacted in between, it is not found.
         self.settle().await;
+        // A watch that etcd has not come round to yet would be told that its start is compacted away.
+        let start = Instant::now();
+        while self.etcd.lagging().await > 0 {
+            if start.elapsed() > WAIT {
+                self.fail("a watch of etcd does not catch up");
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let revision = if self.make.rng.one_in(3) {
             self.make.some_revision()
         } else {

@@ -18,6 +18,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
@@ -122,6 +123,7 @@ impl Whole {
 /// A real etcd, until it is dropped.
 pub struct Etcd {
     pub client: Raw,
+    address: SocketAddr,
     process: Child,
     _dir: tempfile::TempDir,
 }
@@ -144,7 +146,7 @@ impl Etcd {
             .expect("etcd does not start: install Debian's etcd-server (apt-get install etcd-server)");
         let address = client.strip_prefix("http://").unwrap().parse().unwrap();
         let client = Raw::connect(address).await;
-        let etcd = Self { client, process, _dir: dir };
+        let etcd = Self { client, address, process, _dir: dir };
         let start = Instant::now();
         let request = PbRangeRequest { key: b"a".to_vec(), ..Default::default() };
         while let Err(status) = etcd.client.range(&request).await {
@@ -152,6 +154,18 @@ impl Etcd {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         etcd
+    }
+}
+
+impl Etcd {
+    /// How many of its watches have not caught up.
+    pub async fn lagging(&self) -> u64 {
+        let mut stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let value = answer.lines().find_map(|line| line.strip_prefix("etcd_debugging_mvcc_slow_watcher_total "));
+        value.unwrap_or_else(|| panic!("etcd does not say how many watches lag: {answer}")).parse().unwrap()
     }
 }
 
