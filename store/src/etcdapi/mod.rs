@@ -1,7 +1,7 @@
 //! The etcd face: the gRPC services over a replica and its state.
 //!
-//! KV and Watch, where the traffic is, read and write the wire form themselves ([`kv`], [`watch`], over [`codec`]). Lease,
-//! Cluster and Maintenance implement the traits that etcd-client generates ([`services`]). Auth, Lock and Election are not
+//! KV and Watch, where the traffic is, read and write the wire form themselves (`kv`, `watch`, over `codec`). Lease,
+//! Cluster and Maintenance implement the traits that etcd-client generates (`services`). Auth, Lock and Election are not
 //! there: tonic answers UNIMPLEMENTED.
 //!
 //! A task per store ([`Face::keep_leases`]) proposes what is due of leases while this member leads.

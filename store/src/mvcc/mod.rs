@@ -1,8 +1,8 @@
 //! The multi-version store: keys, their history, leases. No clock, no I/O, no thread.
 //!
-//! [`Store`] holds every version in a revision log ([`log`]) and, per key, its versions in an ordered index; both share
-//! the bytes. Watches and snapshots read the log, ranges read the index. Writers are [`txn`]'s functions, readers those
-//! of [`range`]. Compaction has two steps: it is *logical* at once (older revisions are refused), and [`Store::sweep`]
+//! [`Store`] holds every version in a revision log (`log`) and, per key, its versions in an ordered index; both share
+//! the bytes. Watches and snapshots read the log, ranges read the index. Writers are `txn`'s functions, readers those
+//! of `range`. Compaction has two steps: it is *logical* at once (older revisions are refused), and [`Store::sweep`]
 //! frees the space in slices. Nothing that a client can see depends on how far the sweep has come.
 
 pub mod bolt;
