@@ -298,6 +298,10 @@ impl Worker {
         let desired = self.desired.borrow_and_update().clone();
         let changed = !same_but_status(&self.pod, &desired.pod);
         self.pod = desired.pod;
+        if self.reported.as_ref().is_some_and(|reported| was_marked_silent(&self.pod, reported)) {
+            // We were away; what was said of the pod is not so, and is told again.
+            self.reported = None;
+        }
         let (now_ms, now_wall_ms) = (boot_ms(), wall_ms());
         let old = std::mem::replace(&mut self.want, pod_want(&self.pod));
         self.want.deletion = sooner(old.deletion, wish_to_end(&self.pod, desired.gone, now_ms));
@@ -683,6 +687,13 @@ fn matters(old: &PodStatus, new: &PodStatus) -> bool {
         status.conditions.iter().find(|condition| condition.r#type == "Ready").map(|condition| condition.status.clone())
     };
     old.phase != new.phase || ready(old) != ready(new)
+}
+
+/// Whether the API server took the pod for not ready because it had not heard of the node, while we know better.
+fn was_marked_silent(pod: &Pod, reported: &PodStatus) -> bool {
+    let marked = pod.condition("Ready").is_some_and(|ready| ready.status != "True" && ready.reason == "NodeNotReady");
+    marked
+        && reported.conditions.iter().any(|condition| condition.r#type == "Ready" && condition.reason != "NodeNotReady")
 }
 
 fn same_but_status(a: &Pod, b: &Pod) -> bool {

@@ -33,8 +33,7 @@ pub fn processes_with_argument(part: &str) -> Vec<Process> {
     processes(|process| process.command.contains(part))
 }
 
-/// The own process of each container of a pod by container name, and pause. Relies on the cgroup's path,
-/// `…<uid>/<container>.<attempt>`.
+/// The own process of each container of a pod, by container name. Relies on the cgroup's path, `…<uid>/<container>.<attempt>`.
 pub fn containers(uid: &str) -> BTreeMap<String, Process> {
     let own = processes_in_cgroup(uid).into_iter().filter(|process| process.inner_pid == 1);
     let name = |process: &Process| {

@@ -108,8 +108,9 @@ async fn a_killed_control_plane_disturbs_nobody_and_goes_on_where_it_was() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_pause_makes_a_new_sandbox_and_init_runs_again() {
     let (cluster, created) = steady().await;
-    let pause = kernel::processes_in_cgroup(created.uid()).into_iter().find(|p| p.command.contains("minipod-pause"));
-    kill(pause.expect("the pod has a pause").pid);
+    let processes = kernel::processes_in_cgroup(created.uid());
+    let pause = processes.iter().find(|process| process.cgroup.ends_with("/pause"));
+    kill(pause.unwrap_or_else(|| panic!("the pod has no pause: {processes:#?}")).pid);
     until_counts(&cluster, (2, [1, 1])).await;
     cluster.delete_completely("steady").await;
     cluster.local.stop().expect("taken down");

@@ -13,6 +13,8 @@ const IMAGES: &[&str] = &["etcd", "apiserver", "scheduler", "node"];
 const NODES: &[&str] = &["node-1", "node-2", "node-3"];
 /// Prefix of the pods' cgroups in deploy/compose.yaml; the host's tree outlives the containers.
 const CGROUPS: &str = "minipod-compose-";
+/// Every pod has one.
+const SUPERVISOR: &str = "minipod-podshim";
 const START_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// One of `up`, `down`, `test`.
@@ -90,7 +92,7 @@ fn check(port: &str) -> Result<(), String> {
     run::step(&format!("look at the processes on {node}"));
     let before = processes(&node)?;
     for (what, mark) in
-        [("pause", "minipod-pause"), ("api", "httpd -f"), ("compute", "compute.sock"), ("main", "main: started")]
+        [("supervisor", SUPERVISOR), ("api", "httpd -f"), ("compute", "compute.sock"), ("main", "main: started")]
     {
         if !before.iter().any(|process| process.command.contains(mark)) {
             return Err(format!("{node} runs no {what} ({mark:?}) among:\n{}", shown(&before)));
@@ -105,7 +107,7 @@ fn check(port: &str) -> Result<(), String> {
         let again = find(&now, "main: started")?.pid != main.pid;
         if again { Ok(now) } else { Err("main is still the one that was killed".to_owned()) }
     })?;
-    for mark in ["httpd -f", "minipod-pause"] {
+    for mark in ["httpd -f", SUPERVISOR] {
         let (old, new) = (find(&before, mark)?, find(&after, mark)?);
         if old.pid != new.pid {
             return Err(format!("{mark:?} was {} and is {}: it was restarted too", old.pid, new.pid));
@@ -116,7 +118,7 @@ fn check(port: &str) -> Result<(), String> {
     minictl(port, &["delete", "pod", "helloworld"])?;
     wait("the pod's processes to be gone", || {
         let left = processes(&node)?;
-        let left: Vec<Process> = left.into_iter().filter(|p| p.command.contains("minipod-pause")).collect();
+        let left: Vec<Process> = left.into_iter().filter(|p| p.command.contains(SUPERVISOR)).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("still there:\n{}", shown(&left))) }
     })
 }

@@ -99,7 +99,8 @@ async fn apply_one(session: &Session, object: &Object, dry_run: bool) -> Result<
     loop {
         let live = match session.client.get_object(kind, &meta.namespace, &meta.name).await {
             Ok(live) => live,
-            Err(error) if error.is_not_found() => {
+            // A name that cannot be: the server's answer to the whole object has every problem, not this one alone.
+            Err(error) if error.is_not_found() || matches!(error, ClientError::Invalid { .. }) => {
                 match session.client.create_object(wanted.with_note(object), dry_run).await {
                     Ok(_) => return Ok("created"),
                     // Somebody else was faster: now it is there.

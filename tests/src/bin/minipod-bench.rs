@@ -176,8 +176,7 @@ async fn footprint() {
 
 /// What a pod costs beside its own containers: its supervisor and pause.
 fn overhead_kb(uid: &str) -> f64 {
-    let of_pod =
-        |process: &Process| process.command.contains("minipod-podshim") || process.command.contains("minipod-pause");
+    let of_pod = |process: &Process| process.command.contains("minipod-podshim") || process.command == "pause";
     let mut processes = kernel::processes_with_argument(uid);
     processes.extend(kernel::processes_in_cgroup(uid));
     processes.sort_by_key(|process| process.pid);
