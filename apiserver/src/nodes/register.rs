@@ -48,34 +48,45 @@ impl Registrar {
         let given = given.ok_or_else(|| ApiError::Invalid("node: missing".into()))?;
         let name = given.metadata.as_ref().map(|meta| meta.name.clone()).unwrap_or_default();
         keys::object_key(Kind::Node, "", &name)?;
-        let existing = self.registry.read(Kind::Node, &name).await?;
-        let range = match existing.as_ref().and_then(|entry| entry.object.as_node()) {
-            Some(node) if !node.spec().pod_cidr.is_empty() => node.spec().pod_cidr.clone(),
-            _ => self.range(&name).await?,
-        };
         self.sessions.touch(&name);
-        let node = match self.create(&given, &range, existing.is_some()).await {
-            Err(ApiError::Exists { .. }) => self.refresh(&name, &given, &range).await?,
-            done => done?,
-        };
+        let node = self.make_or_refresh(&name, &given).await?;
         let node = Node::try_from(node)
             .map_err(|_| ApiError::Unavailable("the store holds no node under the node's key".into()))?;
         let pod_cidr = node.spec().pod_cidr.clone();
         Ok(RegisterResponse { node: Some(node), pod_cidr, heartbeat_interval_ms: self.heartbeat_interval_ms })
     }
 
-    async fn create(&self, given: &Node, range: &str, exists: bool) -> Result<Object, ApiError> {
-        let mut node = given.clone();
-        let name = node.metadata.as_ref().map(|meta| meta.name.clone()).unwrap_or_default();
-        if exists {
-            return Err(ApiError::Exists { kind: Kind::Node, key: name });
+    async fn make_or_refresh(&self, name: &str, given: &Node) -> Result<Object, ApiError> {
+        for _ in 0..ATTEMPTS {
+            let existing = self.registry.read(Kind::Node, name).await?;
+            if let Some(node) = existing.as_ref().and_then(|entry| entry.object.as_node())
+                && !node.spec().pod_cidr.is_empty()
+            {
+                return self.refresh(name, given, &node.spec().pod_cidr).await;
+            }
+            let (range, claim) = self.range(name).await?;
+            if existing.is_some() {
+                return self.refresh(name, given, &range).await;
+            }
+            match self.create(given, &range, claim).await {
+                // Somebody was faster with the node, or took the range while there was no node to see.
+                Err(ApiError::Exists { .. } | ApiError::Stale { .. }) => {}
+                done => return done,
+            }
         }
+        Err(ApiError::Unavailable("too many nodes register at the same time; try again".into()))
+    }
+
+    /// The node comes to be only while the range is still its own: `claim` is the range's key as it was written for it.
+    async fn create(&self, given: &Node, range: &str, claim: Guard) -> Result<Object, ApiError> {
+        let mut node = given.clone();
         let meta = node.metadata.get_or_insert_default();
         meta.resource_version.clear();
         node.spec_mut().pod_cidr = range.to_owned();
         node.spec_mut().pod_cidrs = vec![range.to_owned()];
         node.status = Some(alive(node.status.take().unwrap_or_default(), None, self.registry.now()));
-        self.registry.create(CreateRequest { object: Some(node.into()), dry_run: false }).await
+        let request = CreateRequest { object: Some(node.into()), dry_run: false };
+        self.registry.create_while(request, Some(claim)).await
     }
 
     async fn refresh(&self, name: &str, given: &Node, range: &str) -> Result<Object, ApiError> {
@@ -98,8 +109,9 @@ impl Registrar {
         Ok(written.await?.object)
     }
 
-    /// A range that is the node's alone: its key is written only if nobody has it.
-    async fn range(&self, name: &str) -> Result<String, ApiError> {
+    /// A range that is the node's alone, with its key as it is now: the key is written only if nobody has it, or a node that is
+    /// gone. Whether a node is gone is asked of the store in that transaction: the cache may not know a node yet.
+    async fn range(&self, name: &str) -> Result<(String, Guard), ApiError> {
         for _ in 0..ATTEMPTS {
             let (items, _) = self.registry.storage.all(&keys::pod_cidr_prefix(), 0).await?;
             let mut given = BTreeMap::new();
@@ -116,7 +128,10 @@ impl Registrar {
                     || cache.ledgers(std::iter::once(node)).into_iter().flatten().next().is_some()
             };
             let (index, revision) = match cidr::choose(self.cluster_cidr, name, &given, left) {
-                Choice::Has(index) => return Ok(self.cluster_cidr.range(index)),
+                Choice::Has(index) => {
+                    let revision = given.get(&index).map_or(0, |(_, revision)| *revision);
+                    return Ok((self.cluster_cidr.range(index), Guard::new(keys::pod_cidr(index), revision)));
+                }
                 Choice::Free(index) => (index, 0),
                 Choice::Reclaim(index, revision) => (index, revision),
                 Choice::Full => {
@@ -126,10 +141,21 @@ impl Registrar {
                     )));
                 }
             };
-            let guard = Guard::new(keys::pod_cidr(index), revision);
+            let mut guards = vec![Guard::new(keys::pod_cidr(index), revision)];
+            if let Some((owner, _)) = given.get(&index) {
+                guards.extend([Guard::new(keys::object(Kind::Node, owner), 0), Guard::new(keys::ledger(owner), 0)]);
+            }
             let write = Write::Put(keys::pod_cidr(index), name.as_bytes().to_vec());
-            if let Outcome::Done { .. } = self.registry.storage.txn(vec![guard], vec![write]).await? {
-                return Ok(self.cluster_cidr.range(index));
+            match self.registry.storage.txn(guards, vec![write]).await? {
+                Outcome::Done { revision } => {
+                    return Ok((self.cluster_cidr.range(index), Guard::new(keys::pod_cidr(index), revision)));
+                }
+                // What the guards hold now is newer than the cache: what is asked next is true then.
+                Outcome::Lost { present } => {
+                    if let Some(newest) = present.iter().flatten().map(|item| item.revision).max() {
+                        self.registry.cache.reach(newest).await?;
+                    }
+                }
             }
         }
         Err(ApiError::Unavailable("too many nodes register at the same time; try again".into()))

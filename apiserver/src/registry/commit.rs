@@ -100,12 +100,21 @@ impl Registry {
     }
 
     /// Writes a new object.
-    pub(super) async fn insert(&self, kind: Kind, key: &str, object: Object) -> Result<Object, ApiError> {
+    pub(super) async fn insert(
+        &self,
+        kind: Kind,
+        key: &str,
+        object: Object,
+        guard: Option<Guard>,
+    ) -> Result<Object, ApiError> {
         let mut ledger_hint = None;
         for _ in 0..ATTEMPTS {
-            let namespace = self.namespace(kind, &object.meta().namespace).await?;
-            let guarded = namespace.is_some();
-            match self.write(kind, key, None, Some(&object), namespace, ledger_hint.take()).await? {
+            let extra = match &guard {
+                Some(guard) => Some(guard.clone()),
+                None => self.namespace(kind, &object.meta().namespace).await?,
+            };
+            let guarded = extra.is_some();
+            match self.write(kind, key, None, Some(&object), extra, ledger_hint.take()).await? {
                 Outcome::Done { revision } => return Ok(stamped(&object, revision)),
                 Outcome::Lost { present } => {
                     self.conflicts.increment();
@@ -113,7 +122,14 @@ impl Registry {
                     if present.next().flatten().is_some() {
                         return Err(ApiError::Exists { kind, key: key.to_owned() });
                     }
-                    let namespace = if guarded { present.next().flatten() } else { None };
+                    let second = if guarded { present.next().flatten() } else { None };
+                    if let Some(guard) = &guard
+                        && second.as_ref().map_or(0, |item| item.revision) != guard.revision
+                    {
+                        let detail = format!("{} changed meanwhile", String::from_utf8_lossy(&guard.key));
+                        return Err(ApiError::Stale { kind, key: key.to_owned(), detail });
+                    }
+                    let namespace = second.filter(|_| guard.is_none());
                     // The cache may be behind: what is newest is known now.
                     if let Some(item) = namespace {
                         self.cache.reach(item.revision).await?;

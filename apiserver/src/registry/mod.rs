@@ -24,7 +24,7 @@ use crate::{
     cache::{Cache, Entry},
     error::ApiError,
     keys,
-    storage::Storage,
+    storage::{Guard, Storage},
 };
 
 /// How often a write is tried when others keep writing the same object.
@@ -91,6 +91,12 @@ impl Registry {
     /// # Errors
     /// When it is wrong, its name is taken, or its namespace is not there.
     pub async fn create(&self, request: CreateRequest) -> Result<Object, ApiError> {
+        self.create_while(request, None).await
+    }
+
+    /// Makes a new object in a transaction that holds only while another key is as it was seen; [`ApiError::Stale`] when it is
+    /// not any more. For objects without namespace.
+    pub(crate) async fn create_while(&self, request: CreateRequest, guard: Option<Guard>) -> Result<Object, ApiError> {
         let given = request.object.ok_or_else(|| ApiError::Invalid("object: missing".into()))?;
         let generated = given.meta().name.is_empty() && !given.meta().generate_name.is_empty();
         for _ in 0..NAME_ATTEMPTS {
@@ -105,7 +111,7 @@ impl Registry {
                 self.namespace(kind, &object.meta().namespace).await?;
                 return Ok(object);
             }
-            match self.insert(kind, &key, object).await {
+            match self.insert(kind, &key, object, guard.clone()).await {
                 Err(ApiError::Exists { .. }) if generated => {}
                 done => return done,
             }

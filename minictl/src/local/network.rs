@@ -30,6 +30,18 @@ pub(super) fn create(slot: &Slot, nodes: &[NodeOptions]) -> Result<(), LocalErro
 /// Removes what is there of it.
 pub(super) fn remove(slot: &Slot) -> Vec<String> {
     let mut remains = Vec::new();
+    // Explicitly, and first: a namespace gives its veths free some time after its end, and the next cluster with this number
+    // may want the names before that.
+    let outer = format!("{}h", slot.bridge());
+    for entry in std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if is_numbered(&name, &outer)
+            && let Err(error) = ip(&["link", "delete", &name])
+            && entry.path().exists()
+        {
+            remains.push(error.to_string());
+        }
+    }
     let prefix = slot.netns_prefix();
     for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
