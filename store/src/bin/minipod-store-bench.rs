@@ -107,7 +107,9 @@ fn start(args: &Args, server: Server) -> Result<Running, Error> {
             command
         }
     };
-    let child = command.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()?;
+    // etcd writes pages about its elections even at level error.
+    let stderr = if server == Server::Etcd { Stdio::null() } else { Stdio::inherit() };
+    let child = command.stdout(Stdio::null()).stderr(stderr).spawn()?;
     Ok(Running { child, endpoint: format!("http://{client}"), dir })
 }
 
