@@ -1,8 +1,10 @@
 //! The scheduler: pure decisions over an indexed snapshot, and a loop that carries them out.
 //!
+//! `cases` holds the core against tables of facts.
 //! `plan` decides and does no I/O; `run` lists and watches, feeds the core, and proposes bindings. Several schedulers may run
 //! beside each other: the API server's binding transaction is the arbiter.
 #![forbid(unsafe_code)]
 
+pub mod cases;
 pub mod plan;
 pub mod run;

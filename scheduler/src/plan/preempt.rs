@@ -154,6 +154,13 @@ impl Core {
         all.min_by(|(left, _), (right, _)| left.cmp(right)).map(|(_, preemption)| preemption)
     }
 
+    /// Whom to end on one node so that this pod fits there.
+    pub fn victims(&self, pod: PodId, node: NodeId) -> Option<Preemption> {
+        let class = self.class(self.entry(pod)?.class);
+        let allowed = self.statics.all[class.statics].score(node).is_some();
+        allowed.then(|| self.victims_on(class, class.needs.priority, node)).flatten().map(|(_, preemption)| preemption)
+    }
+
     /// The pods to end on one node, and what that costs.
     fn victims_on(&self, class: &Class, priority: i32, node: NodeId) -> Option<(Cost, Preemption)> {
         let on_node = self.nodes.pods[node as usize].iter();

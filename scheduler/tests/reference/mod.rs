@@ -14,6 +14,8 @@ use minipod_proto::v1::{
 };
 
 pub type Labels = BTreeMap<String, String>;
+/// What ending pods on a node costs, see `preempt`.
+type Cost = (usize, i32, i64, usize, i64, usize);
 
 /// The cluster: nothing but lists.
 #[derive(Default, Clone)]
@@ -325,7 +327,7 @@ impl World {
     pub fn preempt(&self, pod: &Pod, budgets: &[(String, LabelSelector, i64)]) -> Option<(String, Vec<String>, usize)> {
         let priority = |pod: &Pod| pod.spec().priority.unwrap_or(0);
         let start = |pod: &Pod| pod.status().start_time.map_or(0, |time| time.seconds);
-        let mut best: Option<((usize, i32, i64, usize, i64, usize), String, Vec<String>)> = None;
+        let mut best: Option<(Cost, String, Vec<String>)> = None;
         for (age, node) in self.nodes.iter().enumerate() {
             let here = |place: &Option<String>| place.as_deref() == Some(node.name());
             let mut lower: Vec<(Pod, Option<String>)> = self
