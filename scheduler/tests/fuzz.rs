@@ -389,16 +389,23 @@ impl Pair {
             allowed: *allowed,
         });
         self.core.set_budgets(fast.collect());
-        // Of equal nodes the one with the lower id wins: the reference gets them in that order.
-        let mut world = self.world.clone();
-        world.nodes.sort_by_key(|node| self.core.node_id(node.name()));
-        let truth = world.preempt(pod, &budgets);
-        let chosen = self.core.preempt(id).map(|chosen| {
-            let victims = chosen.victims.iter().map(|victim| self.core.pod(*victim).unwrap().uid.to_string());
-            (self.core.node_name(chosen.node).to_owned(), victims.collect::<Vec<_>>(), chosen.violations)
-        });
-        self.preemptions += u64::from(chosen.is_some());
-        assert_eq!(chosen, truth, "seed {} {}", self.seed, serde_json::to_string(pod).unwrap());
+        // Twice with a change in between: what is remembered of the first time must not show in the second.
+        for _ in 0..2 {
+            // Of equal nodes the one with the lower id wins: the reference gets them in that order.
+            let mut world = self.world.clone();
+            world.nodes.sort_by_key(|node| self.core.node_id(node.name()));
+            let truth = world.preempt(pod, &budgets);
+            let chosen = self.core.preempt(id).map(|chosen| {
+                let victims = chosen.victims.iter().map(|victim| self.core.pod(*victim).unwrap().uid.to_string());
+                (self.core.node_name(chosen.node).to_owned(), victims.collect::<Vec<_>>(), chosen.violations)
+            });
+            self.preemptions += u64::from(chosen.is_some());
+            assert_eq!(chosen, truth, "seed {} {}", self.seed, serde_json::to_string(pod).unwrap());
+            if !self.world.pods.is_empty() {
+                let at = dice.below(self.world.pods.len() as u64) as usize;
+                self.remove_pod(at);
+            }
+        }
     }
 
     /// A pod that waits is tried again: memos must not hide what has become possible.

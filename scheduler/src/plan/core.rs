@@ -8,7 +8,7 @@ use super::hold::Hold;
 use super::needs::{NodeInfo, PodInfo};
 use super::nodes::Nodes;
 use super::order::Partition;
-use super::preempt::Budget;
+use super::preempt::{Budget, Trials};
 use super::statics::Statics;
 use super::topology::{Counted, NOWHERE, Topology};
 use super::{NodeId, PodId, Profile};
@@ -111,8 +111,8 @@ pub struct Core {
     pub(super) budgets: Vec<Budget>,
     /// Number of pods that are on nodes, by priority.
     priorities: BTreeMap<i32, usize>,
-    /// Number of placements so far.
-    placements: u64,
+    /// What preemption would cost.
+    pub(super) trials: Trials,
 }
 
 impl Core {
@@ -138,7 +138,7 @@ impl Core {
             generation: 0,
             budgets: Vec::new(),
             priorities: BTreeMap::new(),
-            placements: 0,
+            trials: Trials::default(),
         }
     }
 
@@ -365,6 +365,10 @@ impl Core {
         let Some(entry) = self.pods[pod as usize].as_mut() else { return };
         let same = entry.class == class && entry.info.terminating == info.terminating;
         if same {
+            // Preemption spares what has run longer.
+            if let Some(node) = entry.place.filter(|_| entry.info.started_ms != info.started_ms) {
+                self.nodes.version[node as usize] += 1;
+            }
             entry.info = info;
             return;
         }
@@ -482,7 +486,6 @@ impl Core {
         let same = self.priorities.entry(class.needs.priority).or_insert(0);
         if sign > 0 {
             *same += 1;
-            self.placements += 1;
         } else {
             *same = same.saturating_sub(1);
             if *same == 0 {
@@ -573,7 +576,6 @@ impl Core {
         fresh.routes = self.routes + 1;
         fresh.generation = self.generation + 1;
         fresh.budgets = std::mem::take(&mut self.budgets);
-        fresh.placements = self.placements;
         for (pod, node, assumed) in places {
             fresh.put(pod, node, assumed);
         }

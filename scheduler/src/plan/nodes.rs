@@ -87,6 +87,8 @@ pub struct Nodes {
     shape_ids: HashMap<Shape, u32>,
     /// By node: how good it is as a place for any pod; the greater the better.
     pub rank: Vec<i64>,
+    /// By node: grows with everything that happens to it and its pods; from 1.
+    pub version: Vec<u64>,
     /// Pods on the node.
     pub pods: Vec<Vec<PodId>>,
     /// Nodes where somebody takes this port, by protocol and number.
@@ -112,6 +114,7 @@ impl Nodes {
             slack: Vec::new(),
             shape_ids: HashMap::new(),
             rank: Vec::new(),
+            version: Vec::new(),
             pods: Vec::new(),
             port_users: HashMap::new(),
             ports: Vec::new(),
@@ -162,6 +165,7 @@ impl Nodes {
             self.info.push(None);
             self.shape.push(0);
             self.rank.push(0);
+            self.version.push(0);
             self.pods.push(Vec::new());
             self.ports.push(Vec::new());
             self.info.len() as NodeId - 1
@@ -254,6 +258,7 @@ impl Nodes {
 
     fn refresh_rank(&mut self, id: NodeId) {
         let index = id as usize;
+        self.version[index] += 1;
         let free = [self.score_free[0][index], self.score_free[1][index]];
         let share = self.shapes[self.shape[index] as usize].rank(free);
         self.rank[index] = match self.profile {

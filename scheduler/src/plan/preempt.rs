@@ -49,6 +49,15 @@ struct Cost {
     node: NodeId,
 }
 
+/// What preemption on each node would cost for the class that asked last: nodes on which nothing has happened since are not tried again.
+#[derive(Default)]
+pub(super) struct Trials {
+    class: Option<u32>,
+    generation: u64,
+    /// By node: the node's version at the trial, and the cost if it helped.
+    costs: Vec<(u64, Option<Cost>)>,
+}
+
 /// What is free on a node while pods are thought away.
 struct Trial<'a> {
     core: &'a Core,
@@ -140,18 +149,46 @@ impl Core {
     }
 
     /// Whom to end so that this pod fits somewhere; `None` when that does not help or the pod may not.
-    pub fn preempt(&self, pod: PodId) -> Option<Preemption> {
-        let entry = self.entry(pod).filter(|entry| entry.place.is_none())?;
-        let class = self.class(entry.class);
-        let priority = class.needs.priority;
+    pub fn preempt(&mut self, pod: PodId) -> Option<Preemption> {
+        let class_id = self.entry(pod).filter(|entry| entry.place.is_none())?.class;
         if !self.may_preempt(pod) {
             return None;
         }
+        let mut known = std::mem::take(&mut self.trials);
+        let class = self.class(class_id);
+        // What a node would cost depends on the node alone only where no other node's pods and no budget have a say.
+        let lasting = class.checks.is_empty() && self.budgets.is_empty();
+        if !lasting || known.class != Some(class_id) || known.generation != self.generation() {
+            known = Trials { class: Some(class_id), generation: self.generation(), costs: Vec::new() };
+        }
+        known.costs.resize_with(self.nodes.capacity(), || (0, None));
         let shut = self.shut_for(pod);
-        let nodes = self.statics.all[class.statics].tiers.iter().flat_map(|(_, bits)| bits.iter());
-        let open = nodes.filter(|node| shut.is_none_or(|shut| !shut.contains(*node)));
-        let all = open.filter_map(|node| self.victims_on(class, priority, node));
-        all.min_by(|(left, _), (right, _)| left.cmp(right)).map(|(_, preemption)| preemption)
+        let mut best: Option<&Cost> = None;
+        for node in self.statics.all[class.statics].tiers.iter().flat_map(|(_, bits)| bits.iter()) {
+            if shut.is_some_and(|shut| shut.contains(node)) {
+                continue;
+            }
+            let version = self.nodes.version[node as usize];
+            let (at, cost) = &mut known.costs[node as usize];
+            if *at != version {
+                *at = version;
+                *cost = self.victims_on(class, class.needs.priority, node).map(|(cost, _)| cost);
+            }
+        }
+        let open = known.costs.iter().filter(|(at, _)| *at > 0).filter_map(|(_, cost)| cost.as_ref());
+        for cost in open {
+            let closed = shut.is_some_and(|shut| shut.contains(cost.node));
+            if !closed
+                && best.is_none_or(|best| cost < best)
+                && self.statics.all[class.statics].score(cost.node).is_some()
+            {
+                best = Some(cost);
+            }
+        }
+        let node = best.map(|cost| cost.node);
+        let found = node.and_then(|node| self.victims_on(class, class.needs.priority, node));
+        self.trials = if lasting { known } else { Trials::default() };
+        found.map(|(_, preemption)| preemption)
     }
 
     /// Whom to end on one node so that this pod fits there.

@@ -366,6 +366,9 @@ impl World {
                     }
                 }
             }
+            if victims.is_empty() {
+                continue;
+            }
             victims.sort_unstable();
             let highest = victims.iter().map(|at| priority(&lower[*at].0)).max()?;
             let sum = victims.iter().map(|at| i64::from(priority(&lower[*at].0)) + (1 << 31)).sum();
