@@ -4,18 +4,27 @@ use crate::{images, run, setup};
 use std::fs;
 use std::process::{Command, Stdio};
 
-/// A benchmark: its name, the binary that runs it and that binary's first argument.
+/// A benchmark: its name, the binary that runs it and that binary's first arguments.
 struct Bench {
     name: &'static str,
     binary: &'static str,
-    argument: &'static str,
+    arguments: &'static [&'static str],
+    /// The one package to build; `None`: everything, and the images.
+    package: Option<&'static str>,
     /// What it compares with.
     needs: &'static [setup::Need],
 }
 
 const BENCHES: &[Bench] = &[
-    Bench { name: "podstart", binary: "minipod-bench", argument: "podstart", needs: setup::PODMAN },
-    Bench { name: "footprint", binary: "minipod-bench", argument: "footprint", needs: setup::PODMAN },
+    Bench { name: "podstart", binary: "minipod-bench", arguments: &["podstart"], package: None, needs: setup::PODMAN },
+    Bench { name: "footprint", binary: "minipod-bench", arguments: &["footprint"], package: None, needs: setup::PODMAN },
+    Bench {
+        name: "scheduler",
+        binary: "minipod-scheduler-bench",
+        arguments: &[],
+        package: Some("minipod-scheduler"),
+        needs: &[],
+    },
 ];
 
 /// The names, for the usage.
@@ -33,11 +42,15 @@ pub fn run(name: &str, rest: &[&str]) -> Result<(), String> {
     setup::install(setup::BASE)?;
     setup::install(bench.needs)?;
     run::step("build for release");
-    run::cargo(&["build", "--release", "--workspace", "--bins"])?;
-    images::build_all()?;
+    if let Some(package) = bench.package {
+        run::cargo(&["build", "--release", "--package", package, "--bins"])?;
+    } else {
+        run::cargo(&["build", "--release", "--workspace", "--bins"])?;
+        images::build_all()?;
+    }
     run::step(&format!("measure {name}"));
     let mut command = Command::new(run::release_dir().join(bench.binary));
-    command.arg(bench.argument).args(rest).stderr(Stdio::inherit());
+    command.args(bench.arguments).args(rest).stderr(Stdio::inherit());
     command.env("MINIPOD_BIN_DIR", run::release_dir()).env("MINIPOD_IMAGES", images::dir());
     let figures = figures(&run::output(&mut command)?)?;
     let widest = figures.iter().map(|(key, _)| key.len()).max().unwrap_or(0);

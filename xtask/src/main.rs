@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         ["setup"] => setup::install(setup::BASE),
         ["images"] => setup::install(setup::BASE).and_then(|()| images::build_all()),
         ["bench", name, rest @ ..] => bench::run(name, rest),
+        ["cases", directory] => cases(directory),
         ["compose", verb @ ("up" | "down" | "test")] => compose::run(verb),
         [] | ["help" | "-h" | "--help"] => {
             println!("{USAGE}");
@@ -43,6 +44,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs a directory of scheduling cases; the scheduler's own runner prints id and verdict.
+fn cases(directory: &str) -> Result<(), String> {
+    run::cargo(&["build", "--package", "minipod-scheduler", "--bin", "minipod-scheduler-cases"])?;
+    run::command(std::process::Command::new(run::bin_dir().join("minipod-scheduler-cases")).arg(directory))
 }
 
 /// Set up, build, and let `minictl demo` do the rest.
