@@ -20,7 +20,8 @@ fn the_scheduler_agrees_with_kubernetes_but_for_the_listed_differences() {
     let agreeing: Vec<_> = listed.difference(&differing).collect();
     assert!(agreeing.is_empty(), "these are listed and do not differ: {agreeing:?}");
     assert!(verdicts.len() - differing.len() >= 600, "only {} cases agree", verdicts.len() - differing.len());
-    let kinds: BTreeSet<&str> = verdicts.iter().filter_map(|one| one.id.rsplit_once('-').map(|(kind, _)| kind)).collect();
+    let kinds: BTreeSet<&str> =
+        verdicts.iter().filter_map(|one| one.id.rsplit_once('-').map(|(kind, _)| kind)).collect();
     assert!(kinds.len() >= 15, "areas: {kinds:?}");
 }
 

@@ -17,7 +17,13 @@ struct Bench {
 
 const BENCHES: &[Bench] = &[
     Bench { name: "podstart", binary: "minipod-bench", arguments: &["podstart"], package: None, needs: setup::PODMAN },
-    Bench { name: "footprint", binary: "minipod-bench", arguments: &["footprint"], package: None, needs: setup::PODMAN },
+    Bench {
+        name: "footprint",
+        binary: "minipod-bench",
+        arguments: &["footprint"],
+        package: None,
+        needs: setup::PODMAN,
+    },
     Bench {
         name: "scheduler",
         binary: "minipod-scheduler-bench",
