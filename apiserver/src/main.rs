@@ -6,7 +6,7 @@ use clap::Parser;
 use minipod_apiserver::{
     cache::Limits,
     nodes::cidr::ClusterCidr,
-    serve::{self, Config, StartError},
+    serve::{self, Config, ServeError, StartError, StoreAt},
     storage::DEFAULT_MAX_OPS,
 };
 use minipod_daemon::{
@@ -14,13 +14,16 @@ use minipod_daemon::{
     telemetry::{self, TelemetryError},
 };
 
-/// Keeps the objects of a minipod cluster in etcd and serves them.
+/// Keeps the objects of a minipod cluster, in etcd or by itself, and serves them.
 #[derive(Debug, Parser)]
 #[command(name = "minipod-apiserver", version)]
 struct Args {
-    /// Where the objects are kept: etcd://HOST:PORT[,HOST:PORT…].
-    #[arg(long, env = "MINIPOD_STORE", value_parser = store_addresses)]
-    store: Addresses,
+    /// Where the objects are kept: etcd://HOST:PORT[,HOST:PORT…], or embedded: in --data-dir, by this process itself.
+    #[arg(long, env = "MINIPOD_STORE", value_parser = store)]
+    store: StoreArg,
+    /// The directory of the embedded store.
+    #[arg(long, env = "MINIPOD_DATA_DIR", default_value = "/var/lib/minipod/store")]
+    data_dir: PathBuf,
     /// Operations that the store takes in one transaction (etcd's --max-txn-ops).
     #[arg(long, env = "MINIPOD_STORE_MAX_TXN_OPS", default_value_t = DEFAULT_MAX_OPS)]
     store_max_txn_ops: usize,
@@ -47,18 +50,25 @@ struct Args {
     keep_history: Duration,
 }
 
-#[derive(Debug, Clone)]
-struct Addresses(Vec<String>);
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum StoreArg {
+    Etcd(Vec<String>),
+    Embedded,
+}
 
-fn store_addresses(text: &str) -> Result<Addresses, String> {
-    let wrong = || format!("{text:?} is no store; write it like etcd://127.0.0.1:2379 or etcd://a:2379,b:2379");
+fn store(text: &str) -> Result<StoreArg, String> {
+    if text == "embedded" {
+        return Ok(StoreArg::Embedded);
+    }
+    let wrong =
+        || format!("{text:?} is no store; write it like embedded, etcd://127.0.0.1:2379 or etcd://a:2379,b:2379");
     let hosts = text.strip_prefix("etcd://").ok_or_else(wrong)?;
     let good = |host: &str| {
         host.rsplit_once(':')
             .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
     };
     let hosts: Vec<String> = hosts.trim_end_matches('/').split(',').map(str::to_owned).collect();
-    if hosts.iter().all(|host| good(host)) { Ok(Addresses(hosts)) } else { Err(wrong()) }
+    if hosts.iter().all(|host| good(host)) { Ok(StoreArg::Etcd(hosts)) } else { Err(wrong()) }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -87,6 +97,8 @@ enum MainError {
     Runtime(#[from] std::io::Error),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     #[error("write --port-file {path}: {source}", path = path.display())]
     PortFile { path: PathBuf, source: std::io::Error },
 }
@@ -113,7 +125,10 @@ fn run(args: Args) -> Result<(), MainError> {
 async fn serve(args: Args) -> Result<(), MainError> {
     let shutdown = Shutdown::on_signals()?;
     let config = Config {
-        store: args.store.0,
+        store: match args.store {
+            StoreArg::Etcd(addresses) => StoreAt::Etcd(addresses),
+            StoreArg::Embedded => StoreAt::Embedded(args.data_dir),
+        },
         max_txn_ops: args.store_max_txn_ops,
         listen: args.listen,
         advertise: args.advertise,
@@ -129,8 +144,9 @@ async fn serve(args: Args) -> Result<(), MainError> {
         write_port(&path, running.address.port()).map_err(|source| MainError::PortFile { path, source })?;
     }
     // The task neither panics (that aborts) nor is it cancelled.
-    let _ = running.ended.await;
-    Ok(())
+    let outcome = running.ended.await.unwrap_or(Ok(()));
+    telemetry::flush();
+    Ok(outcome?)
 }
 
 /// Whole or not at all: a reader that waits for the file never sees half of it.
@@ -146,9 +162,10 @@ mod tests {
 
     #[test]
     fn stores_and_durations() {
-        assert_eq!(store_addresses("etcd://a:1,b:2").expect("good").0, ["a:1", "b:2"]);
+        assert_eq!(store("etcd://a:1,b:2"), Ok(StoreArg::Etcd(vec!["a:1".to_owned(), "b:2".to_owned()])));
+        assert_eq!(store("embedded"), Ok(StoreArg::Embedded));
         for bad in ["", "a:1", "etcd://", "etcd://a", "etcd://a:0", "etcd://a:1,", "etcd://:1", "http://a:1"] {
-            assert!(store_addresses(bad).is_err(), "{bad}");
+            assert!(store(bad).is_err(), "{bad}");
         }
         assert_eq!(duration("15s"), Ok(Duration::from_secs(15)));
         assert_eq!(duration("0"), Ok(Duration::ZERO));

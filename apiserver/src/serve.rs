@@ -1,12 +1,13 @@
 //! Puts the parts together: binds early, serves, drains.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use minipod_daemon::{http, metrics::Registry as Metrics, shutdown::Shutdown};
 use minipod_proto::{
     FILE_DESCRIPTOR_SET,
     v1::{images_server::ImagesServer, pod_access_server::PodAccessServer, scheduling_server::SchedulingServer},
 };
+use minipod_store::{replica::run::Ended, service::Store};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tonic::{
     service::Routes,
@@ -32,11 +33,29 @@ const DRAIN: Duration = Duration::from_secs(1);
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Where the objects are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreAt {
+    /// An etcd, or anything that speaks its protocol, at `host:port` addresses.
+    Etcd(Vec<String>),
+    /// A store of this process's own, in a directory.
+    Embedded(PathBuf),
+}
+
+impl std::fmt::Display for StoreAt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StoreAt::Etcd(addresses) => write!(f, "etcd://{}", addresses.join(",")),
+            StoreAt::Embedded(dir) => write!(f, "embedded in {}", dir.display()),
+        }
+    }
+}
+
 /// What a server needs to know.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Addresses of the store, `host:port`.
-    pub store: Vec<String>,
+    /// Where the objects are kept.
+    pub store: StoreAt,
     /// The store's limit of operations in a transaction.
     pub max_txn_ops: usize,
     /// Where to serve.
@@ -69,9 +88,31 @@ pub enum StartError {
     /// The store's addresses cannot be understood.
     #[error("--store: {0}")]
     Store(#[from] StoreError),
+    /// The store of this process cannot be opened.
+    #[error("--data-dir {path}: {source}", path = dir.display())]
+    Embedded {
+        /// Its directory.
+        dir: PathBuf,
+        /// Why not.
+        source: minipod_store::service::StoreError,
+    },
+    /// The store of this process cannot be spoken to.
+    #[error("speak to the embedded store: {0}")]
+    Channel(#[from] etcd_client::Error),
     /// The description of the API cannot be served.
     #[error("set up the reflection service: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// A server that ended without having been asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Its own store has ended: nothing can be kept any more.
+    #[error("the embedded store has ended: {0}")]
+    Store(String),
+    /// Its listener broke.
+    #[error("serve: {0}")]
+    Serve(#[from] tonic::transport::Error),
 }
 
 /// A server that runs.
@@ -81,7 +122,7 @@ pub struct Running {
     /// Where it serves metrics.
     pub metrics_address: Option<SocketAddr>,
     /// Ends when the server has.
-    pub ended: JoinHandle<()>,
+    pub ended: JoinHandle<Result<(), ServeError>>,
 }
 
 /// Starts a server. It serves at once; until the store is reached its answers are UNAVAILABLE.
@@ -93,7 +134,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, StartE
     let listener = TcpListener::bind(config.listen).await.map_err(|error| listen(config.listen, error))?;
     let address = listener.local_addr().map_err(|error| listen(config.listen, error))?;
     let metrics = Arc::new(Metrics::default());
-    let storage = Storage::connect(&config.store, config.max_txn_ops).await?;
+    let (storage, own_store) = open_store(&config).await?;
     let cache = Cache::new(config.limits, &metrics);
 
     let mut metrics_address = None;
@@ -128,14 +169,43 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, StartE
             tokio::time::sleep(DRAIN).await;
         };
         // Watches never end by themselves: after the drain they are dropped with everything else.
-        tokio::select! {
-            served = serving => if let Err(error) = served {
-                tracing::error!(%error, "serving has failed");
-            },
-            () = drained => {}
+        let outcome = tokio::select! {
+            served = serving => served.map_err(ServeError::from),
+            () = drained => Ok(()),
+            how = store_ended(own_store.as_ref()) => Err(ServeError::Store(how)),
+        };
+        if let Some(store) = own_store {
+            store.shutdown().await;
         }
+        outcome
     });
     Ok(Running { address, metrics_address, ended })
+}
+
+/// The store's client, and the store itself where it is this process's own.
+async fn open_store(config: &Config) -> Result<(Storage, Option<Store>), StartError> {
+    match &config.store {
+        StoreAt::Etcd(addresses) => Ok((Storage::connect(addresses, config.max_txn_ops).await?, None)),
+        StoreAt::Embedded(dir) => {
+            let mut options = minipod_store::service::Config::alone(dir.clone());
+            options.face.max_txn_ops = config.max_txn_ops;
+            let failed = |source| StartError::Embedded { dir: dir.clone(), source };
+            let store = Store::open(options).await.map_err(failed)?;
+            let client = store.client().await?;
+            Ok((Storage::from_client(&client, config.max_txn_ops), Some(store)))
+        }
+    }
+}
+
+/// How this process's own store ended; never where there is none.
+async fn store_ended(store: Option<&Store>) -> String {
+    match store {
+        Some(store) => match store.ended().await {
+            Ended::Failed(how) => how.to_string(),
+            other => format!("{other:?}"),
+        },
+        None => std::future::pending().await,
+    }
 }
 
 /// What all services share.
@@ -150,7 +220,7 @@ struct Parts {
 
 impl Parts {
     fn new(config: &Config, identity: Identity, storage: Storage, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Parts {
-        tracing::info!(store = config.store.join(","), id = identity.id, address = identity.address, "starting");
+        tracing::info!(store = %config.store, id = identity.id, address = identity.address, "starting");
         let sessions = Sessions::new(identity, Arc::clone(&cache), &metrics);
         let registry = Arc::new(Registry::new(storage, cache, &metrics));
         let (recorder, queue) = Recorder::new(&metrics);

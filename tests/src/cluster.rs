@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use minictl::local::{LocalCluster, NodeOptions, Options};
+use minictl::local::{LocalCluster, NodeOptions, Options, Store};
 use minipod_client::{Client, DeleteOptions, ExecOutput};
 use minipod_proto::Resource;
 use minipod_proto::v1::{ExecStart, LogsRequest, Object, Pod};
@@ -38,6 +38,18 @@ pub fn images() -> Vec<PathBuf> {
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in the workspace").to_owned()
+}
+
+/// The store of all clusters of this run: `MINIPOD_TEST_STORE`, `embedded` (also when it is not set) or `etcd`.
+///
+/// # Panics
+/// When it is something else.
+pub fn store() -> Store {
+    match std::env::var("MINIPOD_TEST_STORE").as_deref() {
+        Err(_) | Ok("embedded") => Store::Embedded,
+        Ok("etcd") => Store::Etcd,
+        Ok(other) => panic!("MINIPOD_TEST_STORE is {other:?}: want embedded or etcd"),
+    }
 }
 
 /// The text of one of `deploy/examples`.
@@ -80,6 +92,7 @@ impl Cluster {
     /// # Panics
     /// When it does not come up.
     pub async fn start_with(options: Options) -> Cluster {
+        let options = Options { store: store(), ..options };
         let has_nodes = !options.nodes.is_empty();
         let local = LocalCluster::start(options).await.unwrap_or_else(|error| panic!("start the cluster: {error}"));
         let cluster = Cluster { local };

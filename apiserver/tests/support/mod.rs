@@ -9,7 +9,7 @@ use std::{
 
 use minipod_apiserver::{
     cache::Limits,
-    serve::{self, Config, Running},
+    serve::{self, Config, Running, StoreAt},
 };
 use minipod_daemon::shutdown::{Shutdown, Trigger};
 use minipod_proto::v1::{
@@ -92,7 +92,7 @@ pub struct Server {
 
 pub fn config(etcd: &Etcd) -> Config {
     Config {
-        store: vec![etcd.address()],
+        store: StoreAt::Etcd(vec![etcd.address()]),
         max_txn_ops: 128,
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         advertise: String::new(),
@@ -115,7 +115,7 @@ impl Server {
     pub async fn stop(mut self) {
         self.trigger.take();
         if let Some(running) = self.running.take() {
-            running.ended.await.expect("the server ends");
+            running.ended.await.expect("the server ends").expect("because it was asked to");
         }
     }
 

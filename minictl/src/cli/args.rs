@@ -325,7 +325,7 @@ pub struct UpArgs {
     #[arg(long, default_value_t = 1)]
     pub schedulers: usize,
     /// Where objects are kept.
-    #[arg(long, value_enum, default_value = "etcd")]
+    #[arg(long, value_enum, default_value = "embedded")]
     pub store: StoreArg,
     /// A directory of image archives (*.tar) to load.
     #[arg(long, value_name = "DIR")]

@@ -56,9 +56,9 @@ impl NodeOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Store {
     /// Debian's etcd, a process of its own.
-    #[default]
     Etcd,
     /// The API server's own.
+    #[default]
     Embedded,
 }
 
@@ -78,10 +78,10 @@ pub struct Options {
 }
 
 impl Options {
-    /// One scheduler, etcd, these nodes.
+    /// One scheduler, the embedded store, these nodes.
     #[must_use]
     pub fn new(bin_dir: impl Into<PathBuf>, nodes: Vec<NodeOptions>) -> Options {
-        Options { bin_dir: bin_dir.into(), nodes, schedulers: 1, store: Store::Etcd, apiserver_flags: Vec::new() }
+        Options { bin_dir: bin_dir.into(), nodes, schedulers: 1, store: Store::default(), apiserver_flags: Vec::new() }
     }
 }
 

@@ -17,7 +17,9 @@ use stage::Stage;
 pub async fn run(options: &DemoArgs) -> Result<(), CliError> {
     let nodes = vec![NodeOptions::with_memory("node-a", "1.25Gi"), NodeOptions::with_memory("node-b", "2Gi")];
     let wanted = Options::new(bin_dir(options.bin_dir.as_deref())?, nodes);
-    tell!("==> start a cluster on this machine: etcd, API server, scheduler, node-a (1.25Gi) and node-b (2Gi),");
+    tell!(
+        "==> start a cluster on this machine: API server with its own store, scheduler, node-a (1.25Gi) and node-b (2Gi),"
+    );
     tell!("    each node in a network namespace of its own");
     let start = std::time::Instant::now();
     let cluster = until_interrupted(LocalCluster::start(wanted)).await??;
