@@ -31,6 +31,8 @@ const BENCHES: &[Bench] = &[
         package: Some("minipod-scheduler"),
         needs: &[],
     },
+    // Beside Debian's etcd, on the file system of the working directory.
+    Bench { name: "store", binary: "minipod-store-bench", arguments: &[], package: Some("minipod-store"), needs: &[] },
 ];
 
 /// The names, for the usage.
