@@ -17,10 +17,12 @@ use crate::image::{ImageError, ImageRecord};
 use crate::net::files::{self, HostnameInput, Hostnames};
 use crate::net::{NetError, Netns, PodNetwork};
 use crate::plan::model::Step;
+use crate::probe::perform::{self as handler, Target};
 use crate::record::{self, Record, RecordError};
 use crate::shim::{Shim, ShimError, ShimEvent};
 use crate::volumes::{self, VolumeError};
 use crate::want::{Uid, find_container, key_of};
+use crate::worker::PodView;
 
 /// Domain of the pods' names.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
@@ -48,6 +50,8 @@ pub struct Job {
     pub sandbox: u32,
     /// To keep beside the spec.
     pub record: Record,
+    /// Tells a hook when its run is over.
+    pub view: tokio::sync::watch::Receiver<PodView>,
 }
 
 /// What a step brought.
@@ -61,6 +65,8 @@ pub enum Done {
     Network(PodNetwork),
     /// A container's image, and how it came here.
     Image(Box<ImageRecord>, Came),
+    /// A hook came to its end, or its run did.
+    Hooked(Result<(), String>),
     /// A container's process lives (or has lived: its end comes as an event).
     Started {
         /// In this sandbox.
@@ -177,7 +183,11 @@ fn io_error(operation: &'static str, path: &std::path::Path) -> impl FnOnce(std:
 /// See [`StepError`]; what the step had made stays and is found by its repetition.
 pub async fn perform(job: Job, step: &Step) -> Result<Done, StepError> {
     let agent = job.agent.clone();
-    let Some(_permit) = agent.step_permit().await else { return Err(StepError::Interrupted) };
+    // A hook takes as long as it likes and makes nothing: it takes nobody's place, and the agent's end does not wait for it.
+    let _permit = match step {
+        Step::PostStart { .. } | Step::PreStop { .. } => None,
+        _ => Some(agent.step_permit().await.ok_or(StepError::Interrupted)?),
+    };
     failpoint(before(step));
     let began = std::time::Instant::now();
     let outcome = perform_now(job, step).await;
@@ -198,6 +208,9 @@ async fn perform_now(job: Job, step: &Step) -> Result<Done, StepError> {
         Step::PrepareImage { name } => prepare_image(&job, name).await,
         Step::StartContainer { name, attempt } => start_container(&job, name, *attempt).await,
         Step::KillContainer { name, grace_ms } => kill_container(&job, name, *grace_ms).await,
+        Step::PostStart { name, attempt } | Step::PreStop { name, attempt } => {
+            run_hook(job, name, *attempt, matches!(step, Step::PreStop { .. })).await
+        }
         Step::StopSandbox => stop_sandbox(&job).await,
         Step::DetachNetwork => detach_network(job).await,
         Step::RemovePodData => blocking(move || remove_data(&job)).await,
@@ -443,6 +456,28 @@ async fn kill_container(job: &Job, name: &str, grace_ms: u64) -> Result<Done, St
     let signal = spec::stop_signal(own, &image_signal);
     shim(job)?.kill(name, job.attempt, signal, grace_ms).await.map_err(StepError::Shim)?;
     Ok(Done::Nothing)
+}
+
+/// Runs a hook until it is done or its run is over.
+async fn run_hook(mut job: Job, name: &str, attempt: u32, pre_stop: bool) -> Result<Done, StepError> {
+    let container = container(&job, name)?.clone();
+    let lifecycle = container.lifecycle.as_ref();
+    let hook =
+        lifecycle.and_then(|lifecycle| if pre_stop { &lifecycle.pre_stop } else { &lifecycle.post_start }.as_ref());
+    let Some(hook) = hook.cloned() else { return Ok(Done::Hooked(Ok(()))) };
+    let target = Target { shim: job.shim.clone(), attempt, address: address(&job), container };
+    let over = |view: &PodView| !view.runs.get(name).is_some_and(|run| run.attempt == attempt && run.running);
+    tokio::select! {
+        // Given up when the run is over, and with it whatever the hook works on.
+        outcome = handler::hook(&target, &hook) => Ok(Done::Hooked(outcome)),
+        // Cancel safe: a level. A worker that is gone ends the hook too.
+        _ = job.view.wait_for(over) => Ok(Done::Hooked(Ok(()))),
+    }
+}
+
+/// Where the pod answers.
+pub(crate) fn address(job: &Job) -> String {
+    if job.pod.spec().host_network { job.agent.node_ip().to_string() } else { job.pod_ip.clone() }
 }
 
 async fn stop_sandbox(job: &Job) -> Result<Done, StepError> {

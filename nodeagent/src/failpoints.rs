@@ -44,6 +44,8 @@ failpoints! {
     Step::PrepareImage { .. } => "prepare-image",
     Step::StartContainer { .. } => "start-container",
     Step::KillContainer { .. } => "kill-container",
+    Step::PostStart { .. } => "post-start",
+    Step::PreStop { .. } => "pre-stop",
     Step::StopSandbox => "stop-sandbox",
     Step::DetachNetwork => "detach-network",
     Step::RemovePodData => "remove-pod-data",

@@ -12,7 +12,7 @@ use minipod_proto::v1::Pod;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::model::{ContainerSeen, Ended, Run, RunState, Seen, Terminal};
+use crate::plan::model::{ContainerSeen, Ended, Health, Run, RunState, Seen, Terminal};
 
 /// A file of the record could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +58,8 @@ pub struct ContainerRecord {
     pub previous: Option<Ended>,
     /// The image it was started from.
     pub image_id: String,
+    /// What hooks and probes found of the newest run.
+    pub health: Health,
 }
 
 const SPEC: &str = "spec";
@@ -94,6 +96,7 @@ impl Record {
             let seen = seen.containers.entry(name.clone()).or_default();
             seen.run.clone_from(&container.run);
             seen.previous.clone_from(&container.previous);
+            seen.health = container.health;
         }
     }
 
@@ -109,6 +112,7 @@ impl Record {
             let record = self.containers.entry(name.clone()).or_default();
             record.run.clone_from(&container.run);
             record.previous.clone_from(&container.previous);
+            record.health = container.health;
         }
     }
 }

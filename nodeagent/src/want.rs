@@ -1,8 +1,8 @@
 //! From the API's pod to what the planner wants.
 
-use minipod_proto::v1::{Container, Pod, PodSpec};
+use minipod_proto::v1::{Container, Lifecycle, Pod, PodSpec};
 
-use crate::plan::model::{ContainerWant, Kind, PodWant, RestartPolicy};
+use crate::plan::model::{ContainerWant, Gates, Kind, PodWant, RestartPolicy};
 
 /// Kubernetes' default for terminationGracePeriodSeconds.
 pub const DEFAULT_GRACE_S: i64 = 30;
@@ -58,6 +58,7 @@ pub fn pod_want(pod: &Pod) -> PodWant {
         name: container.name.clone(),
         kind: Kind::App,
         restart: policy(&container.restart_policy).unwrap_or(restart),
+        gates: gates(container),
     });
     let (namespace, name) = key_of(pod);
     PodWant {
@@ -87,7 +88,18 @@ fn init_want(container: &Container, pod_restart: RestartPolicy) -> ContainerWant
         // Done is done, but failure is tried again.
         RestartPolicy::Always | RestartPolicy::OnFailure => RestartPolicy::OnFailure,
     };
-    ContainerWant { name: container.name.clone(), kind: if sidecar { Kind::Sidecar } else { Kind::Init }, restart }
+    let kind = if sidecar { Kind::Sidecar } else { Kind::Init };
+    ContainerWant { name: container.name.clone(), kind, restart, gates: gates(container) }
+}
+
+fn gates(container: &Container) -> Gates {
+    let hook = |pick: fn(&Lifecycle) -> bool| container.lifecycle.as_ref().is_some_and(pick);
+    Gates {
+        post_start: hook(|lifecycle| lifecycle.post_start.is_some()),
+        pre_stop: hook(|lifecycle| lifecycle.pre_stop.is_some()),
+        startup: container.startup_probe.is_some(),
+        readiness: container.readiness_probe.is_some(),
+    }
 }
 
 fn policy(text: &str) -> Option<RestartPolicy> {

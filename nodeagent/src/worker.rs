@@ -17,10 +17,14 @@ use crate::events::{Severity, field_path, pod_event};
 use crate::execute::{Came, Done, Job, StepError, perform};
 use crate::image::ImageRecord;
 use crate::plan::backoff::{Backoff, note_ended, note_started};
-use crate::plan::model::{Deletion, Ended, Image, PodWant, RunState, SandboxState, Seen, Shim as ShimState, Step};
+use crate::plan::model::{
+    Condemned, Deletion, Ended, Health, Image, PodWant, RunState, SandboxState, Seen, Shim as ShimState, Step,
+};
 use crate::plan::view::Phase;
 use crate::plan::{Plan, plan};
 use crate::pods::Desired;
+use crate::probe::perform::{Target, probe as perform_probe};
+use crate::probe::{Gate, Outcome, Probes, Verdict};
 use crate::record::{self, Record};
 use crate::shim::{Shim, ShimEvent};
 use crate::status::{Facts, pod_status};
@@ -72,6 +76,10 @@ pub struct Worker {
     shim: Option<Shim>,
     shim_events: Option<mpsc::Receiver<ShimEvent>>,
     tasks: JoinSet<(Step, Result<Done, StepError>)>,
+    /// By container, of its newest run.
+    probes: BTreeMap<String, Probes>,
+    /// At most one of each kind per container.
+    probing: JoinSet<Probed>,
     reported: Option<PodStatus>,
     minor_report_at_ms: Option<u64>,
     /// The API knew the pod as done before this node knew anything of it: its status is the API's, not ours.
@@ -86,8 +94,17 @@ enum Wake {
     Desired(bool),
     Step(Step, Result<Done, StepError>),
     Shim(Option<ShimEvent>),
+    Probe(Probed),
     Images,
     Time,
+}
+
+/// What a probe of a container's run found.
+struct Probed {
+    name: String,
+    attempt: u32,
+    kind: crate::probe::Kind,
+    outcome: Outcome,
 }
 
 /// Runs the pod's task until nothing of the pod is left.
@@ -122,6 +139,8 @@ impl Worker {
             shim: None,
             shim_events: None,
             tasks: JoinSet::new(),
+            probes: BTreeMap::new(),
+            probing: JoinSet::new(),
             reported: None,
             minor_report_at_ms: None,
             done_elsewhere: false,
@@ -187,7 +206,8 @@ impl Worker {
                 return true;
             }
             self.begin_steps(&plan);
-            let wake = self.wait(plan.wake_at_ms).await;
+            let probe_at_ms = self.begin_probes();
+            let wake = self.wait([plan.wake_at_ms, probe_at_ms].into_iter().flatten().min()).await;
             if !self.handle(wake).await {
                 return false;
             }
@@ -222,6 +242,7 @@ impl Worker {
                 // A panic aborts the process and nobody cancels steps.
                 Err(error) => unreachable!("a step's task was lost: {error}"),
             },
+            Some(Ok(probed)) = self.probing.join_next() => Wake::Probe(probed),
             event = next_event(&mut self.shim_events) => Wake::Shim(event),
             () = self.agent.images_changed.notified(), if waits_for_image => Wake::Images,
             () = sleep => Wake::Time,
@@ -236,6 +257,7 @@ impl Worker {
             Wake::Step(step, outcome) => self.take_outcome(step, outcome),
             Wake::Shim(Some(event)) => self.take_event(event),
             Wake::Shim(None) => self.lost_shim().await,
+            Wake::Probe(probed) => self.take_probed(&probed),
             Wake::Images => self.look_for_images_again(),
             Wake::Time => {}
         }
@@ -276,7 +298,11 @@ impl Worker {
 
     fn job(&self, step: &Step) -> Job {
         let container = match step {
-            Step::PrepareImage { name } | Step::StartContainer { name, .. } | Step::KillContainer { name, .. } => name,
+            Step::PrepareImage { name }
+            | Step::StartContainer { name, .. }
+            | Step::PostStart { name, .. }
+            | Step::PreStop { name, .. }
+            | Step::KillContainer { name, .. } => name,
             _ => "",
         };
         Job {
@@ -289,6 +315,110 @@ impl Worker {
             attempt: self.seen.container(container).run.as_ref().map_or(0, |run| run.attempt),
             sandbox: self.seen.sandbox_attempt,
             record: self.record.clone(),
+            view: self.shown.subscribe(),
+        }
+    }
+
+    /// Begins the probes that are due; answers when the next one is.
+    fn begin_probes(&mut self) -> Option<u64> {
+        let now_ms = boot_ms();
+        let ends = self.want.deletion.is_some() || self.seen.terminal.is_some();
+        let mut wake_at_ms = None;
+        for want in self.want.containers.clone() {
+            let seen = self.seen.container(&want.name);
+            let Some(run) = seen.run.as_ref().filter(|run| run.is_running()) else {
+                self.probes.remove(&want.name);
+                continue;
+            };
+            let Some(container) = crate::want::find_container(&self.pod, &want.name) else { continue };
+            if self.probes.get(&want.name).is_none_or(|probes| probes.attempt != run.attempt) {
+                let started_ms = now_ms.saturating_sub(wall_ms().saturating_sub(run.started_wall_ms));
+                let Some(probes) = Probes::of(container, run.attempt, started_ms, seen.health.startup_passed) else {
+                    continue;
+                };
+                self.probes.insert(want.name.clone(), probes);
+            }
+            let Some(probes) = self.probes.get_mut(&want.name) else { continue };
+            let gate = Gate {
+                post_started: seen.health.post_started || !want.gates.post_start,
+                ending: ends || seen.condemned.is_some(),
+            };
+            for kind in probes.due(gate, now_ms) {
+                let Some(probe) = kind.of(container).cloned() else { continue };
+                let address =
+                    if self.want.host_network { self.agent.node_ip().to_string() } else { self.record.pod_ip.clone() };
+                let (shim, attempt) = (self.shim.clone(), run.attempt);
+                let target = Target { shim, container: container.clone(), attempt, address };
+                self.probing.spawn(async move {
+                    let outcome = perform_probe(&target, &probe).await;
+                    Probed { name: target.container.name, attempt, kind, outcome }
+                });
+            }
+            wake_at_ms = [wake_at_ms, probes.wake_at_ms(gate)].into_iter().flatten().min();
+        }
+        wake_at_ms
+    }
+
+    fn take_probed(&mut self, probed: &Probed) {
+        let Probed { name, attempt, kind, outcome } = probed;
+        let Some(probes) = self.probes.get_mut(name).filter(|probes| probes.attempt == *attempt) else { return };
+        let (verdict, count) = probes.take(*kind, outcome);
+        let kind = kind.as_str();
+        match outcome {
+            // Not one event per failure for ever: the first ones, and then ever fewer.
+            Outcome::Failure(why) if count <= 3 || count.is_power_of_two() => {
+                self.container_event(name, Severity::Warning, "Unhealthy", format!("{kind} probe failed: {why}"));
+            }
+            Outcome::Success(warning) if !warning.is_empty() => {
+                let message = format!("{kind} probe warning: {warning}");
+                self.container_event(name, Severity::Warning, "ProbeWarning", message);
+            }
+            Outcome::Unknown(why) => tracing::debug!(pod = %self.want.display_name, name, kind, why, "probe"),
+            _ => {}
+        }
+        match verdict {
+            Some(Verdict::Kill { grace_ms }) => {
+                let why = format!("Container {name} failed {} probe", kind.to_lowercase());
+                self.condemn(name, why, grace_ms);
+            }
+            Some(Verdict::Started) => self.health(name).startup_passed = true,
+            Some(Verdict::Ready(ready)) => self.health(name).ready = ready,
+            None => return,
+        }
+        self.save();
+    }
+
+    fn health(&mut self, name: &str) -> &mut Health {
+        &mut self.seen.containers.entry(name.to_owned()).or_default().health
+    }
+
+    /// The container's run is to end, within the pod's grace unless there is another.
+    fn condemn(&mut self, name: &str, why: String, grace_ms: Option<u64>) {
+        let deadline_ms = boot_ms() + grace_ms.unwrap_or(self.want.grace_ms);
+        self.container_event(name, Severity::Normal, "Killing", format!("{why}, will be restarted"));
+        self.seen.containers.entry(name.to_owned()).or_default().condemned = Some(Condemned { why, deadline_ms });
+    }
+
+    fn take_hooked(&mut self, step: &Step, outcome: Result<(), String>) {
+        let (Step::PostStart { name, attempt } | Step::PreStop { name, attempt }) = step else { return };
+        let Some(seen) = self.seen.containers.get_mut(name) else { return };
+        if !seen.run.as_ref().is_some_and(|run| run.attempt == *attempt && run.is_running()) {
+            return;
+        }
+        match (step, outcome) {
+            (Step::PostStart { .. }, Ok(())) => seen.health.post_started = true,
+            (Step::PostStart { .. }, Err(why)) => {
+                let message = format!("PostStartHook failed: {why}");
+                self.container_event(name, Severity::Warning, "FailedPostStartHook", message);
+                self.condemn(name, format!("Container {name} failed its postStart hook"), None);
+            }
+            (_, outcome) => {
+                seen.pre_stopped = true;
+                if let Err(why) = outcome {
+                    let message = format!("PreStopHook failed: {why}");
+                    self.container_event(name, Severity::Warning, "FailedPreStopHook", message);
+                }
+            }
         }
     }
 
@@ -371,6 +501,7 @@ impl Worker {
             (Step::RemovePodData, _) => (self.seen.data, self.seen.volumes) = (false, false),
             (Step::RemovePodDir, _) => (self.seen.dir, self.seen.data) = (false, false),
             (Step::KillContainer { .. }, _) => {}
+            (step, Done::Hooked(outcome)) => self.take_hooked(step, outcome),
             (step, _) => tracing::error!(?step, "a step answered something else than it is for"),
         }
         self.save();
@@ -475,7 +606,7 @@ impl Worker {
     fn note_kill(&mut self, name: &str, grace_ms: u64) {
         let seen = self.seen.containers.entry(name.to_owned()).or_default();
         let first = seen.kill_at_ms.replace(boot_ms() + grace_ms).is_none();
-        if first {
+        if first && seen.condemned.is_none() {
             self.container_event(name, Severity::Normal, "Killing", format!("Stopping container {name}"));
         }
     }

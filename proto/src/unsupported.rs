@@ -43,7 +43,6 @@ const fn row(message: &'static str, field: &'static str, accepted: Accepted, why
     Row { message, field, why, accepted }
 }
 
-const PROBES: &str = "probes are not run yet";
 const SOURCES: &str = "only emptyDir volumes are made yet";
 const NO_ACCOUNTS: &str = "there are no service accounts";
 const NO_TTY: &str = "containers have no terminal and no attach yet";
@@ -61,9 +60,6 @@ pub const REFUSED: &[Row] = &[
     row("Container", "envFrom", Empty, "ConfigMaps and Secrets do not reach containers yet"),
     row("Container", "restartPolicyRules", Empty, "the agent follows restartPolicy alone"),
     row("Container", "volumeDevices", Empty, "there are no block volumes"),
-    row("Container", "livenessProbe", Empty, PROBES),
-    row("Container", "readinessProbe", Empty, PROBES),
-    row("Container", "startupProbe", Empty, PROBES),
     row("Container", "stdin", Values(&["false"]), NO_TTY),
     row("Container", "stdinOnce", Values(&["false"]), NO_TTY),
     row("Container", "tty", Values(&["false"]), NO_TTY),
@@ -74,8 +70,7 @@ pub const REFUSED: &[Row] = &[
     row("VolumeMount", "subPath", Empty, "mount the whole volume"),
     row("VolumeMount", "mountPropagation", Values(&["None"]), "mounts do not propagate yet"),
     row("VolumeMount", "subPathExpr", Empty, "mount the whole volume"),
-    row("Lifecycle", "postStart", Empty, "hooks are not run yet"),
-    row("Lifecycle", "preStop", Empty, "hooks are not run yet"),
+    row("LifecycleHandler", "tcpSocket", Empty, "Kubernetes accepts it and never runs it: use exec or httpGet"),
     row("SecurityContext", "privileged", Values(&["false"]), "name the capabilities that are needed"),
     row("SecurityContext", "seLinuxOptions", Empty, "SELinux labels are not set"),
     row("SecurityContext", "procMount", Values(&["Default"]), "/proc is always masked"),

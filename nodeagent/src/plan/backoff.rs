@@ -44,6 +44,7 @@ pub fn note_started(seen: &mut ContainerSeen, attempt: u32, sandbox: u32, starte
     }
     seen.run = Some(Run { attempt, sandbox, started_wall_ms, state: RunState::Running });
     seen.kill_at_ms = None;
+    (seen.health, seen.pre_stopped, seen.condemned) = Default::default();
     true
 }
 

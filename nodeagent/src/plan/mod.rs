@@ -65,8 +65,17 @@ struct Planner<'a> {
 }
 
 /// A container with nothing known about it.
-static UNSEEN: ContainerSeen =
-    ContainerSeen { image: Image::Unknown, run: None, previous: None, retry_ms: 0, backoff_ms: 0, kill_at_ms: None };
+static UNSEEN: ContainerSeen = ContainerSeen {
+    image: Image::Unknown,
+    run: None,
+    previous: None,
+    retry_ms: 0,
+    backoff_ms: 0,
+    kill_at_ms: None,
+    health: model::Health { post_started: false, startup_passed: false, ready: false },
+    pre_stopped: false,
+    condemned: None,
+};
 
 impl Seen {
     /// What is known of a container, or the state of a container that nothing is known about.
@@ -91,7 +100,8 @@ impl Seen {
 impl Planner<'_> {
     /// Asks for a step unless it is being performed or waits after a failure.
     fn emit(&mut self, step: Step, why: &'static str) {
-        if self.seen.in_flight.contains(&step) {
+        let known = self.out.steps.iter().any(|planned| planned.step == step);
+        if known || self.seen.in_flight.contains(&step) {
             return;
         }
         match self.seen.blocked.get(&step) {
@@ -168,6 +178,7 @@ impl Planner<'_> {
             Shim::Up => {
                 self.prepare();
                 if self.sandbox_ready() {
+                    self.tend();
                     self.run_containers();
                 }
             }
@@ -243,6 +254,33 @@ impl Planner<'_> {
         self.seen.in_flight.iter().any(attaching)
     }
 
+    /// Runs postStart hooks that are due, and ends what probes and hooks have condemned.
+    fn tend(&mut self) {
+        for container in &self.want.containers {
+            let seen = self.seen.container(&container.name);
+            let Some(run) = seen.run.as_ref().filter(|run| run.is_running()) else { continue };
+            if let Some(condemned) = &seen.condemned {
+                self.kill(container, condemned.deadline_ms, "a probe or its postStart hook failed");
+            } else if container.gates.post_start && !seen.health.post_started {
+                let step = Step::PostStart { name: container.name.clone(), attempt: run.attempt };
+                self.emit(step, "its process runs");
+            }
+        }
+    }
+
+    /// Whether the start of what comes after this container waits for its postStart hook.
+    fn holds_back(&self, container: &ContainerWant) -> bool {
+        if !container.gates.post_start {
+            return false;
+        }
+        let seen = self.seen.container(&container.name);
+        let start = |step: &Step| matches!(step, Step::StartContainer { name, .. } if *name == container.name);
+        let running = seen.run.as_ref().is_some_and(model::Run::is_running);
+        self.seen.is_starting(&container.name)
+            || self.out.steps.iter().any(|planned| start(&planned.step))
+            || (running && !seen.health.post_started && seen.condemned.is_none())
+    }
+
     /// Init list strictly in order, then the apps.
     fn run_containers(&mut self) {
         let init_list: Vec<&ContainerWant> =
@@ -260,6 +298,9 @@ impl Planner<'_> {
         }
         for app in self.want.containers.iter().filter(|container| container.kind == Kind::App) {
             self.drive_app(app);
+            if self.holds_back(app) {
+                return;
+            }
         }
     }
 
@@ -292,7 +333,9 @@ impl Planner<'_> {
     /// True when the sidecar has started.
     fn drive_sidecar(&mut self, container: &ContainerWant) -> bool {
         match self.seen.container(&container.name).run.as_ref().filter(|run| self.is_current(run)) {
-            Some(run) if run.is_running() => return true,
+            Some(run) if run.is_running() => {
+                return self.seen.container(&container.name).is_started(container.gates);
+            }
             Some(_) => self.start(container, "it ended and is kept running"),
             None => self.start(container, "it is its turn in the init list"),
         }

@@ -51,6 +51,42 @@ pub struct ContainerWant {
     /// The effective policy: the container's own where it has one, else the pod's. An init container of an `Always`
     /// pod is retried on failure.
     pub restart: RestartPolicy,
+    /// What stands between its process and its readiness.
+    pub gates: Gates,
+}
+
+/// Probes and hooks of a container, as far as the planner minds them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Gates {
+    /// A postStart hook has to be done before it counts as started.
+    pub post_start: bool,
+    /// A preStop hook comes before the stop signal.
+    pub pre_stop: bool,
+    /// A startup probe has to pass before it counts as started.
+    pub startup: bool,
+    /// A readiness probe says whether it is ready.
+    pub readiness: bool,
+}
+
+/// What hooks and probes found of the newest run; outlives the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Health {
+    /// The postStart hook is done.
+    pub post_started: bool,
+    /// The startup probe passed.
+    pub startup_passed: bool,
+    /// The readiness probe's newest verdict.
+    pub ready: bool,
+}
+
+/// A run that is to end because of a probe or its postStart hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condemned {
+    /// For the event.
+    pub why: String,
+    /// When its grace is over.
+    pub deadline_ms: u64,
 }
 
 /// Why and since when a pod ends by someone's wish.
@@ -179,6 +215,27 @@ pub struct ContainerSeen {
     pub backoff_ms: u64,
     /// Set once it was told to end: when it will be killed.
     pub kill_at_ms: Option<u64>,
+    /// What hooks and probes found of the newest run.
+    pub health: Health,
+    /// The newest run's preStop hook was run, whatever came of it.
+    pub pre_stopped: bool,
+    /// The newest run is to end, and to start again by its policy.
+    pub condemned: Option<Condemned>,
+}
+
+impl ContainerSeen {
+    /// Whether its process lives and has started up as far as hook and startup probe say.
+    #[must_use]
+    pub fn is_started(&self, gates: Gates) -> bool {
+        let running = self.run.as_ref().is_some_and(Run::is_running);
+        running && (self.health.post_started || !gates.post_start) && (self.health.startup_passed || !gates.startup)
+    }
+
+    /// Whether it is started and its readiness probe, if any, says so.
+    #[must_use]
+    pub fn is_ready(&self, gates: Gates) -> bool {
+        self.is_started(gates) && (self.health.ready || !gates.readiness)
+    }
 }
 
 /// The pod's supervisor process.
@@ -287,6 +344,20 @@ pub enum Step {
         /// Its attempt.
         attempt: u32,
     },
+    /// Run the postStart hook of a run.
+    PostStart {
+        /// The container.
+        name: String,
+        /// The run.
+        attempt: u32,
+    },
+    /// Run the preStop hook of a run.
+    PreStop {
+        /// The container.
+        name: String,
+        /// The run.
+        attempt: u32,
+    },
     /// TERM now, KILL after the grace.
     KillContainer {
         /// The container.
@@ -318,6 +389,8 @@ impl Step {
             | Self::PrepareImage { .. }
             | Self::StartContainer { .. } => true,
             Self::CleanUpShim
+            | Self::PostStart { .. }
+            | Self::PreStop { .. }
             | Self::KillContainer { .. }
             | Self::StopSandbox
             | Self::DetachNetwork

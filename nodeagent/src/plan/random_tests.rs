@@ -52,6 +52,10 @@ struct World {
     trace: Vec<String>,
 }
 
+fn random_gates(random: &mut Random) -> Gates {
+    Gates { post_start: random.one_in(4), pre_stop: random.one_in(4), ..Gates::default() }
+}
+
 fn random_pod(random: &mut Random) -> PodWant {
     let restart = [RestartPolicy::Always, RestartPolicy::OnFailure, RestartPolicy::Never][random.below(3)];
     let mut containers = Vec::new();
@@ -62,10 +66,16 @@ fn random_pod(random: &mut Random) -> PodWant {
             name: format!("i{index}"),
             kind: if sidecar { Kind::Sidecar } else { Kind::Init },
             restart: if sidecar { RestartPolicy::Always } else { init_restart },
+            gates: if sidecar { random_gates(random) } else { Gates::default() },
         });
     }
     for index in 0..=random.below(3) {
-        containers.push(ContainerWant { name: format!("a{index}"), kind: Kind::App, restart });
+        containers.push(ContainerWant {
+            name: format!("a{index}"),
+            kind: Kind::App,
+            restart,
+            gates: random_gates(random),
+        });
     }
     PodWant {
         display_name: "default/p".into(),
@@ -210,6 +220,15 @@ impl World {
                 assert!(note_started(container, *attempt, sandbox, self.now_ms), "attempt {attempt} of {name} is old");
                 let process = Process { name: name.clone(), attempt: *attempt, sandbox, kill_at_ms: None };
                 self.processes.push(process);
+            }
+            Step::PostStart { name, attempt } | Step::PreStop { name, attempt } => {
+                let container = self.seen.containers.entry(name.clone()).or_default();
+                if container.run.as_ref().is_some_and(|run| run.attempt == *attempt) {
+                    match step {
+                        Step::PostStart { .. } => container.health.post_started = true,
+                        _ => container.pre_stopped = true,
+                    }
+                }
             }
             Step::KillContainer { name, grace_ms } => {
                 let at_ms = self.now_ms + grace_ms;

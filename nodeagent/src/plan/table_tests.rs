@@ -27,6 +27,7 @@ fn parse_pod(words: &[&str]) -> PodWant {
     };
     for word in &words[1..] {
         if let Some((kind, name)) = word.split_once(':') {
+            let (name, options) = name.split_once('+').unwrap_or((name, ""));
             let (kind, restart) = match (kind, restart) {
                 ("init", RestartPolicy::Never) => (Kind::Init, RestartPolicy::Never),
                 ("init", _) => (Kind::Init, RestartPolicy::OnFailure),
@@ -34,7 +35,7 @@ fn parse_pod(words: &[&str]) -> PodWant {
                 ("app", restart) => (Kind::App, restart),
                 other => panic!("unknown kind {other:?}"),
             };
-            want.containers.push(ContainerWant { name: name.into(), kind, restart });
+            want.containers.push(ContainerWant { name: name.into(), kind, restart, gates: gates(options) });
             continue;
         }
         match word.split_once('=').unwrap_or((word, "")) {
@@ -48,6 +49,12 @@ fn parse_pod(words: &[&str]) -> PodWant {
         }
     }
     want
+}
+
+/// `app:x+post,pre,startup,ready`
+fn gates(options: &str) -> Gates {
+    let has = |option| options.split(',').any(|word| word == option);
+    Gates { post_start: has("post"), pre_stop: has("pre"), startup: has("startup"), readiness: has("ready") }
 }
 
 fn millis(text: &str) -> u64 {
@@ -102,6 +109,9 @@ fn parse_seen(seen: &mut Seen, want: &PodWant, words: &[&str]) {
                 let attempt = attempt.parse().expect("attempt");
                 seen.in_flight.insert(Step::StartContainer { name: name.into(), attempt });
             }
+            ("prestopping", name) => {
+                seen.in_flight.insert(Step::PreStop { name: name.into(), attempt: 0 });
+            }
             ("spawning", _) => drop(seen.in_flight.insert(Step::SpawnShim)),
             ("blocked-sandbox", at) => {
                 let attempt = seen.sandbox_attempt + 1;
@@ -139,6 +149,13 @@ fn parse_run(seen: &mut Seen, words: &[&str]) {
             ("attempt", attempt) => run.attempt = attempt.parse().expect("attempt"),
             ("sandbox", sandbox) => run.sandbox = sandbox.parse().expect("sandbox"),
             ("retry", at) => (container.retry_ms, container.backoff_ms) = (millis(at), 10_000),
+            ("posted", _) => container.health.post_started = true,
+            ("passed", _) => container.health.startup_passed = true,
+            ("isready", _) => container.health.ready = true,
+            ("prestopped", _) => container.pre_stopped = true,
+            ("condemned", at) => {
+                container.condemned = Some(Condemned { why: "it failed".into(), deadline_ms: millis(at) });
+            }
             ("kill", at) => container.kill_at_ms = Some(millis(at)),
             ("previous", code) => container.previous = Some(ended(code.parse().expect("exit code"))),
             other => panic!("unknown word {other:?}"),
@@ -203,6 +220,8 @@ fn step_text(step: &Step) -> String {
     match step {
         Step::StartContainer { name, attempt } => format!("StartContainer {name}/{attempt}"),
         Step::KillContainer { name, grace_ms } => format!("KillContainer {name} grace={}s", grace_ms / 1000),
+        Step::PostStart { name, attempt } => format!("PostStart {name}/{attempt}"),
+        Step::PreStop { name, attempt } => format!("PreStop {name}/{attempt}"),
         Step::PrepareImage { name } => format!("PrepareImage {name}"),
         Step::CreateSandbox { attempt } => format!("CreateSandbox {attempt}"),
         Step::AttachNetwork { attempt } => format!("AttachNetwork {attempt}"),

@@ -47,7 +47,13 @@ impl Planner<'_> {
             for sidecar in sidecars {
                 self.kill(sidecar, deadline_ms, "the pod's grace period is over");
             }
-        } else if let Some(last) = sidecars.iter().rfind(|sidecar| self.seen.is_live(&sidecar.name)) {
+            return;
+        }
+        // The hooks of all at once, the signals one by one.
+        for sidecar in &sidecars {
+            self.pre_stop_first(sidecar, deadline_ms);
+        }
+        if let Some(last) = sidecars.iter().rfind(|sidecar| self.seen.is_live(&sidecar.name)) {
             self.wake_at(deadline_ms);
             if !others_live {
                 self.kill(last, deadline_ms, "everything that was started after it has ended");
@@ -55,10 +61,27 @@ impl Planner<'_> {
         }
     }
 
+    /// Whether the signal still waits for the preStop hook, which is asked for here. A hook that is not done when the
+    /// grace is over is waited for no longer; without any grace none is run.
+    fn pre_stop_first(&mut self, container: &ContainerWant, deadline_ms: u64) -> bool {
+        let seen = self.seen.container(&container.name);
+        let Some(run) = seen.run.as_ref().filter(|run| run.is_running()) else { return false };
+        if !container.gates.pre_stop || seen.pre_stopped || seen.kill_at_ms.is_some() || deadline_ms <= self.now_ms {
+            return false;
+        }
+        let step = Step::PreStop { name: container.name.clone(), attempt: run.attempt };
+        self.emit(step, "its end is due");
+        self.wake_at(deadline_ms);
+        true
+    }
+
     /// Tells the container to end, unless it was told so with a deadline that is no later.
-    fn kill(&mut self, container: &ContainerWant, deadline_ms: u64, why: &'static str) {
+    pub(super) fn kill(&mut self, container: &ContainerWant, deadline_ms: u64, why: &'static str) {
         let seen = self.seen.container(&container.name);
         if !seen.run.as_ref().is_some_and(super::model::Run::is_running) {
+            return;
+        }
+        if self.pre_stop_first(container, deadline_ms) {
             return;
         }
         let grace_ms = deadline_ms.saturating_sub(self.now_ms).max(MINIMUM_GRACE_MS);

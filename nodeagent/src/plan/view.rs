@@ -61,7 +61,7 @@ pub struct ContainerView {
     pub state: StateView,
     /// How the run before ended.
     pub last: Option<Ended>,
-    /// Serving (no probes yet: running).
+    /// Serving, as its readiness probe says; without one: started.
     pub ready: bool,
     /// Its process runs and is past its start-up.
     pub started: bool,
@@ -147,7 +147,10 @@ fn container_view(
         Some(Run { state: RunState::Running, started_wall_ms, .. }) => {
             view.state = StateView::Running { started_wall_ms: *started_wall_ms };
             // An init container is ready once it is done.
-            (view.ready, view.started) = (container.kind != Kind::Init, true);
+            (view.ready, view.started) = match container.kind {
+                Kind::Init => (false, true),
+                _ => (observed.is_ready(container.gates), observed.is_started(container.gates)),
+            };
         }
         Some(run @ Run { state: RunState::Ended(ended), .. }) => {
             let again = will_restart(container, ended) || (container.kind == Kind::Init && outdated(run, seen));
@@ -231,7 +234,7 @@ fn init_done(container: &ContainerWant, seen: &Seen) -> bool {
     let Some(run) = seen.container(&container.name).run.as_ref() else { return false };
     match container.kind {
         _ if run.sandbox != seen.sandbox_attempt => false,
-        Kind::Sidecar => run.is_running(),
+        Kind::Sidecar => seen.container(&container.name).is_started(container.gates),
         _ => run.ended().is_some_and(|ended| ended.exit_code == 0),
     }
 }

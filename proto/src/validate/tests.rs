@@ -79,7 +79,7 @@ fn what_the_system_set_is_carried_over() {
     assert_eq!((new.meta().uid.as_str(), new.meta().generation), ("u", 3));
 }
 
-/// Probes and hooks are refused as a whole for now; their own rules are ready for the day when they are not.
+/// Handlers, numbers and ports.
 #[test]
 fn probes_and_hooks() {
     let problems = |container: Container| {
