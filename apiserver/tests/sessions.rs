@@ -4,12 +4,14 @@ mod support;
 
 use std::time::Duration;
 
+use minipod_proto::v1::UpdateRequest;
 use minipod_proto::v1::{
-    AgentHello, AgentMessage, BindBatchRequest, EventReport, ExecFrame, ExecStart, Heartbeat, ImageInfo,
-    ImageLoadRequest, ImageLoadResponse, ImageLoadStart, LogsRequest, Node, NodeAddress, Pod, PodCondition, PodStatus,
-    PodStatusReport, ServerMessage, TunnelEnd, TunnelFrame, agent_message, bind_batch_request::Item, bind_result::Code,
-    exec_frame, image_load_request, images_client::ImagesClient, object, open_stream,
-    pod_access_client::PodAccessClient, server_message, tunnel_frame::Frame,
+    AgentHello, AgentMessage, BindBatchRequest, ConfigMap, ConfigMapEnvSource, EnvFromSource, EventReport, ExecFrame,
+    ExecStart, Heartbeat, ImageInfo, ImageLoadRequest, ImageLoadResponse, ImageLoadStart, LogsRequest, Node,
+    NodeAddress, ObjectMeta, Pod, PodCondition, PodStatus, PodStatusReport, ServerMessage, TunnelEnd, TunnelFrame,
+    agent_message, bind_batch_request::Item, bind_result::Code, exec_frame, image_load_request,
+    images_client::ImagesClient, object, open_stream, pod_access_client::PodAccessClient, server_message,
+    tunnel_frame::Frame,
 };
 use support::*;
 use tokio::sync::mpsc;
@@ -108,7 +110,11 @@ impl Agent {
 }
 
 async fn bound_pod(server: &Server, name: &str, node: &str) -> Pod {
-    let made = create_pod(server, pod(name, "100m", "64Mi")).await;
+    bound(server, pod(name, "100m", "64Mi"), node).await
+}
+
+async fn bound(server: &Server, pod: Pod, node: &str) -> Pod {
+    let made = create_pod(server, pod).await;
     let meta = made.metadata.clone().unwrap_or_default();
     let item = Item { namespace: meta.namespace, pod: meta.name, uid: meta.uid, revision: 0, node: node.into() };
     let request = BindBatchRequest { items: vec![item], mode: 0, scheduler: String::new() };
@@ -183,6 +189,55 @@ async fn a_pod_lives_and_goes_through_a_session() {
     agent.told_gone("early").await;
     let refused = agent.report(&early, "Running", 1, false).await;
     assert!(refused.contains("does not exist"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_tells_what_its_pods_refer_to_and_nothing_else() {
+    let cluster = Cluster::start().await;
+    let server = &cluster.server;
+    for name in ["n1", "n2"] {
+        register(server, node(name, "4", "4Gi", "10")).await;
+    }
+    let map = |name: &str, value: &str| {
+        let metadata = ObjectMeta { name: name.into(), namespace: "default".into(), ..ObjectMeta::default() };
+        let data = [("k".to_owned(), value.to_owned())].into();
+        ConfigMap { metadata: Some(metadata), data, ..ConfigMap::default() }
+    };
+    for name in ["used", "foreign", "nobodys"] {
+        server.objects().await.create(create(map(name, "1"))).await.expect("created");
+    }
+    for (name, refers, node) in [("p1", "used", "n1"), ("p2", "foreign", "n2"), ("p3", "late", "n1")] {
+        let mut pod = pod(name, "100m", "64Mi");
+        let config_map_ref = Some(ConfigMapEnvSource { name: refers.into(), optional: None });
+        pod.spec_mut().containers[0].env_from = vec![EnvFromSource { config_map_ref, ..EnvFromSource::default() }];
+        bound(server, pod, node).await;
+    }
+    let update = |map: ConfigMap| UpdateRequest { object: Some(map.into()), dry_run: false };
+    let told = |message: server_message::Message| match message {
+        server_message::Message::ConfigMap(map) => {
+            format!("{}={}", map.metadata.unwrap_or_default().name, map.data["k"])
+        }
+        server_message::Message::SourceGone(gone) => format!("{} {}/{} gone", gone.kind, gone.namespace, gone.name),
+        server_message::Message::PodGone(gone) => format!("pod {} gone", gone.name),
+        server_message::Message::PodUpsert(_) => "pod changed".to_owned(),
+        other => panic!("{other:?}"),
+    };
+    let mut agent = Agent::connect(server, "n1").await;
+    assert_eq!(told(agent.hear().await), "used=1", "before the pod that needs it");
+    assert_eq!(agent.snapshot().await, ["p1", "p3"]);
+    server.objects().await.update(update(map("foreign", "2"))).await.expect("updated");
+    server.objects().await.update(update(map("nobodys", "2"))).await.expect("updated");
+    server.objects().await.update(update(map("used", "2"))).await.expect("updated");
+    assert_eq!(told(agent.hear().await), "used=2", "the others are not this node's");
+    server.objects().await.create(create(map("late", "1"))).await.expect("created");
+    assert_eq!(told(agent.hear().await), "late=1");
+    server.objects().await.delete(delete("ConfigMap", "default", "late")).await.expect("deleted");
+    assert_eq!(told(agent.hear().await), "ConfigMap default/late gone");
+    let mut force = delete("Pod", "default", "p1");
+    force.grace_period_seconds = Some(0);
+    server.objects().await.delete(force).await.expect("deleted");
+    assert_eq!(told(agent.hear().await), "pod p1 gone");
+    assert_eq!(told(agent.hear().await), "ConfigMap default/used gone", "nobody here needs it any more");
 }
 
 #[tokio::test(flavor = "multi_thread")]

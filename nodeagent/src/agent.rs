@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use minipod_proto::v1::{Node, NodeStatus, Routes};
+use minipod_proto::v1::{Node, NodeStatus, Pod, Routes};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
 use crate::clock::{boot_ms, wall_ms};
 use crate::config::Config;
+use crate::container::env::EnvFacts;
 use crate::image::pull::Puller;
 use crate::image::{ImageError, ImageStore, StoreOptions};
 use crate::metrics::Metrics;
@@ -20,7 +21,8 @@ use crate::node::{self, Machine, Pressure};
 use crate::outbox::Outbox;
 use crate::paths::Paths;
 use crate::pods::{Desired, Pods, Spawn};
-use crate::want::Uid;
+use crate::sources::Sources;
+use crate::want::{Uid, key_of};
 use crate::worker::PodView;
 
 /// How often the machine is measured.
@@ -79,6 +81,8 @@ pub struct Agent {
     pub outbox: Outbox,
     /// The pods.
     pub pods: Pods,
+    /// The ConfigMaps and Secrets that they refer to.
+    pub sources: Sources,
     /// The images.
     pub images: Arc<ImageStore>,
     /// Fetches them from registries.
@@ -149,9 +153,10 @@ impl Agent {
         Ok(Arc::new_cyclic(|weak| Self {
             name,
             machine,
-            paths,
             outbox: Outbox::default(),
             pods: Pods::new(Box::new(Spawner(weak.clone()))),
+            sources: Sources::load(paths.sources()),
+            paths,
             images,
             puller,
             images_changed: Notify::new(),
@@ -306,6 +311,30 @@ impl Agent {
             node::node_status(&self.machine, self.node_ip(), pressure, &self.images.list(), (previous, wall_ms()));
         *kept = Some((boot_ms(), status.clone()));
         status
+    }
+
+    /// ConfigMaps or Secrets have changed, or a pod's own fields: volumes follow, and pods that wait look again. Blocks.
+    pub fn refresh_volumes(&self, concerns: impl Fn(&Pod) -> bool) {
+        for uid in self.pods.uids() {
+            let Some(pod) = self.pods.get(&uid).filter(|pod| concerns(pod)) else { continue };
+            let facts = self.volume_facts(&pod);
+            if let Err(error) = crate::volumes::refresh(&pod, &self.paths.pod(&uid), &facts, &self.sources.writing) {
+                tracing::warn!(%uid, error = crate::report::chain(&error), "a volume keeps its former content");
+            }
+        }
+        self.images_changed.notify_waiters();
+    }
+
+    /// What volumes are made of.
+    #[must_use]
+    pub fn volume_facts(&self, pod: &Pod) -> EnvFacts {
+        EnvFacts {
+            node_name: self.name.clone(),
+            host_ip: self.node_ip().to_string(),
+            allocatable: self.machine.allocatable.clone(),
+            sources: self.sources.known(&key_of(pod).0),
+            ..EnvFacts::default()
+        }
     }
 
     /// Lets other tasks see a pod.

@@ -201,7 +201,7 @@ async fn perform_now(job: Job, step: &Step) -> Result<Done, StepError> {
         Step::EnsurePodDir => ensure_pod_dir(&job),
         Step::SpawnShim => spawn_shim(&job).await,
         Step::CleanUpShim => clean_up_shim(job).await,
-        Step::PrepareVolumes => blocking(move || Ok(volumes::prepare(&job.pod, &job.agent.paths.pod(&job.uid))?)).await,
+        Step::PrepareVolumes => blocking(move || prepare_volumes(&job)).await,
         Step::CreateSandbox { attempt } => create_sandbox(&job, *attempt).await,
         Step::AttachNetwork { .. } => attach_network(&job).await,
         Step::WriteEtcFiles { .. } => write_etc_files(&job),
@@ -253,6 +253,12 @@ fn ensure_pod_dir(job: &Job) -> Result<Done, StepError> {
 fn set_mode(path: &std::path::Path, mode: u32) -> Result<(), StepError> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(io_error("set mode of", path))
+}
+
+fn prepare_volumes(job: &Job) -> Result<(), StepError> {
+    let agent = &job.agent;
+    let facts = agent.volume_facts(&job.pod);
+    Ok(volumes::prepare(&job.pod, &agent.paths.pod(&job.uid), &facts, &agent.sources.writing)?)
 }
 
 async fn spawn_shim(job: &Job) -> Result<Done, StepError> {
@@ -367,11 +373,9 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
     let container = container(job, name)?;
     let image = job.image.as_ref().ok_or_else(|| StepError::Config(format!("no image was prepared for {name}")))?;
     let facts = EnvFacts {
-        node_name: job.agent.name.clone(),
-        host_ip: job.agent.node_ip().to_string(),
         pod_ip: if job.pod_ip.is_empty() { job.agent.node_ip().to_string() } else { job.pod_ip.clone() },
         hostname: hostnames(job)?.uts,
-        allocatable: job.agent.machine.allocatable.clone(),
+        ..job.agent.volume_facts(&job.pod)
     };
     let images = &job.agent.images;
     let user = images

@@ -50,6 +50,12 @@ impl Paths {
         self.run.join("pods")
     }
 
+    /// ConfigMaps and Secrets of the pods.
+    #[must_use]
+    pub fn sources(&self) -> PathBuf {
+        self.run.join("sources")
+    }
+
     /// All pods' data directories.
     #[must_use]
     pub fn pods_data(&self) -> PathBuf {

@@ -7,16 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use minipod_proto::references::{Reference, references};
 use minipod_proto::v1::agent_message::Message as Out;
 use minipod_proto::v1::nodes_client::NodesClient;
 use minipod_proto::v1::server_message::Message as In;
-use minipod_proto::v1::{AgentHello, AgentMessage, Heartbeat, RegisterRequest, RegisterResponse, ServerMessage};
+use minipod_proto::v1::{AgentHello, AgentMessage, Heartbeat, Pod, RegisterRequest, RegisterResponse, ServerMessage};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::agent::Agent;
+use crate::want::key_of;
 
 /// Messages between the session and the connection: a few, so that a stalled connection holds the reports back in the
 /// outbox, where newer ones replace them.
@@ -131,6 +133,7 @@ async fn try_session(agent: &Arc<Agent>) -> Result<std::convert::Infallible, Ses
         .map_err(|_| SessionError::Silent(CONNECT_TIMEOUT.as_millis()))?
         .map_err(call("open session"))?;
     agent.outbox.rewind();
+    agent.sources.begin();
     agent.send_changed_node_status();
     agent.connected(true);
     tracing::info!(server = %agent.config.server, "session with the API server is up");
@@ -209,16 +212,52 @@ async fn next_to_send<'a>(
     }
 }
 
+async fn refresh_users(agent: &Arc<Agent>, namespace: String, reference: Reference) {
+    // Before the snapshot not everything is known yet; it refreshes all.
+    if agent.sources.is_settled() {
+        let uses = move |pod: &Pod| key_of(pod).0 == namespace && references(pod).contains(&reference);
+        refresh(agent, uses).await;
+    }
+}
+
+/// One at a time, because the next message waits for it.
+async fn refresh(agent: &Arc<Agent>, concerns: impl Fn(&Pod) -> bool + Send + 'static) {
+    let agent = agent.clone();
+    // An error means that the agent is ending.
+    let _ = tokio::task::spawn_blocking(move || agent.refresh_volumes(concerns)).await;
+}
+
 async fn receive(agent: &Arc<Agent>, client: &NodesClient<Channel>, message: ServerMessage) {
     match message.message {
         Some(In::Snapshot(list)) => {
+            agent.sources.settle();
             agent.pods.snapshot(list.items);
+            refresh(agent, |_| true).await;
             if !agent.strays_removed.swap(true, Ordering::Relaxed) {
                 let agent = agent.clone();
                 tokio::task::spawn_blocking(move || crate::recover::remove_strays(&agent));
             }
         }
-        Some(In::PodUpsert(pod)) => agent.pods.upsert(pod),
+        Some(In::PodUpsert(pod)) => {
+            let uid = pod.metadata.as_ref().map(|meta| meta.uid.clone()).unwrap_or_default();
+            let shows_itself = pod.spec().volumes.iter().any(crate::projection::is_projection);
+            agent.pods.upsert(pod);
+            if shows_itself {
+                refresh(agent, move |pod| pod.metadata.as_ref().is_some_and(|meta| meta.uid == uid)).await;
+            }
+        }
+        Some(In::ConfigMap(map)) => {
+            agent.sources.config_map(&map);
+            let meta = map.metadata.unwrap_or_default();
+            refresh_users(agent, meta.namespace, Reference::ConfigMap(meta.name)).await;
+        }
+        Some(In::Secret(secret)) => {
+            agent.sources.secret(&secret);
+            let meta = secret.metadata.unwrap_or_default();
+            refresh_users(agent, meta.namespace, Reference::Secret(meta.name)).await;
+        }
+        // Volumes keep what they have, as in Kubernetes; containers that are to start wait.
+        Some(In::SourceGone(gone)) => agent.sources.gone(&gone),
         Some(In::PodGone(gone)) => agent.pods.gone(&gone),
         Some(In::PodStatusAck(ack)) => {
             if let Some(settled) = agent.outbox.acknowledge(&ack)

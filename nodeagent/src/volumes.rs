@@ -1,22 +1,34 @@
-//! The pod's volumes on disk: emptyDir, on the node's disk or in memory.
+//! The pod's volumes on disk: emptyDir, on the node's disk or in memory, and those made of values ([`crate::projection`]).
 
 use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use minipod_proto::quantity::Quantity;
 use minipod_proto::v1::{Pod, Volume};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::container::env::EnvFacts;
 use crate::paths::PodPaths;
+use crate::projection::{self, ProjectionError};
 
 /// A volume could not be made, or what a pod left could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
     /// A kind that this agent does not carry out.
-    #[error("volume {0:?}: only emptyDir is supported by this agent")]
+    #[error("volume {0:?} is of a kind that this agent does not support")]
     Unsupported(String),
+    /// A value that is not there, or not yet.
+    #[error("volume {volume:?}")]
+    Projection {
+        /// Its name.
+        volume: String,
+        /// What is missing.
+        #[source]
+        source: ProjectionError,
+    },
     /// A file operation.
     #[error("{operation} {}", path.display())]
     Io {
@@ -45,16 +57,45 @@ const SHM_OPTIONS: &str = "mode=1777,size=65536k";
 ///
 /// # Errors
 /// At the first volume that cannot be made.
-pub fn prepare(pod: &Pod, paths: &PodPaths) -> Result<(), VolumeError> {
+pub fn prepare(pod: &Pod, paths: &PodPaths, facts: &EnvFacts, writing: &Mutex<()>) -> Result<(), VolumeError> {
     if !pod.spec.as_ref().is_some_and(|spec| spec.host_ipc) {
         let shm = paths.shm();
         std::fs::create_dir_all(&shm).map_err(io_error("create", &shm))?;
         mount_memory(&shm, SHM_OPTIONS)?;
     }
     for volume in pod.spec.iter().flat_map(|spec| &spec.volumes) {
-        prepare_one(volume, &paths.volume(&volume.name))?;
+        let dir = paths.volume(&volume.name);
+        if projection::is_projection(volume) {
+            std::fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
+            // In memory: what is secret never comes to the disk.
+            mount_memory(&dir, "mode=0755")?;
+            publish(pod, volume, &dir, facts, writing)?;
+        } else {
+            prepare_one(volume, &dir)?;
+        }
     }
     Ok(())
+}
+
+/// Brings the volumes that are made of values up to date, those that are there.
+///
+/// # Errors
+/// At the first that cannot be: it keeps what it has.
+pub fn refresh(pod: &Pod, paths: &PodPaths, facts: &EnvFacts, writing: &Mutex<()>) -> Result<(), VolumeError> {
+    for volume in pod.spec.iter().flat_map(|spec| &spec.volumes) {
+        let dir = paths.volume(&volume.name);
+        if projection::is_projection(volume) && dir.join("..data").symlink_metadata().is_ok() {
+            publish(pod, volume, &dir, facts, writing)?;
+        }
+    }
+    Ok(())
+}
+
+fn publish(pod: &Pod, volume: &Volume, dir: &Path, facts: &EnvFacts, writing: &Mutex<()>) -> Result<(), VolumeError> {
+    let wrong = |source| VolumeError::Projection { volume: volume.name.clone(), source };
+    let files = projection::files(pod, volume, facts).map_err(wrong)?;
+    let _one = writing.lock().unwrap_or_else(PoisonError::into_inner);
+    projection::publish(dir, &files).map(drop).map_err(io_error("write the files of", dir))
 }
 
 fn prepare_one(volume: &Volume, dir: &Path) -> Result<(), VolumeError> {
@@ -165,9 +206,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let paths = Paths::new(dir.path(), dir.path()).pod(&Uid("u".into()));
         for (medium, limit) in [("", ""), ("Memory", "1Mi")] {
-            prepare(&pod(medium, limit), &paths).expect("prepare (needs root)");
+            let prepare = |pod: &Pod| prepare(pod, &paths, &EnvFacts::default(), &Mutex::default());
+            prepare(&pod(medium, limit)).expect("prepare (needs root)");
             std::fs::write(paths.volume("v").join("kept"), b"x").expect("write");
-            prepare(&pod(medium, limit), &paths).expect("prepare again");
+            prepare(&pod(medium, limit)).expect("prepare again");
             assert!(paths.volume("v").join("kept").exists(), "a second time changes nothing");
             let mode = paths.volume("v").metadata().expect("metadata").permissions().mode();
             assert_eq!(mode & 0o7777, 0o777);
@@ -186,7 +228,7 @@ mod tests {
     fn what_is_not_supported_is_said() {
         let volume = Volume { name: "v".into(), ..Volume::default() };
         let error = prepare_one(&volume, Path::new("/nonexistent")).expect_err("unsupported");
-        assert!(error.to_string().contains("only emptyDir"));
+        assert!(error.to_string().contains("does not support"));
     }
 
     #[test]

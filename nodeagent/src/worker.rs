@@ -234,7 +234,8 @@ impl Worker {
                 None => std::future::pending().await,
             }
         };
-        let waits_for_image = self.seen.containers.values().any(|seen| matches!(seen.image, Image::Failed { .. }));
+        let waits_for_image = self.seen.blocked.contains_key(&Step::PrepareVolumes)
+            || self.seen.containers.values().any(|seen| matches!(seen.image, Image::Failed { .. }));
         tokio::select! {
             changed = self.desired.changed() => Wake::Desired(changed.is_ok()),
             Some(joined) = self.tasks.join_next() => match joined {
@@ -448,7 +449,9 @@ impl Worker {
         }
     }
 
+    /// Images were loaded, or ConfigMaps and Secrets have come.
     fn look_for_images_again(&mut self) {
+        self.seen.blocked.remove(&Step::PrepareVolumes);
         for seen in self.seen.containers.values_mut() {
             if let Image::Failed { retry_ms, .. } = &mut seen.image {
                 *retry_ms = 0;

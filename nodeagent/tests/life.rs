@@ -2,6 +2,8 @@
 
 mod support;
 
+use minipod_proto::v1::server_message::Message as ToAgent;
+use minipod_proto::v1::{ConfigMap, EnvVar, EnvVarSource, ObjectMeta, Secret, SecretKeySelector};
 use nix::sys::signal::Signal;
 use support::*;
 
@@ -266,6 +268,116 @@ fn an_image_that_comes_late_is_used_at_once() {
         node.wait_running("uid-late").await;
         node.api.delete("uid-late", 0).await;
         node.wait_finished("uid-late").await;
+    });
+}
+
+fn config_map(name: &str, pairs: &[(&str, &str)]) -> ToAgent {
+    let data = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let metadata = Some(ObjectMeta { name: name.into(), namespace: "default".into(), ..ObjectMeta::default() });
+    ToAgent::ConfigMap(ConfigMap { metadata, data, ..ConfigMap::default() })
+}
+
+fn secret(name: &str, key: &str, value: &str) -> ToAgent {
+    let data = [(key.to_owned(), value.as_bytes().to_vec().into())].into();
+    let metadata = Some(ObjectMeta { name: name.into(), namespace: "default".into(), ..ObjectMeta::default() });
+    ToAgent::Secret(Secret { metadata, data, ..Secret::default() })
+}
+
+const CONFIGURED: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: configured, labels: {app: first}}
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes:
+  - {name: map, configMap: {name: settings}}
+  - {name: all, projected: {defaultMode: 0440, sources: [{secret: {name: keys}}, {downwardAPI: {items: [{path: me/labels, fieldRef: {fieldPath: metadata.labels}}]}}, {configMap: {name: absent, optional: true}}]}}
+  containers:
+  - name: app
+    image: minipod.local/busybox
+    imagePullPolicy: Never
+    envFrom: [{configMapRef: {name: settings}, prefix: S_}]
+    env: [{name: TOKEN, valueFrom: {secretKeyRef: {name: keys, key: token}}}]
+    volumeMounts: [{name: map, mountPath: /map}, {name: all, mountPath: /all}]
+    command: [sh, -c]
+    args:
+    - |
+      echo env $S_colour $TOKEN
+      echo modes $(stat -Lc %a /map/colour) $(stat -Lc %a /all/token)
+      touch /map/x 2>/dev/null || echo read only
+      old=
+      while :; do
+        new=\"$(cat /map/colour) $(cat /all/token) $(cat /all/me/labels)\"
+        [ \"$new\" = \"$old\" ] || echo files $new
+        old=$new
+        sleep 0.05
+      done
+";
+
+#[test]
+fn values_of_config_maps_and_secrets_reach_containers_and_follow_changes() {
+    on_a_node(|| async {
+        let mut node = Node::with_agent().await;
+        let uid = "uid-configured";
+        node.api.put(pod(CONFIGURED, uid)).await;
+        let refused = || node.api.events(uid).iter().any(|reason| reason == "FailedMount").then_some(());
+        node.api.wait_for("the volume's absence is told", refused, || node.agent_log()).await;
+        node.api.put_source("settings", config_map("settings", &[("colour", "red")])).await;
+        node.api.put_source("keys", secret("keys", "token", "one")).await;
+        node.wait_running(uid).await;
+        let log = node.wait_log(uid, "app", "files red one app=\"first\"").await;
+        for expected in ["env red one", "modes 644 440", "read only"] {
+            assert!(log.contains(expected), "{log}");
+        }
+        node.api.put_source("settings", config_map("settings", &[("colour", "blue")])).await;
+        node.wait_log(uid, "app", "files blue one app=\"first\"").await;
+        node.api.put_source("keys", secret("keys", "token", "two")).await;
+        node.wait_log(uid, "app", "files blue two app=\"first\"").await;
+        let mut relabelled = pod(CONFIGURED, uid);
+        relabelled.metadata.get_or_insert_default().labels = [("app".to_owned(), "second".to_owned())].into();
+        node.api.put(relabelled).await;
+        node.wait_log(uid, "app", "files blue two app=\"second\"").await;
+        // What changes while there is no agent is there after its start; a container that ended starts with it.
+        node.end(Signal::SIGKILL);
+        node.api.put_source("settings", config_map("settings", &[("colour", "green")])).await;
+        node.start(&[]);
+        node.wait_log(uid, "app", "files green two app=\"second\"").await;
+        kill_9(node.pid(uid, "app"));
+        node.wait(uid, "app running again", |status| {
+            let app = container(status, "app");
+            app.restart_count == 1 && running(app).is_some()
+        })
+        .await;
+        let again = || node.log(uid, "app", 1).contains("env green two").then_some(());
+        node.api.wait_for("the new value in the environment", again, || node.log(uid, "app", 1)).await;
+        node.api.delete(uid, 1).await;
+        node.wait_finished(uid).await;
+        node.wait_gone(uid).await;
+    });
+}
+
+#[test]
+fn a_container_waits_for_the_values_of_its_environment() {
+    on_a_node(|| async {
+        let node = Node::with_agent().await;
+        let uid = "uid-waits";
+        let mut waits = scripts(uid, "Never", 1, &[("a:app", "echo got $PASS")]);
+        let source = SecretKeySelector { name: "late".into(), key: "pass".into(), optional: None };
+        let value_from = Some(EnvVarSource { secret_key_ref: Some(source), ..EnvVarSource::default() });
+        waits.spec_mut().containers[0].env = vec![EnvVar { name: "PASS".into(), value_from, ..EnvVar::default() }];
+        node.api.put(waits).await;
+        let is_waiting = |status: &minipod_proto::v1::PodStatus| {
+            waiting_reason(container(status, "app")) == Some("CreateContainerConfigError")
+        };
+        let status = node.wait(uid, "a reason to wait", is_waiting).await;
+        let state = container(&status, "app").state.clone().expect("state");
+        assert_eq!(state.waiting.expect("waiting").message, "secret \"late\" not found");
+        node.api.put_source("late", secret("late", "pass", "geheim")).await;
+        node.wait(uid, "Succeeded", |status| status.phase == "Succeeded").await;
+        node.wait_log(uid, "app", "got geheim").await;
+        node.api.delete(uid, 0).await;
+        node.wait_finished(uid).await;
+        node.wait_gone(uid).await;
     });
 }
 

@@ -16,6 +16,7 @@ pub mod names;
 mod objects;
 pub mod problem;
 pub mod quantity;
+pub mod references;
 pub mod resources;
 pub mod scalar;
 pub mod scheduling;

@@ -43,7 +43,7 @@ const fn row(message: &'static str, field: &'static str, accepted: Accepted, why
     Row { message, field, why, accepted }
 }
 
-const SOURCES: &str = "only emptyDir volumes are made yet";
+const SOURCES: &str = "volumes of this kind are not made yet";
 const NO_ACCOUNTS: &str = "there are no service accounts";
 const NO_TTY: &str = "containers have no terminal and no attach yet";
 
@@ -57,15 +57,12 @@ pub const REFUSED: &[Row] = &[
     row("PodSpec", "runtimeClassName", Empty, "there is one runtime"),
     row("PodSpec", "hostUsers", Values(&["true"]), "user namespaces are not made yet"),
     row("PodSpec", "hostnameOverride", Empty, "use hostname"),
-    row("Container", "envFrom", Empty, "ConfigMaps and Secrets do not reach containers yet"),
     row("Container", "restartPolicyRules", Empty, "the agent follows restartPolicy alone"),
     row("Container", "volumeDevices", Empty, "there are no block volumes"),
     row("Container", "stdin", Values(&["false"]), NO_TTY),
     row("Container", "stdinOnce", Values(&["false"]), NO_TTY),
     row("Container", "tty", Values(&["false"]), NO_TTY),
     row("ContainerPort", "hostPort", WithHostNetwork, "ports of the node are not forwarded yet"),
-    row("EnvVarSource", "configMapKeyRef", Empty, "ConfigMaps do not reach containers yet"),
-    row("EnvVarSource", "secretKeyRef", Empty, "Secrets do not reach containers yet"),
     row("VolumeMount", "recursiveReadOnly", Values(&["Disabled"]), "submounts are not made read-only yet"),
     row("VolumeMount", "subPath", Empty, "mount the whole volume"),
     row("VolumeMount", "mountPropagation", Values(&["None"]), "mounts do not propagate yet"),
@@ -88,10 +85,6 @@ pub const REFUSED: &[Row] = &[
     row("PodSecurityContext", "seLinuxChangePolicy", Empty, "SELinux labels are not set"),
     row("SeccompProfile", "type", Values(&["Unconfined"]), "seccomp filters are not loaded yet"),
     row("Volume", "hostPath", Empty, SOURCES),
-    row("Volume", "secret", Empty, SOURCES),
-    row("Volume", "downwardAPI", Empty, SOURCES),
-    row("Volume", "configMap", Empty, SOURCES),
-    row("Volume", "projected", Empty, SOURCES),
     row("Volume", "image", Empty, SOURCES),
     row("EmptyDirVolumeSource", "sizeLimit", InMemory, "space on disk is not limited yet"),
 ];

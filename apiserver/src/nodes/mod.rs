@@ -1,6 +1,6 @@
 //! Nodes: who they are, whether they live, and the one stream of each.
 //!
-//! [`register`] makes Node objects and gives address ranges; [`session`] is one agent's stream; [`contact`] notices silence;
+//! [`register`] makes Node objects and gives address ranges; [`session`] is one agent's stream ([`sources`]: the ConfigMaps and Secrets on it); [`contact`] notices silence;
 //! [`routes`] tells nodes of each other.
 
 pub mod cidr;
@@ -8,6 +8,7 @@ pub mod contact;
 pub mod register;
 pub mod routes;
 pub mod session;
+pub mod sources;
 
 use std::{
     collections::HashMap,

@@ -22,7 +22,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{Place, Sessions, register::alive, routes::Table};
+use super::{Place, Sessions, register::alive, routes::Table, sources::Sources};
 use crate::{
     cache::{Filter, Subscription},
     error::ApiError,
@@ -166,15 +166,20 @@ impl Session<'_> {
         let mut routes = self.shared.routes.clone();
         routes.mark_changed();
         let mut first = true;
+        let mut sources = Sources::new(Arc::clone(&self.shared.registry.cache));
         loop {
             // All arms are cancel safe. The snapshot comes before anything else.
             let messages = tokio::select! {
                 biased;
                 next = pods.next() => match next {
-                    Ok(deliveries) if std::mem::take(&mut first) => {
-                        vec![EncodedMessage::Snapshot(deliveries.into_iter().filter_map(|delivery| delivery.entry).collect())]
-                    }
-                    Ok(deliveries) => deliveries.into_iter().filter_map(pod_message).collect(),
+                    Ok(deliveries) => match pod_messages(&mut sources, deliveries, std::mem::take(&mut first)) {
+                        Ok(messages) => messages,
+                        Err(error) => return Some(error.into()),
+                    },
+                    Err(cut) => return Some(ApiError::from(cut).into()),
+                },
+                changed = sources.changed(), if !first => match changed {
+                    Ok(messages) => messages,
                     Err(cut) => return Some(ApiError::from(cut).into()),
                 },
                 Some(message) = place.control.recv(), if !first => vec![EncodedMessage::Plain(Box::new(message))],
@@ -303,6 +308,30 @@ impl Session<'_> {
         }
         Ok(pod)
     }
+}
+
+/// Pods, and before each what it refers to; last what is needed no more.
+fn pod_messages(
+    sources: &mut Sources,
+    deliveries: Vec<crate::cache::Delivery>,
+    snapshot: bool,
+) -> Result<Vec<EncodedMessage>, ApiError> {
+    let mut messages = Vec::new();
+    for delivery in &deliveries {
+        let Some(entry) = &delivery.entry else { continue };
+        if delivery.kind == Type::Deleted {
+            sources.pod_gone(&entry.object.meta().uid);
+        } else if let Some(pod) = entry.object.as_pod() {
+            messages.extend(sources.before(pod)?);
+        }
+    }
+    if snapshot {
+        messages.push(EncodedMessage::Snapshot(deliveries.into_iter().filter_map(|one| one.entry).collect()));
+    } else {
+        messages.extend(deliveries.into_iter().filter_map(pod_message));
+    }
+    messages.extend(sources.unneeded());
+    Ok(messages)
 }
 
 fn pod_message(delivery: crate::cache::Delivery) -> Option<EncodedMessage> {

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use minipod_proto::quantity::Quantity;
+use minipod_proto::references::Reference;
 use minipod_proto::v1::{Container, EnvVarSource, Pod};
 
 use super::ConfigError;
 use super::expand::expand;
 use super::resources::field_value;
+use crate::sources::Known;
 use crate::want::find_container;
 
 /// What a search for programs starts with when neither image nor manifest says.
@@ -26,6 +28,8 @@ pub struct EnvFacts {
     pub hostname: String,
     /// The node's allocatable: the default of `limits.*`.
     pub allocatable: BTreeMap<String, Quantity>,
+    /// The ConfigMaps and Secrets of the pod's namespace.
+    pub sources: Known,
 }
 
 /// The environment in the order of first mention, every name once.
@@ -47,9 +51,6 @@ pub fn environment(
     image_env: &[String],
     facts: &EnvFacts,
 ) -> Result<Environment, ConfigError> {
-    if !container.env_from.is_empty() {
-        return Err(ConfigError::Unsupported("envFrom".to_owned()));
-    }
     let mut out = Environment::default();
     let mut set = |name: &str, value: String| match out.all.iter_mut().find(|(other, _)| other == name) {
         Some((_, old)) => *old = value,
@@ -61,11 +62,21 @@ pub fn environment(
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         set(name, value.to_owned());
     }
+    for (name, value) in from_sources(container, &facts.sources)? {
+        set(&name, value.clone());
+        out.own.insert(name, value);
+    }
+    // What `env` refers to is earlier in `env`; commands can refer to `envFrom` too.
+    let mut earlier: BTreeMap<String, String> = BTreeMap::new();
     for var in &container.env {
         let value = match &var.value_from {
-            Some(source) => referred(pod, container, &var.name, source, facts)?,
-            None => expand(&var.value, |name| out.own.get(name).map(String::as_str)),
+            Some(source) => match referred(pod, container, &var.name, source, facts)? {
+                Some(value) => value,
+                None => continue,
+            },
+            None => expand(&var.value, |name| earlier.get(name).map(String::as_str)),
         };
+        earlier.insert(var.name.clone(), value.clone());
         out.own.insert(var.name.clone(), value.clone());
         set(&var.name, value);
     }
@@ -78,9 +89,10 @@ fn referred(
     name: &str,
     source: &EnvVarSource,
     facts: &EnvFacts,
-) -> Result<String, ConfigError> {
+) -> Result<Option<String>, ConfigError> {
     if let Some(field) = &source.field_ref {
         return field_ref(pod, &field.field_path, facts)
+            .map(Some)
             .ok_or_else(|| ConfigError::UnknownField { variable: name.to_owned(), path: field.field_path.clone() });
     }
     if let Some(field) = &source.resource_field_ref {
@@ -90,14 +102,63 @@ fn referred(
             .and_then(|other| {
                 field_value(other.resources.as_ref(), &field.resource, &field.divisor, &facts.allocatable)
             })
+            .map(Some)
             .ok_or_else(|| ConfigError::UnknownField { variable: name.to_owned(), path: field.resource.clone() });
     }
-    let what = if source.config_map_key_ref.is_some() { "configMapKeyRef" } else { "secretKeyRef" };
-    Err(ConfigError::Unsupported(format!("env[{name}].valueFrom.{what}")))
+    let (kind, reference, object, key, optional) = match (&source.config_map_key_ref, &source.secret_key_ref) {
+        (Some(map), _) => ("configmap", Reference::ConfigMap(map.name.clone()), &map.name, &map.key, map.optional),
+        (None, Some(secret)) => {
+            ("secret", Reference::Secret(secret.name.clone()), &secret.name, &secret.key, secret.optional)
+        }
+        (None, None) => return Err(ConfigError::Unsupported(format!("env[{name}].valueFrom"))),
+    };
+    let found = match facts.sources.get(&reference) {
+        None => Err(ConfigError::SourceNotFound { kind, name: object.clone() }),
+        Some(content) => {
+            content.data.get(key).ok_or_else(|| ConfigError::NoKey { kind, name: object.clone(), key: key.clone() })
+        }
+    };
+    match found {
+        Ok(bytes) => text(name, bytes).map(Some),
+        Err(_) if optional == Some(true) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn text(name: &str, bytes: &[u8]) -> Result<String, ConfigError> {
+    let text = std::str::from_utf8(bytes).ok().filter(|text| !text.contains('\0'));
+    text.map(str::to_owned).ok_or_else(|| ConfigError::NotText(name.to_owned()))
+}
+
+/// The variables of `envFrom`, in order; a later one of the same name wins.
+fn from_sources(container: &Container, sources: &Known) -> Result<Vec<(String, String)>, ConfigError> {
+    let mut out = Vec::new();
+    for from in &container.env_from {
+        let (kind, reference, object, optional) = match (&from.config_map_ref, &from.secret_ref) {
+            (Some(map), _) => ("configmap", Reference::ConfigMap(map.name.clone()), &map.name, map.optional),
+            (None, Some(secret)) => ("secret", Reference::Secret(secret.name.clone()), &secret.name, secret.optional),
+            (None, None) => return Err(ConfigError::Unsupported("envFrom without a reference".to_owned())),
+        };
+        let Some(content) = sources.get(&reference) else {
+            if optional == Some(true) {
+                continue;
+            }
+            return Err(ConfigError::SourceNotFound { kind, name: object.clone() });
+        };
+        for (key, bytes) in &content.data {
+            let name = format!("{}{key}", from.prefix);
+            // As Kubernetes since 1.34: everything printable but `=`. The API server's rules for keys allow nothing else.
+            if name.is_empty() || !name.chars().all(|c| (c.is_ascii_graphic() || c == ' ') && c != '=') {
+                return Err(ConfigError::BadName(name));
+            }
+            out.push((name.clone(), text(&name, bytes)?));
+        }
+    }
+    Ok(out)
 }
 
 /// The value of a fieldRef; absent labels and annotations are empty.
-fn field_ref(pod: &Pod, path: &str, facts: &EnvFacts) -> Option<String> {
+pub(crate) fn field_ref(pod: &Pod, path: &str, facts: &EnvFacts) -> Option<String> {
     let meta = pod.metadata.as_ref()?;
     if let Some((map, key)) = path.strip_suffix("']").and_then(|path| path.split_once("['")) {
         let map = match map {
@@ -153,6 +214,61 @@ mod tests {
         }
     }
 
+    fn sources() -> Known {
+        use std::sync::Arc;
+        let content = |pairs: &[(&str, &[u8])]| {
+            let data = pairs.iter().map(|(key, value)| ((*key).to_owned(), value.to_vec())).collect();
+            Arc::new(crate::sources::Content { data, ..Default::default() })
+        };
+        let map = content(&[("mode", b"fast"), ("a.b", b"$(V)")]);
+        let secret = content(&[("pass", b"geheim"), ("blob", &[0xff])]);
+        [(Reference::ConfigMap("map".into()), map), (Reference::Secret("sec".into()), secret)].into()
+    }
+
+    fn from_yaml(text: &str) -> Result<Vec<String>, String> {
+        let yaml = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec:\n  containers:\n  - {text}\n");
+        let objects = minipod_proto::manifest::parse(&yaml).unwrap_or_else(|problems| panic!("{problems:?}"));
+        let pod = objects.first().and_then(|object| object.as_pod()).cloned().expect("a pod");
+        let built = environment(&pod, &pod.spec().containers[0], &[], &facts()).map_err(|error| error.to_string())?;
+        Ok(built.all.into_iter().skip(2).map(|(name, value)| format!("{name}={value}")).collect())
+    }
+
+    #[test]
+    fn values_of_config_maps_and_secrets() {
+        let table: &[(&str, Result<&[&str], &str>)] = &[
+            ("env: [{name: V, valueFrom: {configMapKeyRef: {name: map, key: mode}}}]", Ok(&["V=fast"])),
+            (
+                "env: [{name: V, valueFrom: {secretKeyRef: {name: sec, key: pass}}}, {name: W, value: is $(V)}]",
+                Ok(&["V=geheim", "W=is geheim"]),
+            ),
+            (
+                "env: [{name: V, valueFrom: {configMapKeyRef: {name: map, key: none}}}]",
+                Err("couldn't find key none in configmap \"map\""),
+            ),
+            ("env: [{name: V, valueFrom: {configMapKeyRef: {name: map, key: none, optional: true}}}]", Ok(&[])),
+            ("env: [{name: V, valueFrom: {secretKeyRef: {name: map, key: x}}}]", Err("secret \"map\" not found")),
+            ("env: [{name: V, valueFrom: {secretKeyRef: {name: map, key: x, optional: true}}}]", Ok(&[])),
+            (
+                "env: [{name: V, valueFrom: {secretKeyRef: {name: sec, key: blob}}}]",
+                Err("env V: the value is not text without NUL bytes"),
+            ),
+            // The values of envFrom are taken as they are, and env overrides them.
+            ("envFrom: [{configMapRef: {name: map}}]", Ok(&["a.b=$(V)", "mode=fast"])),
+            (
+                "{envFrom: [{configMapRef: {name: map}, prefix: P_}], env: [{name: P_mode, value: x}, {name: Y, value: $(P_a.b)}]}",
+                Ok(&["P_a.b=$(V)", "P_mode=x", "Y=$(P_a.b)"]),
+            ),
+            ("envFrom: [{secretRef: {name: none}}]", Err("secret \"none\" not found")),
+            ("envFrom: [{secretRef: {name: none, optional: true}}]", Ok(&[])),
+        ];
+        for (text, expected) in table {
+            let fields = text.strip_prefix('{').and_then(|text| text.strip_suffix('}')).unwrap_or(text);
+            let found = from_yaml(&format!("{{name: c, image: x, {fields}}}"));
+            let expected = expected.map(|lines| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>());
+            assert_eq!(found, expected.map_err(str::to_owned), "{text}");
+        }
+    }
+
     fn facts() -> EnvFacts {
         EnvFacts {
             node_name: "node-a".into(),
@@ -160,6 +276,7 @@ mod tests {
             pod_ip: "10.0.0.5".into(),
             hostname: "p".into(),
             allocatable: [("cpu".to_owned(), Quantity::from_units(2))].into(),
+            sources: sources(),
         }
     }
 
@@ -227,8 +344,7 @@ mod tests {
         assert_eq!(built(resource("limits.memory", "1Mi", ""), &[]).expect("builds"), ["V=64"]);
         assert_eq!(built(resource("limits.cpu", "1", ""), &[]).expect("builds"), ["V=2"]);
         assert!(built(resource("limits.memory", "1Mi", "other"), &[]).is_err());
-        let source = EnvVarSource { config_map_key_ref: Some(Default::default()), ..EnvVarSource::default() };
-        let env = vec![EnvVar { name: "V".into(), value_from: Some(source), ..EnvVar::default() }];
-        assert!(built(env, &[]).expect_err("unsupported").to_string().contains("configMapKeyRef"));
+        let env = vec![EnvVar { name: "V".into(), value_from: Some(EnvVarSource::default()), ..EnvVar::default() }];
+        assert!(built(env, &[]).expect_err("unsupported").to_string().contains("env[V].valueFrom"));
     }
 }

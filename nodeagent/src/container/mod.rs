@@ -29,6 +29,30 @@ pub enum ConfigError {
     /// Not a capability.
     #[error("unknown capability {0:?}")]
     UnknownCapability(String),
+    /// A ConfigMap or Secret that is not there (yet).
+    #[error("{kind} {name:?} not found")]
+    SourceNotFound {
+        /// `configmap` or `secret`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// It is there and has no such key.
+    #[error("couldn't find key {key} in {kind} {name:?}")]
+    NoKey {
+        /// `configmap` or `secret`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// What is missing.
+        key: String,
+    },
+    /// A value that no environment can hold.
+    #[error("env {0}: the value is not text without NUL bytes")]
+    NotText(String),
+    /// A key that cannot be the name of a variable.
+    #[error("envFrom: {0:?} cannot be the name of a variable: it is empty, or has `=` or unprintable characters")]
+    BadName(String),
     /// A field that this agent does not carry out; nothing is ignored silently.
     #[error("{0} is not supported by this agent")]
     Unsupported(String),

@@ -14,6 +14,7 @@ use super::process::{arguments, capabilities, user};
 use super::resources::{CPU_PERIOD_US, Resources, oom_score_adj};
 use crate::image::{ImageConfig, ResolvedUser};
 use crate::paths::PodPaths;
+use crate::projection::is_projection;
 
 pub use super::process::stop_signal;
 
@@ -288,13 +289,13 @@ fn mounts(input: &Input<'_>, readonly_root: bool) -> Result<Vec<Mount>, ConfigEr
     ];
     let mut volumes = Vec::new();
     for mount in &container.volume_mounts {
-        if !pod.spec().volumes.iter().any(|volume| volume.name == mount.name) {
-            return Err(ConfigError::UnknownVolume(mount.name.clone()));
-        }
+        let volume = pod.spec().volumes.iter().find(|volume| volume.name == mount.name);
+        let volume = volume.ok_or_else(|| ConfigError::UnknownVolume(mount.name.clone()))?;
+        let read_only = mount.read_only || is_projection(volume);
         let target = mount.mount_path.trim_end_matches('/');
         // What the manifest mounts there replaces what we would.
         all.retain(|other| other.target != target);
-        volumes.push(bind(&paths.volume(&mount.name), target, mount.read_only));
+        volumes.push(bind(&paths.volume(&mount.name), target, read_only));
     }
     // Outer ones first, whatever the manifest's order: an inner one would be hidden.
     volumes.sort_by_key(|mount| mount.target.split('/').count());

@@ -25,6 +25,8 @@ const QUEUE: usize = 256;
 #[derive(Default)]
 struct State {
     pods: HashMap<String, Pod>,
+    /// ConfigMaps and Secrets by name, told before every snapshot.
+    sources: HashMap<String, ToAgent>,
     statuses: HashMap<String, PodStatus>,
     finished: Vec<String>,
     reports: Vec<PodStatusReport>,
@@ -100,6 +102,12 @@ impl FakeApi {
         let uid = pod.metadata.as_ref().expect("metadata").uid.clone();
         self.state.lock().expect("lock").pods.insert(uid, pod.clone());
         self.tell(ToAgent::PodUpsert(pod)).await;
+    }
+
+    /// A ConfigMap or Secret is new or has changed.
+    pub async fn put_source(&self, name: &str, source: ToAgent) {
+        self.state.lock().expect("lock").sources.insert(name.to_owned(), source.clone());
+        self.tell(source).await;
     }
 
     /// Marks the pod for deletion, as a DELETE does.
@@ -235,12 +243,15 @@ impl Nodes for FakeApi {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let mut incoming = request.into_inner();
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let items = {
+        let (sources, items) = {
             let mut state = self.state.lock().expect("lock");
             state.session = Some(sender.clone());
             state.sessions += 1;
-            state.pods.values().cloned().collect()
+            (state.sources.values().cloned().collect::<Vec<_>>(), state.pods.values().cloned().collect())
         };
+        for source in sources {
+            let _ = sender.send(Ok(ServerMessage { message: Some(source) })).await;
+        }
         let snapshot = ToAgent::Snapshot(PodList { items, ..PodList::default() });
         let _ = sender.send(Ok(ServerMessage { message: Some(snapshot) })).await;
         let api = self.clone();
