@@ -233,8 +233,7 @@ pub fn markdown() -> String {
     text
 }
 
-const LEGACY_VOLUMES: &str =
-    "network and cloud volumes need drivers that minipod does not have; only emptyDir volumes are made yet";
+const LEGACY_VOLUMES: &str = "network and cloud volumes need drivers that minipod does not have";
 const NO_WINDOWS: &str = "nodes run Linux";
 const NO_DEVICES: &str = "devices are not claimed; use an extended resource";
 const SERVER_SIDE: &str = "fields have no recorded owners; delete it from the manifest";
@@ -268,11 +267,7 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
         ],
         LEGACY_VOLUMES,
     ),
-    (
-        "Volume",
-        &["persistentVolumeClaim", "ephemeral"],
-        "there are no persistent volumes; only emptyDir volumes are made yet",
-    ),
+    ("Volume", &["persistentVolumeClaim", "ephemeral"], "there are no persistent volumes"),
     ("Volume", &["gitRepo"], "Kubernetes removed it too: clone in an init container"),
     ("VolumeProjection", &["serviceAccountToken", "clusterTrustBundle", "podCertificate"], NO_ACCOUNTS),
     ("PodSpec", &["resourceClaims"], NO_DEVICES),
