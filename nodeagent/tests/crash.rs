@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use minipod_nodeagent::failpoints::FAILPOINTS;
-use minipod_proto::v1::PodStatus;
+use minipod_proto::v1::{ExecAction, Lifecycle, LifecycleHandler, PodStatus};
 use nix::sys::signal::Signal;
 use support::*;
 
@@ -82,14 +82,17 @@ async fn wait_until_it_dies_or(node: &mut Node, done: impl Fn(&Node) -> bool) ->
 }
 
 /// Failpoints of the two halves of a pod's life. `clean-up-shim` is only reached when the supervisor died: its own test.
-/// `remove-pod-data` is a step of pods that ended by themselves; its inner point lies on the way of every removal.
+/// Hooks have their own test too. `remove-pod-data` is a step of pods that ended by themselves; its inner point lies on the way of every removal.
 fn names(deletion: bool) -> Vec<&'static str> {
     let is_end = |name: &&str| {
         ["kill-container", "stop-sandbox", "detach-network", "remove-pod-dir", "remove-pod-data:"]
             .iter()
             .any(|part| name.contains(part))
     };
-    let own = |name: &&str| name.contains("clean-up-shim") || name.ends_with(":remove-pod-data");
+    let own = |name: &&str| {
+        ["clean-up-shim", "post-start", "pre-stop"].iter().any(|part| name.contains(part))
+            || name.ends_with(":remove-pod-data")
+    };
     FAILPOINTS.iter().copied().filter(|name| !own(name) && is_end(name) == deletion).collect()
 }
 
@@ -155,6 +158,56 @@ fn an_agent_that_dies_while_it_cleans_up_goes_on_where_it_was() {
             node.wait_finished(&uid).await;
             node.wait_gone(&uid).await;
             node.end(Signal::SIGKILL);
+        }
+    });
+}
+
+#[test]
+fn an_agent_that_dies_at_a_hook_runs_it_again_and_restarts_nothing() {
+    let program = agent_with_failpoints();
+    on_a_node(move || async move {
+        let mut node = Node::new().await;
+        node.program = program;
+        let kept = node.data_dir().join("hooks.log");
+        for (number, name) in
+            ["before:post-start", "after:post-start", "before:pre-stop", "after:pre-stop"].iter().enumerate()
+        {
+            let uid = format!("uid-hook-{number}x");
+            let armed = format!("{name}=return");
+            node.start(&[("FAILPOINTS", armed.as_str())]);
+            let app = "trap 'cat /v/hooks; exit 0' TERM; while :; do sleep 0.05; done";
+            let mut pod = scripts(&uid, "Always", 20, &[("a:app", app)]);
+            let hook = |word: &str| {
+                let command = vec!["sh".into(), "-c".into(), format!("echo {word} >> /v/hooks")];
+                Some(LifecycleHandler { exec: Some(ExecAction { command }), ..LifecycleHandler::default() })
+            };
+            let (post_start, pre_stop) = (hook("post"), hook("pre"));
+            pod.spec_mut().containers[0].lifecycle = Some(Lifecycle { post_start, pre_stop, ..Lifecycle::default() });
+            node.api.put(pod).await;
+            let started = |status: &PodStatus| {
+                status.container_statuses.iter().all(|app| app.started == Some(true)) && runs(status)
+            };
+            if name.ends_with("post-start") {
+                assert!(wait_until_it_dies_or(&mut node, |_| false).await);
+                node.start(&[]);
+            }
+            let status = node.wait(&uid, &format!("started with {name}"), started).await;
+            assert_eq!(container(&status, "app").restart_count, 0);
+            std::fs::hard_link(node.data_dir().join(format!("logs/default_{uid}_{uid}/app/0.log")), &kept)
+                .expect("keep");
+            node.api.delete(&uid, 20).await;
+            if name.ends_with("pre-stop") {
+                assert!(wait_until_it_dies_or(&mut node, |_| false).await);
+                node.start(&[]);
+            }
+            node.wait_finished(&uid).await;
+            node.wait_gone(&uid).await;
+            node.end(Signal::SIGKILL);
+            let text = std::fs::read_to_string(&kept).expect("read");
+            let mut words: Vec<&str> = text.lines().filter_map(|line| line.split(' ').nth(3)).collect();
+            words.dedup();
+            assert_eq!(words, ["post", "pre"], "each at least once and in order ({name}): {text}");
+            std::fs::remove_file(&kept).expect("remove");
         }
     });
 }
