@@ -55,7 +55,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// A recorder and the queue that [`write`] empties.
+    /// A recorder and the queue that [`write()`] empties.
     pub fn new(metrics: &Metrics) -> (Recorder, Queue) {
         let (queue, receiver) = mpsc::channel(QUEUE);
         let dropped =

@@ -1,7 +1,7 @@
 //! The one long stream to the API server: register, hello, snapshot, then changes in and reports out; again and again.
 //!
 //! The pods of the node never wait for it: what comes in is handed to [`crate::pods::Pods`], what goes out waits in the
-//! [`Outbox`] until it is acknowledged.
+//! [`Outbox`](crate::outbox::Outbox) until it is acknowledged.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

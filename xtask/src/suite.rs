@@ -51,7 +51,8 @@ fn documentation() -> Result<(), String> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let mut doc = Command::new(cargo);
     doc.args(["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]).current_dir(run::root());
-    run::command(doc.env("RUSTDOCFLAGS", "-D warnings"))
+    // Private items are documented too, so links to them lead somewhere.
+    run::command(doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"))
 }
 
 fn stage(name: &str, work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {

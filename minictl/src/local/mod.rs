@@ -4,7 +4,7 @@
 //! - [`slot`] gives the cluster a number of its own, and with it names and addresses that no other one has.
 //! - [`network`] joins the nodes: one bridge, one veth per node.
 //! - [`process`] starts, stops and finds processes.
-//! - [`remove`] takes everything down again, from what is written down: also after a crash, also by another process.
+//! - [`mod@remove`] takes everything down again, from what is written down: also after a crash, also by another process.
 //!
 //! Nothing of it is simulated: the only thing that one machine lacks of several is a second kernel.
 

@@ -9,7 +9,7 @@ pub fn line(text: &str) -> Cow<'_, str> {
     clean(text, false)
 }
 
-/// A text of several lines: as [`line`], but line breaks and tabs stay.
+/// A text of several lines: as [`line()`], but line breaks and tabs stay.
 #[must_use]
 pub fn block(text: &str) -> Cow<'_, str> {
     clean(text, true)
