@@ -58,10 +58,23 @@ impl Etcd {
             .spawn();
         self.child = Some(child.expect("etcd must be installed: apt-get install etcd-server"));
         let deadline = Instant::now() + Duration::from_secs(30);
-        while std::net::TcpStream::connect(("127.0.0.1", self.client_port)).is_err() {
-            assert!(Instant::now() < deadline, "etcd does not listen on port {} after 30 s", self.client_port);
+        // Listening is not enough: an etcd that is killed before it has written its own first entries never elects itself again.
+        while !self.is_healthy() {
+            assert!(Instant::now() < deadline, "etcd on port {} is not healthy after 30 s", self.client_port);
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    fn is_healthy(&self) -> bool {
+        use std::io::{Read as _, Write as _};
+        let ask = || {
+            let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.client_port))?;
+            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).map(|_| answer)
+        };
+        ask().is_ok_and(|answer: String| answer.contains("\"health\":\"true\""))
     }
 
     pub fn kill(&mut self) {
