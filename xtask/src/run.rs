@@ -70,8 +70,16 @@ pub fn output(command: &mut Command) -> Result<String, String> {
 /// # Errors
 /// As [`command`].
 pub fn cargo(args: &[&str]) -> Result<(), String> {
+    cargo_with(args, &[])
+}
+
+/// As [`cargo`], with more environment.
+///
+/// # Errors
+/// As [`command`].
+pub fn cargo_with(args: &[&str], environment: &[(&str, &str)]) -> Result<(), String> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    command(Command::new(cargo).args(args).current_dir(root()))
+    command(Command::new(cargo).args(args).envs(environment.iter().copied()).current_dir(root()))
 }
 
 fn shown(command: &Command) -> String {

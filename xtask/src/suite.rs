@@ -1,7 +1,6 @@
 //! Everything CI runs, in the order of what fails fastest. Each stage prints how long it took.
 
 use crate::{compose, images, run, setup};
-use std::process::Command;
 use std::time::Instant;
 
 /// `cargo xtask test [FILTER]`. With a filter only what the tests need is built, then the matching tests run.
@@ -40,19 +39,13 @@ pub fn test(filter: &[&str]) -> Result<(), String> {
 
 /// The end-to-end tests once more, with Debian's etcd as the store.
 fn on_etcd() -> Result<(), String> {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let mut test = Command::new(cargo);
-    test.args(["test", "--package", "minipod-tests", "--tests"]).current_dir(run::root());
-    run::command(test.env("MINIPOD_TEST_STORE", "etcd"))
+    run::cargo_with(&["test", "--package", "minipod-tests", "--tests"], &[("MINIPOD_TEST_STORE", "etcd")])
 }
 
-/// rustdoc finds links that lead nowhere.
+/// rustdoc finds links that lead nowhere. Private items are documented too, so links to them lead somewhere.
 fn documentation() -> Result<(), String> {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let mut doc = Command::new(cargo);
-    doc.args(["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]).current_dir(run::root());
-    // Private items are documented too, so links to them lead somewhere.
-    run::command(doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"))
+    let flags = [("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links")];
+    run::cargo_with(&["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"], &flags)
 }
 
 fn stage(name: &str, work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {

@@ -23,6 +23,7 @@ use minipod_proto::Resource;
 use minipod_proto::v1::Node;
 
 pub use error::LocalError;
+pub(crate) use process::start_ticks;
 pub use process::{Daemon, Launch};
 pub use remove::{remove, remove_abandoned};
 pub use slot::{Slot, kept};

@@ -133,7 +133,7 @@ pub(super) fn signal(pid: u32, name: &str) {
 }
 
 /// Clock ticks from boot to the start of a process (proc(5), field 22 of stat); `None` when it is gone or a zombie.
-pub(super) fn start_ticks(pid: u32) -> Option<u64> {
+pub(crate) fn start_ticks(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields: Vec<&str> = stat.get(stat.rfind(')')? + 1..)?.split_whitespace().collect();
     if *fields.first()? == "Z" {

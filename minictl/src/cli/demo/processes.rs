@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use crate::local::start_ticks;
+
 /// A process: the PID here, and the clock ticks from boot to its start; together they never name another.
 pub type Process = (u32, u64);
 
@@ -20,15 +22,8 @@ pub fn of_pod(uid: &str) -> BTreeMap<String, Process> {
         let status = fs::read_to_string(dir.join("status")).ok()?;
         let own = status.lines().find_map(first).unwrap_or(false);
         let (name, _attempt) = Path::new(group).file_name()?.to_str()?.rsplit_once('.')?;
-        if group.contains(uid) && own { Some((name.to_owned(), (pid, start_ticks(&dir)?))) } else { None }
+        if group.contains(uid) && own { Some((name.to_owned(), (pid, start_ticks(pid)?))) } else { None }
     };
     // A process that ends while it is read is no process.
     entries.filter_map(container).collect()
-}
-
-/// proc(5), field 22 of stat; the name in parentheses may hold anything.
-fn start_ticks(dir: &Path) -> Option<u64> {
-    let stat = fs::read_to_string(dir.join("stat")).ok()?;
-    let fields: Vec<&str> = stat.get(stat.rfind(')')? + 1..)?.split_whitespace().collect();
-    if *fields.first()? == "Z" { None } else { fields.get(19)?.parse().ok() }
 }
