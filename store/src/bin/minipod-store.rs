@@ -6,7 +6,7 @@ use minipod_daemon::metrics::Registry;
 use minipod_daemon::shutdown::Shutdown;
 use minipod_store::compactor::Retention;
 use minipod_store::etcdapi::FaceConfig;
-use minipod_store::replica::run::{Ended, Pace};
+use minipod_store::replica::run::{Ended, Pace, with_causes};
 use minipod_store::service::{Cluster, Config, Store};
 use minipod_store::tool;
 use std::collections::BTreeMap;
@@ -234,13 +234,15 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         None => serve(&cli.serve),
-        Some(Command::Verify { data_dir }) => tool::verify(&data_dir).map(print_report).map_err(|error| words(&error)),
+        Some(Command::Verify { data_dir }) => {
+            tool::verify(&data_dir).map(print_report).map_err(|error| with_causes(&error))
+        }
         Some(Command::Dump { data_dir }) => {
-            tool::dump(&data_dir, &mut |line| println!("{line}")).map_err(|error| words(&error))
+            tool::dump(&data_dir, &mut |line| println!("{line}")).map_err(|error| with_causes(&error))
         }
         Some(Command::Restore { snapshot, data_dir, member }) => member.cluster(&[], None).and_then(|cluster| {
             let revision =
-                tool::restore(&snapshot, &data_dir, &member.name, &cluster).map_err(|error| words(&error))?;
+                tool::restore(&snapshot, &data_dir, &member.name, &cluster).map_err(|error| with_causes(&error))?;
             eprintln!("restored revision {revision}; start it with: minipod-store --data-dir {}", data_dir.display());
             Ok(())
         }),
@@ -252,20 +254,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// An error with its causes.
-fn words(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 fn print_report(report: tool::Report) {
@@ -284,7 +272,7 @@ fn print_report(report: tool::Report) {
 
 #[tokio::main]
 async fn serve(args: &Serve) -> Result<(), String> {
-    minipod_daemon::telemetry::init().map_err(|error| words(&error))?;
+    minipod_daemon::telemetry::init().map_err(|error| with_causes(&error))?;
     let config = args.config()?;
     let shutdown = Shutdown::on_signals().map_err(|error| format!("signal handlers: {error}"))?;
     // The addresses are bound first: a wrong one shows at once, and nobody is answered before the state is there.
@@ -294,7 +282,7 @@ async fn serve(args: &Serve) -> Result<(), String> {
         None => None,
     };
     let begun = std::time::Instant::now();
-    let mut store = Store::open(config).await.map_err(|error| words(&error))?;
+    let mut store = Store::open(config).await.map_err(|error| with_causes(&error))?;
     if let Some(peers) = peers {
         store.serve_peers(peers);
     }
