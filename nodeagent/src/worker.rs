@@ -199,13 +199,14 @@ impl Worker {
     /// True when the pod is over; false when the agent ends.
     async fn work(&mut self) -> bool {
         loop {
-            let plan = self.plan();
+            let now_ms = boot_ms();
+            let plan = self.plan(now_ms);
             self.report(&plan);
             self.show();
             if plan.finished {
                 return true;
             }
-            self.begin_steps(&plan);
+            self.begin_steps(&plan, now_ms);
             let probe_at_ms = self.begin_probes();
             let wake = self.wait([plan.wake_at_ms, probe_at_ms].into_iter().flatten().min()).await;
             if !self.handle(wake).await {
@@ -215,8 +216,8 @@ impl Worker {
         }
     }
 
-    fn plan(&mut self) -> Plan {
-        let plan = plan(&self.want, &self.seen, boot_ms());
+    fn plan(&mut self, now_ms: u64) -> Plan {
+        let plan = plan(&self.want, &self.seen, now_ms);
         if plan.terminal.is_some() {
             self.seen.terminal.clone_from(&plan.terminal);
             self.save();
@@ -278,7 +279,8 @@ impl Worker {
         }
     }
 
-    fn begin_steps(&mut self, plan: &Plan) {
+    /// Begins what was planned at `now_ms`; the graces of the plan count from there.
+    fn begin_steps(&mut self, plan: &Plan, now_ms: u64) {
         for planned in &plan.steps {
             let step = planned.step.clone();
             tracing::debug!(pod = %self.want.display_name, ?step, why = planned.why, "step");
@@ -286,7 +288,7 @@ impl Worker {
             self.seen.blocked.remove(&step);
             match &step {
                 Step::AttachNetwork { .. } => self.seen.network_held = true,
-                Step::KillContainer { name, grace_ms } => self.note_kill(name, *grace_ms),
+                Step::KillContainer { name, grace_ms } => self.note_kill(name, now_ms + grace_ms),
                 _ => {}
             }
             let job = self.job(&step);
@@ -606,9 +608,9 @@ impl Worker {
         self.seen.blocked.insert(step, now_ms + delay_ms);
     }
 
-    fn note_kill(&mut self, name: &str, grace_ms: u64) {
+    fn note_kill(&mut self, name: &str, kill_at_ms: u64) {
         let seen = self.seen.containers.entry(name.to_owned()).or_default();
-        let first = seen.kill_at_ms.replace(boot_ms() + grace_ms).is_none();
+        let first = seen.kill_at_ms.replace(kill_at_ms).is_none();
         if first && seen.condemned.is_none() {
             self.container_event(name, Severity::Normal, "Killing", format!("Stopping container {name}"));
         }

@@ -378,7 +378,7 @@ pub struct Kill {
     /// Its run; another run is left alone.
     #[prost(uint32, tag = "2")]
     pub attempt: u32,
-    /// Sent to the container's first process.
+    /// Sent to the container's first process, by the first request only: its handler runs once.
     #[prost(int32, tag = "3")]
     pub signal: i32,
     /// Time between the two; 0: KILL at once. A later request can only shorten it.

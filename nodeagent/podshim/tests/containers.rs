@@ -170,6 +170,16 @@ fn signals_and_grace() {
     let took_ms = ended.finished_wall_ms - ended.started_wall_ms;
     assert!((100..10_000).contains(&took_ms), "killed after {took_ms} ms");
 
+    // An agent that was started anew asks again: the handler runs once all the same.
+    let script = "trap 'echo got it' TERM; echo ready; until [ -e /done ]; do sleep 0.05; done";
+    pod.start(pod.spec("asked-again", script));
+    until("the trap", || pod.output("asked-again", 0), |output| output.contains("ready"));
+    pod.kill("asked-again", 0, libc::SIGTERM, 60_000);
+    until("the handler", || pod.output("asked-again", 0), |output| output.contains("got it"));
+    pod.kill("asked-again", 0, libc::SIGTERM, 300);
+    assert_eq!(pod.agent.ended("asked-again").exit_code, 137);
+    assert_eq!(pod.output("asked-again", 0), "ready\ngot it\n");
+
     // What is over or unknown is no error.
     pod.kill("deaf", 0, libc::SIGTERM, 0);
     pod.kill("nobody", 7, libc::SIGTERM, 0);

@@ -367,12 +367,16 @@ impl Supervisor {
             && matches!(container.phase, Phase::Starting | Phase::Running)
         {
             let at_ms = now_ms().saturating_add(kill.grace_ms);
+            // An agent that was started anew, or that shortens the grace, asks again: a handler must run once.
+            let first = container.kill_at_ms.is_none();
             container.kill_at_ms = Some(container.kill_at_ms.map_or(at_ms, |known| known.min(at_ms)));
-            if kill.grace_ms > 0
+            if first
+                && kill.grace_ms > 0
                 && let Some(init) = &container.init
                 && let Err(error) = init.signal(kill.signal)
                 && error.raw_os_error() == Some(libc::EINVAL)
             {
+                container.kill_at_ms = None;
                 let mut wrong = refused("send signal", &kill.signal.to_string(), Fault::Request);
                 wrong.errno = libc::EINVAL;
                 return self.refuse(asker, wrong);
