@@ -1,13 +1,14 @@
-//! The pod's volumes on disk: emptyDir, on the node's disk or in memory, and those made of values ([`crate::projection`]).
+//! The pod's volumes on disk: emptyDir, on the node's disk or in memory, those made of values ([`crate::projection`]), and
+//! the node's own paths, which are looked at here and mounted from where they are.
 
 use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use minipod_proto::quantity::Quantity;
-use minipod_proto::v1::{Pod, Volume};
+use minipod_proto::v1::{HostPathVolumeSource, Pod, Volume};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::container::env::EnvFacts;
@@ -28,6 +29,16 @@ pub enum VolumeError {
         /// What is missing.
         #[source]
         source: ProjectionError,
+    },
+    /// A hostPath that is not what its type says.
+    #[error("volume {volume:?}: hostPath type check failed: {} is not {wanted}", path.display())]
+    HostPath {
+        /// Its name.
+        volume: String,
+        /// The node's path.
+        path: PathBuf,
+        /// What its type asks for.
+        wanted: &'static str,
     },
     /// A file operation.
     #[error("{operation} {}", path.display())]
@@ -64,6 +75,10 @@ pub fn prepare(pod: &Pod, paths: &PodPaths, facts: &EnvFacts, writing: &Mutex<()
         mount_memory(&shm, SHM_OPTIONS)?;
     }
     for volume in pod.spec.iter().flat_map(|spec| &spec.volumes) {
+        if let Some(source) = &volume.host_path {
+            check_host_path(&volume.name, source)?;
+            continue;
+        }
         let dir = paths.volume(&volume.name);
         if projection::is_projection(volume) {
             std::fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
@@ -71,7 +86,7 @@ pub fn prepare(pod: &Pod, paths: &PodPaths, facts: &EnvFacts, writing: &Mutex<()
             mount_memory(&dir, "mode=0755")?;
             publish(pod, volume, &dir, facts, writing)?;
         } else {
-            prepare_one(volume, &dir)?;
+            prepare_one(volume, &dir, fs_group(pod))?;
         }
     }
     Ok(())
@@ -93,12 +108,49 @@ pub fn refresh(pod: &Pod, paths: &PodPaths, facts: &EnvFacts, writing: &Mutex<()
 
 fn publish(pod: &Pod, volume: &Volume, dir: &Path, facts: &EnvFacts, writing: &Mutex<()>) -> Result<(), VolumeError> {
     let wrong = |source| VolumeError::Projection { volume: volume.name.clone(), source };
-    let files = projection::files(pod, volume, facts).map_err(wrong)?;
+    let mut files = projection::files(pod, volume, facts).map_err(wrong)?;
+    let group = fs_group(pod);
+    if group.is_some() {
+        // The group can read whatever the manifest's mode says, as in Kubernetes.
+        files.values_mut().for_each(|file| file.mode |= 0o440);
+    }
     let _one = writing.lock().unwrap_or_else(PoisonError::into_inner);
-    projection::publish(dir, &files).map(drop).map_err(io_error("write the files of", dir))
+    projection::publish(dir, &files, group).map(drop).map_err(io_error("write the files of", dir))
 }
 
-fn prepare_one(volume: &Volume, dir: &Path) -> Result<(), VolumeError> {
+/// The group that the pod's volumes belong to.
+fn fs_group(pod: &Pod) -> Option<u32> {
+    let context = pod.spec.as_ref()?.security_context.as_ref()?;
+    context.fs_group.and_then(|group| u32::try_from(group).ok())
+}
+
+/// Whether the node's path is what the volume's type says; the two types that may make it do so.
+fn check_host_path(volume: &str, source: &HostPathVolumeSource) -> Result<(), VolumeError> {
+    let path = Path::new(&source.path);
+    let kind = match path.metadata() {
+        Ok(meta) => Some(meta.file_type()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(io_error("look at", path)(error)),
+    };
+    let make_dir = || std::fs::create_dir_all(path).map_err(io_error("create", path));
+    let (good, wanted) = match (source.r#type.as_str(), &kind) {
+        // Without a type nothing is checked; what is missing becomes a directory, as every runtime of the field does it.
+        ("", None) | ("DirectoryOrCreate", None) => return make_dir(),
+        ("FileOrCreate", None) => {
+            return std::fs::File::create_new(path).map(drop).map_err(io_error("create", path));
+        }
+        ("", Some(_)) => return Ok(()),
+        ("DirectoryOrCreate" | "Directory", kind) => (kind.is_some_and(|kind| kind.is_dir()), "a directory"),
+        ("FileOrCreate" | "File", kind) => (kind.is_some_and(|kind| kind.is_file()), "a file"),
+        ("Socket", kind) => (kind.is_some_and(|kind| kind.is_socket()), "a socket"),
+        ("CharDevice", kind) => (kind.is_some_and(|kind| kind.is_char_device()), "a character device"),
+        ("BlockDevice", kind) => (kind.is_some_and(|kind| kind.is_block_device()), "a block device"),
+        (_, _) => return Err(VolumeError::Unsupported(volume.to_owned())),
+    };
+    if good { Ok(()) } else { Err(VolumeError::HostPath { volume: volume.to_owned(), path: path.to_owned(), wanted }) }
+}
+
+fn prepare_one(volume: &Volume, dir: &Path, group: Option<u32>) -> Result<(), VolumeError> {
     let Some(source) = &volume.empty_dir else { return Err(VolumeError::Unsupported(volume.name.clone())) };
     std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
     if source.medium == "Memory" {
@@ -108,7 +160,11 @@ fn prepare_one(volume: &Volume, dir: &Path) -> Result<(), VolumeError> {
         mount_memory(dir, &options)?;
     }
     // Not by create's mode: the umask would take from it.
-    std::fs::set_permissions(dir, Permissions::from_mode(0o777)).map_err(io_error("open up", dir))
+    // With a group, what is made in it belongs to that group too.
+    let mode = if group.is_some() { 0o2777 } else { 0o777 };
+    chown(dir, None, group)
+        .and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(mode)))
+        .map_err(io_error("open up", dir))
 }
 
 /// A tmpfs on the directory, unless something is mounted there.
@@ -189,7 +245,10 @@ pub fn remove_tree(dir: &Path) -> Result<(), VolumeError> {
 
 #[cfg(test)]
 mod tests {
-    use minipod_proto::v1::{EmptyDirVolumeSource, PodSpec};
+    use minipod_proto::v1::{
+        DownwardApiVolumeFile, DownwardApiVolumeSource, EmptyDirVolumeSource, ObjectFieldSelector, ObjectMeta,
+        PodSecurityContext, PodSpec,
+    };
 
     use super::*;
     use crate::paths::Paths;
@@ -227,8 +286,84 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_said() {
         let volume = Volume { name: "v".into(), ..Volume::default() };
-        let error = prepare_one(&volume, Path::new("/nonexistent")).expect_err("unsupported");
+        let error = prepare_one(&volume, Path::new("/nonexistent"), None).expect_err("unsupported");
         assert!(error.to_string().contains("does not support"));
+    }
+
+    #[test]
+    fn a_group_owns_what_is_made_in_its_volumes() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().expect("tempdir");
+        let paths = Paths::new(dir.path(), dir.path()).pod(&Uid("u".into()));
+        let mut pod = pod("", "");
+        let context = PodSecurityContext { fs_group: Some(4321), ..PodSecurityContext::default() };
+        let spec = pod.spec.as_mut().expect("spec");
+        spec.security_context = Some(context);
+        let field = ObjectFieldSelector { field_path: "metadata.name".into(), ..ObjectFieldSelector::default() };
+        let item = DownwardApiVolumeFile {
+            path: "name".into(),
+            field_ref: Some(field),
+            mode: Some(0o400),
+            ..DownwardApiVolumeFile::default()
+        };
+        let source = DownwardApiVolumeSource { items: vec![item], ..DownwardApiVolumeSource::default() };
+        spec.volumes.push(Volume { name: "d".into(), downward_api: Some(source), ..Volume::default() });
+        pod.metadata = Some(ObjectMeta { name: "p".into(), ..ObjectMeta::default() });
+        for round in 1..=2 {
+            prepare(&pod, &paths, &EnvFacts::default(), &Mutex::default()).expect("prepare (needs root)");
+            let told = |path: &Path| {
+                let meta = path.metadata().unwrap_or_else(|error| panic!("round {round}, {}: {error}", path.display()));
+                (meta.gid(), meta.mode() & 0o7777)
+            };
+            assert_eq!(told(&paths.volume("v")), (4321, 0o2777));
+            assert_eq!(told(&paths.volume("d").join("name")), (4321, 0o440));
+            assert_eq!(told(&paths.volume("d").join("..data")), (4321, 0o2755));
+            let made = paths.volume("v").join("dir");
+            std::fs::create_dir_all(&made).expect("make a directory");
+            assert_eq!(made.metadata().expect("look").gid(), 4321);
+        }
+        remove_tree(&paths.data).expect("remove");
+    }
+
+    #[test]
+    fn paths_of_the_node_are_what_their_type_says() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let at = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+        std::fs::create_dir(at("dir")).expect("make");
+        std::fs::write(at("file"), b"kept").expect("write");
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("bind");
+        let check = |kind: &str, path: &str| {
+            let source = HostPathVolumeSource { path: path.to_owned(), r#type: kind.to_owned() };
+            check_host_path("h", &source).map_err(|error| error.to_string())
+        };
+        let all = ["dir", "file", "socket", "missing"].map(at);
+        let [dir, file, socket, missing] = &all;
+        let device = &"/dev/null".to_owned();
+        for (kind, good, bad) in [
+            ("Directory", vec![dir], vec![file, socket, device, missing]),
+            ("File", vec![file], vec![dir, socket, device, missing]),
+            ("Socket", vec![socket], vec![dir, file, device, missing]),
+            ("CharDevice", vec![device], vec![dir, file, socket, missing]),
+            ("BlockDevice", vec![], vec![dir, file, socket, device, missing]),
+            ("DirectoryOrCreate", vec![dir], vec![file, socket, device]),
+            ("FileOrCreate", vec![file], vec![dir, socket, device]),
+            ("", vec![dir, file, socket, device], vec![]),
+        ] {
+            for path in good {
+                check(kind, path).unwrap_or_else(|error| panic!("{kind} {path}: {error}"));
+            }
+            for path in bad {
+                let error = check(kind, path).expect_err(kind);
+                assert!(error.contains("type check failed") && error.contains(path.as_str()), "{error}");
+            }
+        }
+        check("DirectoryOrCreate", &format!("{missing}/a/b")).expect("made");
+        check("FileOrCreate", &format!("{missing}/a/f")).expect("made");
+        check("", &format!("{missing}/c")).expect("made");
+        assert!(Path::new(&format!("{missing}/a/b")).is_dir() && Path::new(&format!("{missing}/c")).is_dir());
+        assert!(Path::new(&format!("{missing}/a/f")).is_file());
+        check("FileOrCreate", file).expect("there");
+        assert_eq!(std::fs::read(file).expect("read"), b"kept");
     }
 
     #[test]

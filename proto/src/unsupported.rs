@@ -43,7 +43,6 @@ const fn row(message: &'static str, field: &'static str, accepted: Accepted, why
     Row { message, field, why, accepted }
 }
 
-const SOURCES: &str = "volumes of this kind are not made yet";
 const NO_ACCOUNTS: &str = "there are no service accounts";
 const NO_TTY: &str = "containers have no terminal and no attach yet";
 
@@ -63,29 +62,22 @@ pub const REFUSED: &[Row] = &[
     row("Container", "stdinOnce", Values(&["false"]), NO_TTY),
     row("Container", "tty", Values(&["false"]), NO_TTY),
     row("ContainerPort", "hostPort", WithHostNetwork, "ports of the node are not forwarded yet"),
-    row("VolumeMount", "recursiveReadOnly", Values(&["Disabled"]), "submounts are not made read-only yet"),
-    row("VolumeMount", "subPath", Empty, "mount the whole volume"),
-    row("VolumeMount", "mountPropagation", Values(&["None"]), "mounts do not propagate yet"),
-    row("VolumeMount", "subPathExpr", Empty, "mount the whole volume"),
+    row(
+        "VolumeMount",
+        "mountPropagation",
+        Values(&["None", "HostToContainer"]),
+        "mounts of a container reach the node from a privileged one only, and there are none yet",
+    ),
     row("LifecycleHandler", "tcpSocket", Empty, "Kubernetes accepts it and never runs it: use exec or httpGet"),
     row("SecurityContext", "privileged", Values(&["false"]), "name the capabilities that are needed"),
     row("SecurityContext", "seLinuxOptions", Empty, "SELinux labels are not set"),
     row("SecurityContext", "procMount", Values(&["Default"]), "/proc is always masked"),
     row("SecurityContext", "appArmorProfile", Empty, "AppArmor profiles are not set yet"),
     row("PodSecurityContext", "seLinuxOptions", Empty, "SELinux labels are not set"),
-    row("PodSecurityContext", "supplementalGroupsPolicy", Values(&["Merge"]), "the image's groups are always kept"),
-    row(
-        "PodSecurityContext",
-        "fsGroup",
-        Empty,
-        "volumes are not handed to a group yet; emptyDir is open to all users of the pod",
-    ),
-    row("PodSecurityContext", "fsGroupChangePolicy", Empty, "volumes are not handed to a group yet"),
     row("PodSecurityContext", "appArmorProfile", Empty, "AppArmor profiles are not set yet"),
     row("PodSecurityContext", "seLinuxChangePolicy", Empty, "SELinux labels are not set"),
     row("SeccompProfile", "type", Values(&["Unconfined"]), "seccomp filters are not loaded yet"),
-    row("Volume", "hostPath", Empty, SOURCES),
-    row("Volume", "image", Empty, SOURCES),
+    row("Volume", "image", Empty, "volumes of this kind are not made yet"),
     row("EmptyDirVolumeSource", "sizeLimit", InMemory, "space on disk is not limited yet"),
 ];
 

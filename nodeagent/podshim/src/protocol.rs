@@ -12,6 +12,9 @@ use prost::Message;
 
 /// The version that this build speaks, and the highest it reads.
 pub const VERSION: u16 = 1;
+/// What this build carries out, as it tells in [`State::version`]: grows with every field of a spec that an older supervisor
+/// would do harm by ignoring. 2: [`Mount::sub_path`].
+pub const ABILITIES: u32 = 2;
 /// Largest message: a container's spec with the manifest's largest environment fits several times.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Most bytes of output or input in one exec frame.
@@ -286,7 +289,7 @@ pub struct Mount {
     /// No writing.
     #[prost(bool, tag = "4")]
     pub readonly: bool,
-    /// Binds: with all that is mounted below `source`; `readonly` then holds for all of it.
+    /// Binds: with all that is mounted below `source`; `readonly` then holds for all of it, see `shallow_readonly`.
     #[prost(bool, tag = "5")]
     pub recursive: bool,
     /// Set-uid bits and file capabilities have no effect.
@@ -304,6 +307,13 @@ pub struct Mount {
     /// Binds.
     #[prost(enumeration = "Propagation", tag = "10")]
     pub propagation: i32,
+    /// Binds: what of the directory `source` is shown, a path below it; empty: all of it. Missing directories are made with
+    /// the mode of `source`. Links are followed as long as they stay below `source`.
+    #[prost(string, tag = "11")]
+    pub sub_path: String,
+    /// Binds with `recursive`: `readonly` holds for the mount itself, not for those below it.
+    #[prost(bool, tag = "12")]
+    pub shallow_readonly: bool,
 }
 
 /// A container's log in CRI format.
@@ -624,7 +634,7 @@ pub struct Run {
 /// Everything that the supervisor knows.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct State {
-    /// [`VERSION`] of the supervisor's build.
+    /// [`ABILITIES`] of the supervisor's build.
     #[prost(uint32, tag = "1")]
     pub version: u32,
     /// The supervisor.

@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 
 use minipod_podshim::protocol::{
-    Capabilities, Fault, Limits, LogSpec, Mount, MountKind, Rlimit, SandboxSpec, Sysctl, User,
+    Capabilities, Fault, Limits, LogSpec, Mount, MountKind, Propagation, Rlimit, SandboxSpec, Sysctl, User,
 };
 use support::{Pod, until};
 
@@ -302,12 +302,6 @@ fn roots_and_volumes() {
     fs::create_dir_all(volume.join("sub")).expect("make volume");
     let file = pod.data.path().join("a-file");
     fs::write(&file, "of the node\n").expect("write");
-    let bind = |source: &std::path::Path, target: &str| Mount {
-        source: source.to_string_lossy().into_owned(),
-        target: target.into(),
-        recursive: true,
-        ..Mount::default()
-    };
     let mut writer = pod.spec("writer", "echo from writer > /data/deep/x; cat /etc/the-file; mkdir /new; ls -d /new");
     writer.mounts.push(bind(&volume, "/data/deep"));
     writer.mounts.push(Mount { readonly: true, ..bind(&file, "/etc/the-file") });
@@ -335,6 +329,146 @@ fn roots_and_volumes() {
     let (_, output) = pod.run_spec(linked);
     assert_eq!(output, "from writer\nsub\nx\n");
     assert!(!std::path::Path::new("/mark").exists());
+    pod.stop();
+}
+
+fn bind(source: &std::path::Path, target: &str) -> Mount {
+    let source = source.to_string_lossy().into_owned();
+    Mount { source, target: target.into(), recursive: true, ..Mount::default() }
+}
+
+#[test]
+fn a_part_of_a_volume_is_all_that_is_shown_of_it() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let mut pod = Pod::new();
+    let volume = pod.data.path().join("volume");
+    fs::create_dir_all(volume.join("real/part")).expect("make volume");
+    fs::set_permissions(&volume, fs::Permissions::from_mode(0o777)).expect("open up");
+    fs::write(volume.join("file"), "a file\n").expect("write");
+    symlink("real", volume.join("inside")).expect("link");
+    symlink("/etc", volume.join("outside")).expect("link");
+    symlink("../..", volume.join("above")).expect("link");
+    let part = |sub_path: &str| Mount { sub_path: sub_path.into(), ..bind(&volume, "/data") };
+
+    // What is missing is made with the volume's mode; a file is mounted as a file; links may lead about in the volume.
+    let mut made = pod.spec("made", "echo x > /data/x; stat -c %a /data");
+    made.mounts.push(part("new/deep"));
+    assert_eq!(pod.run_spec(made).1, "777\n");
+    assert_eq!(fs::read_to_string(volume.join("new/deep/x")).expect("read"), "x\n");
+    let mut file = pod.spec("file", "cat /data");
+    file.mounts.push(part("file"));
+    assert_eq!(pod.run_spec(file).1, "a file\n");
+    let mut inside = pod.spec("inside", "ls /data");
+    inside.mounts.push(part("inside"));
+    assert_eq!(pod.run_spec(inside).1, "part\n");
+
+    // And nowhere else.
+    for (at, sub_path) in ["outside", "outside/ssl", "above/x", "outside/made/here"].into_iter().enumerate() {
+        let mut spec = pod.spec(&format!("out-{at}"), "ls /data");
+        spec.mounts.push(part(sub_path));
+        let refused = pod.try_start(spec).expect_err(sub_path);
+        assert_eq!((refused.step.as_str(), refused.errno), ("open subPath", libc::EXDEV), "{refused:?}");
+        assert_eq!((refused.object.as_str(), refused.fault()), (sub_path, Fault::Container));
+    }
+    for sub_path in ["../x", "/etc", "a/../../x"] {
+        let mut spec = pod.spec("wrong", "ls /data");
+        spec.mounts.push(part(sub_path));
+        assert_eq!(pod.try_start(spec).expect_err(sub_path).errno, libc::EINVAL);
+    }
+    assert!(!std::path::Path::new("/etc/made").exists());
+    pod.stop();
+}
+
+#[test]
+fn a_part_that_is_exchanged_for_a_link_meanwhile_shows_nothing_of_the_node() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let mut pod = Pod::new();
+    let volume = pod.data.path().join("volume");
+    let secret = pod.data.path().join("secret");
+    fs::create_dir_all(&volume).expect("make volume");
+    fs::create_dir_all(secret.join("deep")).expect("make what must not be seen");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // As another container of the pod would do it.
+        scope.spawn(|| {
+            let (part, link) = (volume.join("part"), volume.join("link"));
+            std::os::unix::fs::symlink(&secret, &link).expect("link");
+            fs::create_dir_all(part.join("deep")).expect("make");
+            let text =
+                |path: &std::path::Path| std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).expect("path");
+            let (part, link) = (text(&part), text(&link));
+            while !done.load(Ordering::Relaxed) {
+                let _ = nix::fcntl::renameat2(
+                    nix::fcntl::AT_FDCWD,
+                    link.as_c_str(),
+                    nix::fcntl::AT_FDCWD,
+                    part.as_c_str(),
+                    nix::fcntl::RenameFlags::RENAME_EXCHANGE,
+                );
+            }
+        });
+        let mut shown = 0;
+        for round in 0..40 {
+            let mut spec = pod.spec(&format!("r{round}"), "touch /data/seen");
+            spec.mounts.push(Mount { sub_path: "part/deep".into(), ..bind(&volume, "/data") });
+            match pod.try_start(spec) {
+                Ok(_) => {
+                    pod.agent.ended(&format!("r{round}"));
+                    shown += 1;
+                }
+                Err(refused) => assert_eq!(refused.step, "open subPath", "{refused:?}"),
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(shown > 0, "the directory was never there");
+    });
+    assert!(!secret.join("deep/seen").exists());
+    pod.stop();
+}
+
+#[test]
+fn mounts_below_a_volume() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    let mut pod = Pod::new();
+    let volume = pod.data.path().join("volume");
+    let (below, later) = (volume.join("below"), volume.join("later"));
+    fs::create_dir_all(&below).expect("make");
+    fs::create_dir_all(&later).expect("make");
+    let none = None::<&str>;
+    mount(Some(&volume), &volume, none, MsFlags::MS_BIND, none).expect("mount (needs root)");
+    mount(none, &volume, none, MsFlags::MS_SHARED, none).expect("share");
+    mount(Some("tmpfs"), &below, Some("tmpfs"), MsFlags::empty(), Some("size=64k")).expect("mount");
+
+    let script =
+        "touch /data/x 2>/dev/null || echo top read-only; touch /data/below/x 2>/dev/null || echo below read-only";
+    for (name, shallow, told) in
+        [("shallow", true, "top read-only\n"), ("whole", false, "top read-only\nbelow read-only\n")]
+    {
+        let mut spec = pod.spec(name, script);
+        spec.mounts.push(Mount { readonly: true, shallow_readonly: shallow, ..bind(&volume, "/data") });
+        assert_eq!(pod.run_spec(spec).1, told, "{name}");
+    }
+
+    // What the node mounts later is seen where it is asked for, and there alone.
+    let script = "echo ready; until [ -e /data/go ]; do sleep 0.02; done; [ -e /data/later/mark ] && echo seen; true";
+    for (name, propagation) in [("apart", Propagation::None), ("follows", Propagation::HostToContainer)] {
+        let mut spec = pod.spec(name, script);
+        spec.mounts.push(Mount { propagation: propagation.into(), ..bind(&volume, "/data") });
+        pod.start(spec);
+    }
+    for name in ["apart", "follows"] {
+        until("the shell", || pod.output(name, 0), |output| output.contains("ready"));
+    }
+    mount(Some("tmpfs"), &later, Some("tmpfs"), MsFlags::empty(), Some("size=64k")).expect("mount");
+    fs::write(later.join("mark"), "").expect("write");
+    fs::write(volume.join("go"), "").expect("write");
+    for (name, told) in [("apart", "ready\n"), ("follows", "ready\nseen\n")] {
+        pod.agent.ended(name);
+        assert_eq!(pod.output(name, 0), told, "{name}");
+    }
+    for place in [&later, &below, &volume] {
+        umount2(place, MntFlags::MNT_DETACH).expect("unmount");
+    }
     pod.stop();
 }
 

@@ -2,6 +2,7 @@
 
 pub mod env;
 pub mod expand;
+mod mounts;
 pub mod process;
 pub mod resources;
 pub mod spec;
@@ -26,6 +27,14 @@ pub enum ConfigError {
     /// A mount of a volume that the pod has not.
     #[error("volumeMounts refers to volume {0:?}, which the pod does not have")]
     UnknownVolume(String),
+    /// A subPathExpr that names no place in the volume.
+    #[error("volumeMounts.subPathExpr {expression:?}: {why}")]
+    SubPathExpr {
+        /// As in the manifest.
+        expression: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Not a capability.
     #[error("unknown capability {0:?}")]
     UnknownCapability(String),

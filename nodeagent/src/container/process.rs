@@ -117,6 +117,9 @@ pub fn user(
     if let Some(gid) = gid {
         out.gid = gid;
     }
+    if pod.is_some_and(|pod| pod.supplemental_groups_policy == "Strict") {
+        out.groups.clear();
+    }
     let more = pod.into_iter().flat_map(|pod| pod.supplemental_groups.iter().copied().chain(pod.fs_group));
     for group in more.filter_map(|group| u32::try_from(group).ok()) {
         if !out.groups.contains(&group) {
@@ -234,6 +237,8 @@ mod tests {
         assert_eq!(ids(user(None, Some(&pod(Some(9))), &image).expect("user")), (9, 0, vec![7, 8]));
         let both = user(Some(&own(Some(3), Some(4))), Some(&pod(Some(9))), &image);
         assert_eq!(ids(both.expect("user")), (3, 4, vec![7, 8]));
+        let strict = PodSecurityContext { supplemental_groups_policy: "Strict".into(), ..pod(None) };
+        assert_eq!(ids(user(None, Some(&strict), &image).expect("user")), (100, 101, vec![7, 8]));
         let root = ResolvedUser { uid: 0, gid: 0, groups: vec![], home: "/".into() };
         let not_root = SecurityContext { run_as_non_root: Some(true), ..SecurityContext::default() };
         assert!(user(Some(&not_root), None, &root).is_err());

@@ -2,9 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use minipod_podshim::protocol::{
-    Capabilities, ContainerSpec, Limits, LogSpec, Mount, MountKind, Propagation, Rootfs, SandboxSpec, Sysctl, User,
-};
+use minipod_podshim::protocol::{Capabilities, ContainerSpec, Limits, LogSpec, Rootfs, SandboxSpec, Sysctl, User};
 use minipod_proto::resources::{self as pod_resources, QosClass};
 use minipod_proto::v1::{Container, Pod, PodSpec, SecurityContext};
 
@@ -14,7 +12,6 @@ use super::process::{arguments, capabilities, user};
 use super::resources::{CPU_PERIOD_US, Resources, oom_score_adj};
 use crate::image::{ImageConfig, ResolvedUser};
 use crate::paths::PodPaths;
-use crate::projection::is_projection;
 
 pub use super::process::stop_signal;
 
@@ -24,9 +21,6 @@ const PAUSE_OOM_SCORE_ADJ: i32 = -998;
 const LOG_MAX_BYTES: u64 = 10 << 20;
 /// Log files kept of a run (Kubernetes' default).
 const LOG_MAX_FILES: u32 = 5;
-/// Where a container leaves its last words unless the manifest says otherwise.
-const TERMINATION_LOG: &str = "/dev/termination-log";
-
 /// What tells of the node or changes it; the list that the field agreed on (moby, containerd, CRI-O).
 const MASKED_PATHS: [&str; 12] = [
     "/proc/acpi",
@@ -179,7 +173,7 @@ pub fn container(input: &Input<'_>) -> Result<ContainerSpec, ConfigError> {
         rlimits: Vec::new(),
         oom_score_adj: oom_score_adj(qos.as_str(), memory, input.node_memory_bytes),
         root: Some(root(input, readonly_root)),
-        mounts: mounts(input, readonly_root)?,
+        mounts: super::mounts::all(input, &environment, readonly_root)?,
         masked_paths: MASKED_PATHS.map(str::to_owned).to_vec(),
         readonly_paths: READONLY_PATHS.map(str::to_owned).to_vec(),
         log: Some(LogSpec { path: text(&input.log), max_bytes: LOG_MAX_BYTES, max_files: LOG_MAX_FILES }),
@@ -191,18 +185,9 @@ pub fn container(input: &Input<'_>) -> Result<ContainerSpec, ConfigError> {
 
 /// The API server refuses these fields; should one come through, a container must not start without what it asks for.
 fn supported(container: &Container, context: Option<&SecurityContext>) -> Result<(), ConfigError> {
-    let mounts = &container.volume_mounts;
     let has = [
         (container.tty, "tty"),
         (!container.volume_devices.is_empty(), "volumeDevices"),
-        (
-            mounts.iter().any(|mount| !mount.sub_path.is_empty() || !mount.sub_path_expr.is_empty()),
-            "volumeMounts.subPath",
-        ),
-        (
-            mounts.iter().any(|mount| !matches!(mount.mount_propagation.as_str(), "" | "None")),
-            "volumeMounts.mountPropagation",
-        ),
         (context.and_then(|context| context.privileged) == Some(true), "securityContext.privileged"),
         (
             context.is_some_and(|context| !matches!(context.proc_mount.as_str(), "" | "Default")),
@@ -219,7 +204,7 @@ fn supported(container: &Container, context: Option<&SecurityContext>) -> Result
     has.iter().find(|(used, _)| *used).map_or(Ok(()), |(_, field)| Err(ConfigError::Unsupported((*field).to_owned())))
 }
 
-fn text(path: &Path) -> String {
+pub(super) fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
@@ -234,77 +219,8 @@ fn root(input: &Input<'_>, readonly: bool) -> Rootfs {
     }
 }
 
-/// A file system of the kernel.
-fn kernel(kind: MountKind, target: &str, readonly: bool, noexec: bool) -> Mount {
-    Mount {
-        kind: kind.into(),
-        target: target.to_owned(),
-        readonly,
-        nosuid: true,
-        nodev: true,
-        noexec,
-        ..Mount::default()
-    }
-}
-
-fn bind(source: &Path, target: &str, readonly: bool) -> Mount {
-    Mount {
-        kind: MountKind::Bind.into(),
-        source: text(source),
-        target: target.to_owned(),
-        readonly,
-        propagation: Propagation::None.into(),
-        ..Mount::default()
-    }
-}
-
-fn mounts(input: &Input<'_>, readonly_root: bool) -> Result<Vec<Mount>, ConfigError> {
-    let Input { pod, container, paths, .. } = *input;
-    let dev = Mount {
-        kind: MountKind::Dev.into(),
-        target: "/dev".to_owned(),
-        nosuid: true,
-        noexec: true,
-        ..Mount::default()
-    };
-    let shm = if pod.spec().host_ipc { PathBuf::from("/dev/shm") } else { paths.shm() };
-    let shm = Mount { nosuid: true, nodev: true, noexec: true, ..bind(&shm, "/dev/shm", false) };
-    let termination = match container.termination_message_path.as_str() {
-        "" => TERMINATION_LOG,
-        path => path,
-    };
-    let own = paths.container(&container.name, input.attempt);
-    let etc = paths.etc();
-    let mut all = vec![
-        kernel(MountKind::Proc, "/proc", false, true),
-        dev,
-        kernel(MountKind::Mqueue, "/dev/mqueue", false, true),
-        shm,
-        kernel(MountKind::Sysfs, "/sys", true, true),
-        kernel(MountKind::Cgroup, "/sys/fs/cgroup", true, true),
-        bind(&etc.join("hosts"), "/etc/hosts", readonly_root),
-        bind(&etc.join("hostname"), "/etc/hostname", readonly_root),
-        bind(&etc.join("resolv.conf"), "/etc/resolv.conf", readonly_root),
-        bind(&own.termination_log, termination, false),
-    ];
-    let mut volumes = Vec::new();
-    for mount in &container.volume_mounts {
-        let volume = pod.spec().volumes.iter().find(|volume| volume.name == mount.name);
-        let volume = volume.ok_or_else(|| ConfigError::UnknownVolume(mount.name.clone()))?;
-        let read_only = mount.read_only || is_projection(volume);
-        let target = mount.mount_path.trim_end_matches('/');
-        // What the manifest mounts there replaces what we would.
-        all.retain(|other| other.target != target);
-        volumes.push(bind(&paths.volume(&mount.name), target, read_only));
-    }
-    // Outer ones first, whatever the manifest's order: an inner one would be hidden.
-    volumes.sort_by_key(|mount| mount.target.split('/').count());
-    all.extend(volumes);
-    Ok(all)
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use minipod_proto::v1::{
         EmptyDirVolumeSource, PodSecurityContext, ResourceRequirements, SeccompProfile, Volume, VolumeMount,
     };
@@ -318,7 +234,7 @@ mod tests {
         Some(ResourceRequirements { limits, ..ResourceRequirements::default() })
     }
 
-    fn volume_mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
+    pub(in crate::container) fn volume_mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
         VolumeMount { name: name.into(), mount_path: path.into(), read_only, ..VolumeMount::default() }
     }
 
@@ -339,7 +255,7 @@ mod tests {
         Pod { spec: Some(spec), ..Pod::default() }
     }
 
-    fn made(change: impl FnOnce(&mut Pod)) -> Result<ContainerSpec, ConfigError> {
+    pub(in crate::container) fn made(change: impl FnOnce(&mut Pod)) -> Result<ContainerSpec, ConfigError> {
         let mut pod = pod();
         change(&mut pod);
         let image = ImageConfig { working_dir: "/srv".into(), ..ImageConfig::default() };
@@ -357,11 +273,11 @@ mod tests {
         })
     }
 
-    fn own(pod: &mut Pod) -> &mut Container {
+    pub(in crate::container) fn own(pod: &mut Pod) -> &mut Container {
         &mut pod.spec_mut().containers[0]
     }
 
-    fn context(pod: &mut Pod) -> &mut SecurityContext {
+    pub(in crate::container) fn context(pod: &mut Pod) -> &mut SecurityContext {
         own(pod).security_context.get_or_insert_default()
     }
 
@@ -382,82 +298,15 @@ mod tests {
         assert_eq!(spec.log.expect("log").path, "/var/m/logs/x/web/3.log");
     }
 
-    /// target, source or kind, flags.
-    fn mount_table(spec: &ContainerSpec) -> Vec<String> {
-        let one = |mount: &Mount| {
-            let from = if mount.source.is_empty() { format!("{:?}", mount.kind()) } else { mount.source.clone() };
-            let flag = |is: bool, name: &'static str| if is { name } else { "" };
-            let flags = [
-                flag(mount.readonly, " ro"),
-                flag(mount.nosuid, " nosuid"),
-                flag(mount.nodev, " nodev"),
-                flag(mount.noexec, " noexec"),
-            ];
-            format!("{} {from}{}", mount.target, flags.concat())
-        };
-        spec.mounts.iter().map(one).collect()
-    }
-
-    #[test]
-    fn mounts_in_their_order() {
-        let base = [
-            "/proc Proc nosuid nodev noexec",
-            "/dev Dev nosuid noexec",
-            "/dev/mqueue Mqueue nosuid nodev noexec",
-            "/dev/shm /var/m/pods/u/shm nosuid nodev noexec",
-            "/sys Sysfs ro nosuid nodev noexec",
-            "/sys/fs/cgroup Cgroup ro nosuid nodev noexec",
-            "/etc/hosts /var/m/pods/u/etc/hosts",
-            "/etc/hostname /var/m/pods/u/etc/hostname",
-            "/etc/resolv.conf /var/m/pods/u/etc/resolv.conf",
-            "/dev/termination-log /var/m/pods/u/containers/web/3/termination-log",
-        ];
-        assert_eq!(mount_table(&made(|_| {}).expect("made")), base);
-        let volumes = made(|pod| {
-            own(pod).volume_mounts = vec![
-                volume_mount("a", "/data/inner", false),
-                volume_mount("b", "/data/", true),
-                volume_mount("a", "/etc/hosts", false),
-            ];
-        });
-        let table = mount_table(&volumes.expect("made"));
-        assert!(!table.contains(&base[6].to_owned()));
-        assert_eq!(
-            table[9..],
-            [
-                "/data /var/m/pods/u/volumes/b ro",
-                "/data/inner /var/m/pods/u/volumes/a",
-                "/etc/hosts /var/m/pods/u/volumes/a"
-            ]
-        );
-        let shared = made(|pod| {
-            pod.spec_mut().host_ipc = true;
-            context(pod).read_only_root_filesystem = Some(true);
-            own(pod).termination_message_path = "/tmp/last".into();
-        });
-        let table = mount_table(&shared.expect("made"));
-        for line in ["/dev/shm /dev/shm nosuid nodev noexec", "/etc/hosts /var/m/pods/u/etc/hosts ro"] {
-            assert!(table.iter().any(|other| other == line), "{line} is not in {table:#?}");
-        }
-        assert!(table.iter().any(|line| line.starts_with("/tmp/last ")));
-    }
-
     #[test]
     fn what_is_not_carried_out_does_not_start() {
         type Change = fn(&mut Pod);
-        let table: [(Change, &str); 8] = [
+        let table: [(Change, &str); 7] = [
             (|pod| own(pod).tty = true, "tty"),
             (|pod| context(pod).privileged = Some(true), "privileged"),
             (|pod| context(pod).proc_mount = "Unmasked".into(), "procMount"),
             (|pod| context(pod).seccomp_profile = Some(SeccompProfile::default()), "seccompProfile"),
             (|pod| own(pod).volume_mounts = vec![volume_mount("c", "/c", false)], "volume \"c\""),
-            (
-                |pod| {
-                    let mount = VolumeMount { sub_path: "x".into(), ..volume_mount("a", "/a", false) };
-                    own(pod).volume_mounts = vec![mount];
-                },
-                "subPath",
-            ),
             (|pod| own(pod).command.clear(), "neither the manifest nor the image"),
             (|pod| context(pod).run_as_non_root = Some(true), "runAsNonRoot"),
         ];

@@ -10,7 +10,7 @@ mod spawn;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use minipod_podshim::cleanup::{self, CleanupError, Presence};
@@ -84,6 +84,12 @@ pub enum ShimError {
         /// What it was asked.
         operation: &'static str,
     },
+    /// An agent was upgraded, this pod's supervisor was not: it would ignore what it does not know.
+    #[error("the pod's supervisor is of a version that does not know {field}: delete the pod and create it again")]
+    TooOld {
+        /// What it was asked to carry out.
+        field: &'static str,
+    },
     /// It did not do it.
     #[error("{}", refusal(.0))]
     Refused(Refused),
@@ -126,6 +132,8 @@ struct Inner {
     launch_socket: PathBuf,
     calls: mpsc::Sender<Call>,
     acknowledged: watch::Sender<u64>,
+    /// [`protocol::ABILITIES`] of its build; 0 until it said so.
+    abilities: AtomicU32,
 }
 
 /// A request on its way, and who waits for the answer.
@@ -198,6 +206,9 @@ pub struct ShimState {
     pub shim_pid: u32,
 }
 
+/// The first [`protocol::ABILITIES`] with `Mount::sub_path`.
+const SUB_PATH_SINCE: u32 = 2;
+
 /// What there is of a pod's supervisor.
 #[derive(Debug)]
 pub enum Found {
@@ -251,9 +262,13 @@ impl Shim {
         connection::serve(stream, queue, acks, sender);
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let shim = Self(Arc::new(Inner { id, launch_socket: socket, calls, acknowledged }));
+        let shim =
+            Self(Arc::new(Inner { id, launch_socket: socket, calls, acknowledged, abilities: AtomicU32::new(0) }));
         let state = match shim.ask("answer", Ask::Subscribe(Empty {}), ANSWER_PATIENCE).await? {
-            Say::State(state) => state_of(state),
+            Say::State(state) => {
+                shim.0.abilities.store(state.version, Ordering::Relaxed);
+                state_of(state)
+            }
             _ => return Err(ShimError::Unexpected { operation: "subscribe" }),
         };
         Ok((shim, state, events))
@@ -314,6 +329,10 @@ impl Shim {
     /// # Errors
     /// See [`ShimError::is_containers_fault`].
     pub async fn start(&self, spec: ContainerSpec) -> Result<protocol::Started, ShimError> {
+        let has_sub_path = spec.mounts.iter().any(|mount| !mount.sub_path.is_empty());
+        if has_sub_path && self.0.abilities.load(Ordering::Relaxed) < SUB_PATH_SINCE {
+            return Err(ShimError::TooOld { field: "volumeMounts.subPath" });
+        }
         match self.ask("start the container", Ask::Start(Box::new(spec)), ANSWER_PATIENCE).await? {
             Say::Started(started) => Ok(started),
             _ => Err(ShimError::Unexpected { operation: "start" }),

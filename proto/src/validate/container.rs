@@ -247,6 +247,10 @@ fn volume_mount(walk: &mut Walk, mount: &VolumeMount) {
     if matches!(mount.recursive_read_only.as_str(), "IfPossible" | "Enabled") && !mount.read_only {
         walk.bad("recursiveReadOnly", &mount.recursive_read_only, "want readOnly: true beside it");
     }
+    let propagates = !matches!(mount.mount_propagation.as_str(), "" | "None");
+    if mount.recursive_read_only == "Enabled" && propagates {
+        walk.bad("mountPropagation", &mount.mount_propagation, "want None beside recursiveReadOnly: Enabled");
+    }
 }
 
 fn restarts(walk: &mut Walk, container: &Container) {

@@ -14,7 +14,7 @@ use minipod_podshim::protocol::{ContainerSpec, Mount, MountKind, Propagation, Ro
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, major, minor, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, major, minor, mkdirat, umask};
 use nix::unistd::{chdir, chroot, fchdir, pivot_root, symlinkat};
 
 use super::report::{Context as _, Failure, Step, c_text};
@@ -170,9 +170,12 @@ fn common_dir(paths: &[String]) -> PathBuf {
 
 /// Opens what a path of the container means, links resolved within its root.
 fn find(root: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    resolve(root, path, ResolveFlag::RESOLVE_IN_ROOT)
+}
+
+fn resolve(root: impl AsFd, path: &Path, within: ResolveFlag) -> Result<OwnedFd, Errno> {
+    let how =
+        OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(within | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     loop {
         match openat2(&root, path, how) {
             // The kernel lost a race against a rename elsewhere.
@@ -188,33 +191,52 @@ fn find_or_make(root: &OwnedFd, path: &str, is_dir: bool) -> Step<OwnedFd> {
     if !path.starts_with('/') {
         return Err(wrong(Errno::EINVAL).because("it must be absolute"));
     }
-    match find(root, Path::new(path)) {
-        Err(Errno::ENOENT) => {}
-        result => return result.map_err(wrong),
-    }
-    let names: Vec<&OsStr> = Path::new(path)
+    let missing = Missing { dir_mode: 0o755, ends_in_dir: is_dir };
+    make_way(root, Path::new(path), ResolveFlag::RESOLVE_IN_ROOT, missing).map_err(wrong)
+}
+
+/// How what is missing of a path is made.
+#[derive(Clone, Copy)]
+struct Missing {
+    dir_mode: u32,
+    /// Else the last one is an empty file.
+    ends_in_dir: bool,
+}
+
+/// Opens what a path below `root` means and makes what is missing of it. Names are resolved by the kernel from `root` each
+/// time, and made in the directory that was resolved: exchanging a directory for a link meanwhile gains nothing.
+fn make_way(root: &OwnedFd, path: &Path, within: ResolveFlag, missing: Missing) -> Result<OwnedFd, Errno> {
+    let names: Vec<&OsStr> = path
         .components()
         .filter_map(|part| match part {
             Component::Normal(name) => Some(name),
             _ => None,
         })
         .collect();
-    let mut so_far = PathBuf::from("/");
-    let mut here = find(root, &so_far).map_err(wrong)?;
+    let whole: PathBuf = names.iter().collect();
+    match resolve(root, &whole, within) {
+        Err(Errno::ENOENT) => {}
+        result => return result,
+    }
+    let mut so_far = PathBuf::new();
+    let mut here = resolve(root, Path::new("."), within)?;
     for (at, name) in names.iter().enumerate() {
         so_far.push(name);
-        here = match find(root, &so_far) {
+        here = match resolve(root, &so_far, within) {
             Err(Errno::ENOENT) => {
-                if is_dir || at + 1 < names.len() {
+                if missing.ends_in_dir || at + 1 < names.len() {
                     // EEXIST: a link that leads nowhere.
-                    mkdirat(&here, *name, Mode::from_bits_truncate(0o755)).map_err(wrong)?;
+                    let before = umask(Mode::empty());
+                    let made = mkdirat(&here, *name, Mode::from_bits_truncate(missing.dir_mode));
+                    umask(before);
+                    made?;
                 } else {
                     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-                    openat(&here, *name, flags, Mode::from_bits_truncate(0o644)).map_err(wrong)?;
+                    openat(&here, *name, flags, Mode::from_bits_truncate(0o644))?;
                 }
-                find(root, &so_far).map_err(wrong)?
+                resolve(root, &so_far, within)?
             }
-            result => result.map_err(wrong)?,
+            result => result?,
         };
     }
     Ok(here)
@@ -239,8 +261,29 @@ fn open_source(mount: &Mount) -> Step<Option<Tree>> {
     if mount.kind() != MountKind::Bind {
         return Ok(None);
     }
+    if !mount.sub_path.is_empty() {
+        return open_sub_path(mount).map(Some);
+    }
     let path = c_text("mounts.source", &mount.source)?;
     sys::open_tree(AT_FDCWD, &path, mount.recursive).map(Some).node("open mount source", &mount.source)
+}
+
+/// A part of a volume. Other containers may write to the volume at the same time, so nothing is looked up by path twice
+/// (CVE-2017-1002101, CVE-2021-25741).
+fn open_sub_path(mount: &Mount) -> Step<Tree> {
+    let path = Path::new(&mount.sub_path);
+    let wrong = |errno| {
+        let failure = Failure::container("open subPath", &mount.sub_path, errno);
+        if errno == Errno::EXDEV { failure.because("it leads out of the volume") } else { failure }
+    };
+    if path.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir)) {
+        return Err(wrong(Errno::EINVAL).because("it must be relative and without \"..\""));
+    }
+    let volume = open_dir(&mount.source)?;
+    let dir_mode = fstat(&volume).node("look at", &mount.source)?.st_mode & 0o7777;
+    let missing = Missing { dir_mode, ends_in_dir: true };
+    let place = make_way(&volume, path, ResolveFlag::RESOLVE_BENEATH, missing).map_err(wrong)?;
+    sys::open_tree(place.as_fd(), c"", mount.recursive).map_err(wrong)
 }
 
 fn attributes(mount: &Mount) -> u64 {
@@ -261,7 +304,12 @@ fn attach_mount(root: &OwnedFd, mount: &Mount, source: Option<Tree>, cgroups: &[
                 Propagation::HostToContainer => libc::MS_SLAVE,
                 Propagation::Bidirectional => 0,
             };
-            sys::set_attributes(&tree, mount.recursive, attributes(mount), propagation)
+            let (all, top) = match attributes(mount) {
+                flags if mount.shallow_readonly => (flags & !MOUNT_ATTR_RDONLY, flags & MOUNT_ATTR_RDONLY),
+                flags => (flags, 0),
+            };
+            sys::set_attributes(&tree, mount.recursive, all, propagation)
+                .and_then(|()| sys::set_attributes(&tree, false, top, 0))
                 .node("set flags of", &mount.source)?;
             let place = find_or_make(root, target, is_dir(&tree).node("look at", &mount.source)?)?;
             return sys::attach(tree, place).node("mount on", target);

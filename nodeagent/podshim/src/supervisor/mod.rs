@@ -546,7 +546,7 @@ impl Supervisor {
     fn state(&self) -> State {
         let (last_sequence, acknowledged) = self.journal.positions();
         State {
-            version: protocol::VERSION.into(),
+            version: protocol::ABILITIES,
             shim_pid: std::process::id(),
             boot_id: self.boot_id.clone(),
             sandbox: self.sandbox.attempt(),
