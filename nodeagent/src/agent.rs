@@ -21,6 +21,7 @@ use crate::node::{self, Machine, Pressure};
 use crate::outbox::Outbox;
 use crate::paths::Paths;
 use crate::pods::{Desired, Pods, Spawn};
+use crate::seccomp::Profiles;
 use crate::sources::Sources;
 use crate::want::{Uid, key_of};
 use crate::worker::PodView;
@@ -87,6 +88,8 @@ pub struct Agent {
     pub images: Arc<ImageStore>,
     /// Fetches them from registries.
     pub puller: Puller,
+    /// The profiles of system calls.
+    pub seccomp: Profiles,
     /// Images were loaded.
     pub images_changed: Notify,
     /// What is counted.
@@ -148,10 +151,12 @@ impl Agent {
         let images = ImageStore::open(&config.data_dir, StoreOptions::default())?;
         let puller = Puller::new(images.clone(), config.registries().map_err(AgentError::Registries)?);
         let machine = Machine::look(&config);
+        let profiles = config.seccomp_profile_root.clone().unwrap_or_else(|| config.data_dir.join("seccomp"));
         let name = config.name.clone().unwrap_or_else(|| machine.hostname.to_lowercase());
         let node_ip = address(&config).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         Ok(Arc::new_cyclic(|weak| Self {
             name,
+            seccomp: Profiles::new(profiles),
             machine,
             outbox: Outbox::default(),
             pods: Pods::new(Box::new(Spawner(weak.clone()))),

@@ -59,6 +59,12 @@ pub struct Config {
     /// A file with the node's credentials for registries, as docker's config.json.
     #[arg(long)]
     pub registry_credentials: Option<PathBuf>,
+    /// Containers that say nothing of seccomp have the profile RuntimeDefault; false: none, as in Kubernetes.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub seccomp_default: bool,
+    /// Where seccomp profiles of type Localhost lie [default: seccomp in the data directory].
+    #[arg(long)]
+    pub seccomp_profile_root: Option<PathBuf>,
     /// The podshim binary [default: beside this one].
     #[arg(long)]
     pub podshim: Option<PathBuf>,

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use crate::agent::Agent;
 use crate::container::ConfigError;
 use crate::container::env::EnvFacts;
-use crate::container::spec;
+use crate::container::{process, spec};
 use crate::failpoints::{after, before, failpoint, name};
 use crate::image::pull::{Progress, PullError};
 use crate::image::{ImageError, ImageRecord};
@@ -19,6 +19,7 @@ use crate::net::{NetError, Netns, PodNetwork};
 use crate::plan::model::Step;
 use crate::probe::perform::{self as handler, Target};
 use crate::record::{self, Record, RecordError};
+use crate::seccomp;
 use crate::shim::{Shim, ShimError, ShimEvent};
 use crate::volumes::{self, VolumeError};
 use crate::want::{Uid, find_container, key_of};
@@ -383,6 +384,9 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
         .map_err(|error: ImageError| StepError::Config(crate::report::chain(&error)))?;
     let pod_paths = job.agent.paths.pod(&job.uid);
     let log = job.agent.paths.log_file(&job.pod, &job.uid, name, attempt);
+    let choice = seccomp::choice(&job.pod, container, job.agent.config.seccomp_default);
+    let set = process::capabilities(container.security_context.as_ref())?;
+    let filter = job.agent.seccomp.filter(&choice, set).map_err(ConfigError::from)?;
     let input = spec::Input {
         pod: &job.pod,
         container,
@@ -393,6 +397,7 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
         paths: &pod_paths,
         log: log.clone(),
         attempt,
+        seccomp_filter: filter.to_vec(),
         node_memory_bytes: job.agent.machine.memory_bytes(),
     };
     let spec = spec::container(&input)?;

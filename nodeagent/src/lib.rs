@@ -38,6 +38,7 @@ pub mod projection;
 pub mod record;
 pub mod recover;
 pub mod report;
+pub mod seccomp;
 pub mod session;
 pub mod shim;
 pub mod sources;

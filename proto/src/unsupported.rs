@@ -76,7 +76,6 @@ pub const REFUSED: &[Row] = &[
     row("PodSecurityContext", "seLinuxOptions", Empty, "SELinux labels are not set"),
     row("PodSecurityContext", "appArmorProfile", Empty, "AppArmor profiles are not set yet"),
     row("PodSecurityContext", "seLinuxChangePolicy", Empty, "SELinux labels are not set"),
-    row("SeccompProfile", "type", Values(&["Unconfined"]), "seccomp filters are not loaded yet"),
     row("Volume", "image", Empty, "volumes of this kind are not made yet"),
     row("EmptyDirVolumeSource", "sizeLimit", InMemory, "space on disk is not limited yet"),
 ];

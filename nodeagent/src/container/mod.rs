@@ -35,6 +35,9 @@ pub enum ConfigError {
         /// What is wrong with it.
         why: String,
     },
+    /// No filter for its system calls.
+    #[error(transparent)]
+    Seccomp(#[from] crate::seccomp::SeccompError),
     /// Not a capability.
     #[error("unknown capability {0:?}")]
     UnknownCapability(String),

@@ -133,17 +133,21 @@ pub fn user(
     Ok(out)
 }
 
+/// A capability's bit; with or without `CAP_`, in any case.
+#[must_use]
+pub fn capability_bit(name: &str) -> Option<u64> {
+    let upper = name.to_uppercase();
+    let plain = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    let number = CAPABILITIES.iter().position(|other| *other == plain)?;
+    Some(1 << number)
+}
+
 /// The capability set as a bit mask.
 ///
 /// # Errors
 /// A name that is no capability.
 pub fn capabilities(context: Option<&SecurityContext>) -> Result<u64, ConfigError> {
-    let bit = |name: &str| {
-        let upper = name.to_uppercase();
-        let plain = upper.strip_prefix("CAP_").unwrap_or(&upper);
-        let number = CAPABILITIES.iter().position(|other| *other == plain);
-        number.map(|number| 1_u64 << number).ok_or_else(|| ConfigError::UnknownCapability(name.to_owned()))
-    };
+    let bit = |name: &str| capability_bit(name).ok_or_else(|| ConfigError::UnknownCapability(name.to_owned()));
     let all = (1_u64 << CAPABILITIES.len()) - 1;
     let mut set = 0;
     for name in DEFAULT_CAPABILITIES {

@@ -60,6 +60,8 @@ pub struct Input<'a> {
     pub log: PathBuf,
     /// The run.
     pub attempt: u32,
+    /// The filter of its system calls; empty: none.
+    pub seccomp_filter: Vec<u8>,
     /// The node's memory, for the OOM score.
     pub node_memory_bytes: u64,
 }
@@ -178,7 +180,7 @@ pub fn container(input: &Input<'_>) -> Result<ContainerSpec, ConfigError> {
         readonly_paths: READONLY_PATHS.map(str::to_owned).to_vec(),
         log: Some(LogSpec { path: text(&input.log), max_bytes: LOG_MAX_BYTES, max_files: LOG_MAX_FILES }),
         limits: Some(limits(&resources)),
-        seccomp_filter: Vec::new(),
+        seccomp_filter: input.seccomp_filter.clone(),
         stdin: container.stdin,
     })
 }
@@ -194,12 +196,6 @@ fn supported(container: &Container, context: Option<&SecurityContext>) -> Result
             "securityContext.procMount",
         ),
         (context.is_some_and(|context| context.app_armor_profile.is_some()), "securityContext.appArmorProfile"),
-        (
-            context
-                .and_then(|context| context.seccomp_profile.as_ref())
-                .is_some_and(|profile| profile.r#type != "Unconfined"),
-            "securityContext.seccompProfile",
-        ),
     ];
     has.iter().find(|(used, _)| *used).map_or(Ok(()), |(_, field)| Err(ConfigError::Unsupported((*field).to_owned())))
 }
@@ -221,9 +217,7 @@ fn root(input: &Input<'_>, readonly: bool) -> Rootfs {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use minipod_proto::v1::{
-        EmptyDirVolumeSource, PodSecurityContext, ResourceRequirements, SeccompProfile, Volume, VolumeMount,
-    };
+    use minipod_proto::v1::{EmptyDirVolumeSource, PodSecurityContext, ResourceRequirements, Volume, VolumeMount};
 
     use super::*;
     use crate::paths::Paths;
@@ -269,6 +263,7 @@ pub(super) mod tests {
             paths: &Paths::new(Path::new("/run/m"), Path::new("/var/m")).pod(&Uid("u".into())),
             log: "/var/m/logs/x/web/3.log".into(),
             attempt: 3,
+            seccomp_filter: Vec::new(),
             node_memory_bytes: 1 << 30,
         })
     }
@@ -301,11 +296,10 @@ pub(super) mod tests {
     #[test]
     fn what_is_not_carried_out_does_not_start() {
         type Change = fn(&mut Pod);
-        let table: [(Change, &str); 7] = [
+        let table: [(Change, &str); 6] = [
             (|pod| own(pod).tty = true, "tty"),
             (|pod| context(pod).privileged = Some(true), "privileged"),
             (|pod| context(pod).proc_mount = "Unmasked".into(), "procMount"),
-            (|pod| context(pod).seccomp_profile = Some(SeccompProfile::default()), "seccompProfile"),
             (|pod| own(pod).volume_mounts = vec![volume_mount("c", "/c", false)], "volume \"c\""),
             (|pod| own(pod).command.clear(), "neither the manifest nor the image"),
             (|pod| context(pod).run_as_non_root = Some(true), "runAsNonRoot"),
