@@ -1,7 +1,6 @@
 //! Performs the planner's steps, and chooses nothing. Every step is idempotent: the agent may be killed before, within or
 //! after it and ask for it again.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use minipod_proto::v1::{Container, Pod};
@@ -11,9 +10,10 @@ use crate::agent::Agent;
 use crate::container::ConfigError;
 use crate::container::env::EnvFacts;
 use crate::container::{process, spec};
+use crate::events::Severity;
 use crate::failpoints::{after, before, failpoint, name};
 use crate::image::pull::{Progress, PullError};
-use crate::image::{ImageError, ImageRecord};
+use crate::image::{ImageError, ImageRecord, secrets};
 use crate::net::files::{self, HostnameInput, Hostnames};
 use crate::net::{NetError, Netns, PodNetwork};
 use crate::plan::model::Step;
@@ -350,12 +350,16 @@ async fn prepare_image(job: &Job, name: &str) -> Result<Done, StepError> {
     let image = container.image.as_str();
     let (images, puller) = (&job.agent.images, &job.agent.puller);
     let pull_error = |source| StepError::Pull { image: image.to_owned(), source };
-    let node_credentials = BTreeMap::new();
+    let (credentials, problems) = secrets::credentials(&job.pod, &job.agent.sources.known(&key_of(&job.pod).0));
+    for problem in problems {
+        let reason = "FailedToRetrieveImagePullSecret";
+        job.agent.outbox.event(crate::events::pod_event(&job.pod, &job.uid, Severity::Warning, reason, problem));
+    }
     match (container.image_pull_policy.as_str(), images.get(image)) {
         ("Never", None) => return Err(StepError::ImageAbsent { image: image.to_owned() }),
         ("Never" | "IfNotPresent", Some(record)) => return Ok(Done::Image(Box::new(record), Came::Present)),
         (_, Some(record)) => {
-            let digest = puller.digest(image, &node_credentials).await.map_err(pull_error)?;
+            let digest = puller.digest(image, &credentials).await.map_err(pull_error)?;
             if record.manifest_digest.as_ref() == Some(&digest) {
                 return Ok(Done::Image(Box::new(record), Came::Confirmed));
             }
@@ -365,7 +369,7 @@ async fn prepare_image(job: &Job, name: &str) -> Result<Done, StepError> {
     job.agent.outbox.event(crate::events::pulling(&job.pod, &job.uid, name, image));
     let began_ms = crate::clock::boot_ms();
     let progress = tokio::sync::watch::Sender::new(Progress::default());
-    let record = puller.pull(image, &node_credentials, &progress).await.map_err(pull_error)?;
+    let record = puller.pull(image, &credentials, &progress).await.map_err(pull_error)?;
     job.agent.images_were_loaded();
     Ok(Done::Image(Box::new(record), Came::Pulled { ms: crate::clock::boot_ms() - began_ms }))
 }

@@ -1,5 +1,7 @@
 //! Pulling images: from Debian's docker-registry, filled with skopeo; and from registries that lie, hang and refuse.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -11,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use minipod_nodeagent::image::pull::{Credentials, Progress, PullError, Puller, Registries};
 use minipod_nodeagent::image::{Digest, ImageRecord, ImageStore, StoreOptions};
+use minipod_proto::v1::{ObjectMeta, Secret, server_message::Message as ToAgent};
 use sha2::{Digest as _, Sha256};
+use support::{Node, container, on_a_node, pod, terminated};
 use tokio::sync::watch;
 
 fn store(dir: &Path) -> Arc<ImageStore> {
@@ -59,11 +63,26 @@ impl Drop for Registry {
 
 impl Registry {
     fn start() -> Registry {
+        Registry::start_with(false)
+    }
+
+    /// One that opens to `user` with the password `word` alone.
+    fn closed() -> Registry {
+        Registry::start_with(true)
+    }
+
+    fn start_with(closed: bool) -> Registry {
         let dir = tempfile::tempdir().expect("a directory");
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
         let host = format!("127.0.0.1:{port}");
+        let users = dir.path().join("users");
+        // bcrypt with the least rounds: the word is no secret.
+        let line = "user:$2b$04$RB6GR70.lKCxsw0GVH79D.hbnMDo3FMUfeRvVzW.Wi8rfyUZ85sWG\n";
+        std::fs::write(&users, line).expect("written");
+        let auth = format!("auth: {{htpasswd: {{realm: test, path: '{}'}}}}\n", users.display());
+        let more = if closed { auth.as_str() } else { "" };
         let config = format!(
-            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '{host}'}}\n",
+            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '{host}'}}\n{more}",
             dir.path().join("data").display()
         );
         let file = dir.path().join("config.yml");
@@ -83,9 +102,17 @@ impl Registry {
     }
 
     fn push(&self, archive: &Path, name: &str) {
+        self.push_as(archive, name, &[]);
+    }
+
+    fn push_as(&self, archive: &Path, name: &str, flags: &[&str]) {
         let target = format!("docker://{}/{name}", self.host);
         let source = format!("oci-archive:{}", archive.display());
-        let output = Command::new("skopeo").args(["copy", "--dest-tls-verify=false", &source, &target]).output();
+        let output = Command::new("skopeo")
+            .args(["copy", "--dest-tls-verify=false"])
+            .args(flags)
+            .args([&source, &target])
+            .output();
         let output = output.expect("skopeo is installed (apt-get install skopeo)");
         assert!(output.status.success(), "skopeo: {}", String::from_utf8_lossy(&output.stderr));
     }
@@ -387,4 +414,52 @@ async fn credentials_open_what_is_closed_without_them() {
     for bad in ["", "7", r#"{"auths": {"x": {}}}"#, r#"{"auths": {"x": {"auth": "%%"}}}"#] {
         assert!(Registries::docker_config(bad.as_bytes()).is_err(), "{bad}");
     }
+}
+
+#[test]
+fn a_pod_brings_its_own_credentials() {
+    on_a_node(|| async {
+        let registry = Registry::closed();
+        registry.push_as(&archive("busybox"), "team/busybox:1", &["--dest-creds=user:word"]);
+        let mut node = Node::new().await;
+        node.flags.push(format!("--registry-http={}", registry.host));
+        node.start(&[]);
+        let manifest = |name: &str, secret: &str| {
+            pod(
+                &format!(
+                    "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  restartPolicy: Never\n  \
+                     terminationGracePeriodSeconds: 0\n  imagePullSecrets: [{{name: {secret}}}]\n  containers:\n    \
+                     - {{name: app, image: '{}/team/busybox:1', imagePullPolicy: Always, command: ['true']}}\n",
+                    registry.host
+                ),
+                name,
+            )
+        };
+        // Without the Secret the registry says no, and both are told.
+        node.api.put(manifest("uid-closed", "none")).await;
+        for reason in ["FailedToRetrieveImagePullSecret", "Failed"] {
+            let told = || node.api.events("uid-closed").iter().any(|event| event == reason).then_some(());
+            node.api.wait_for(reason, told, || node.agent_log()).await;
+        }
+        let config = format!(r#"{{"auths": {{"{}": {{"username": "user", "password": "word"}}}}}}"#, registry.host);
+        let secret = Secret {
+            metadata: Some(ObjectMeta {
+                name: "registry".into(),
+                namespace: "default".into(),
+                ..ObjectMeta::default()
+            }),
+            data: [(".dockerconfigjson".to_owned(), config.into_bytes().into())].into(),
+            ..Secret::default()
+        };
+        node.api.put_source("registry", ToAgent::Secret(secret)).await;
+        node.api.put(manifest("uid-open", "registry")).await;
+        let ended = |status: &_| terminated(container(status, "app")).is_some();
+        let status = node.wait("uid-open", "its end", ended).await;
+        assert_eq!(terminated(container(&status, "app")).map(|end| end.exit_code), Some(0));
+        for uid in ["uid-closed", "uid-open"] {
+            node.api.delete(uid, 0).await;
+            node.wait_finished(uid).await;
+            node.wait_gone(uid).await;
+        }
+    });
 }

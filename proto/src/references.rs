@@ -13,12 +13,14 @@ pub enum Reference {
     Secret(String),
 }
 
-/// The ConfigMaps and Secrets that the pod's variables and volumes take values from, optional ones too.
+/// The ConfigMaps and Secrets that the pod's variables and volumes take values from, optional ones too, and the Secrets that
+/// open registries.
 #[must_use]
 pub fn references(pod: &Pod) -> BTreeSet<Reference> {
     let mut all = BTreeSet::new();
     let Some(spec) = &pod.spec else { return all };
     of_environment(spec, &mut all);
+    all.extend(spec.image_pull_secrets.iter().map(|secret| Reference::Secret(secret.name.clone())));
     spec.volumes.iter().for_each(|volume| of_volume(volume, &mut all));
     // An empty name is no reference; validation refuses it where it stands.
     all.retain(|one| matches!(one, Reference::ConfigMap(name) | Reference::Secret(name) if !name.is_empty()));
@@ -58,6 +60,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: p}
 spec:
+  imagePullSecrets: [{name: s5}]
   initContainers:
   - {name: i, image: x, envFrom: [{secretRef: {name: s1}}]}
   containers:
@@ -76,7 +79,7 @@ spec:
         let objects = crate::manifest::parse(yaml).unwrap_or_else(|problems| panic!("{problems:?}"));
         let pod = objects.first().and_then(|object| object.as_pod()).expect("a pod");
         let maps = ["m1", "m2", "m3", "m4"].map(|name| Reference::ConfigMap(name.into()));
-        let secrets = ["s1", "s2", "s3", "s4"].map(|name| Reference::Secret(name.into()));
+        let secrets = ["s1", "s2", "s3", "s4", "s5"].map(|name| Reference::Secret(name.into()));
         assert_eq!(references(pod), maps.into_iter().chain(secrets).collect());
         assert!(references(&Pod::default()).is_empty());
     }

@@ -52,7 +52,6 @@ pub const REFUSED: &[Row] = &[
     row("PodSpec", "serviceAccountName", Values(&["default"]), NO_ACCOUNTS),
     row("PodSpec", "serviceAccount", Values(&["default"]), NO_ACCOUNTS),
     row("PodSpec", "automountServiceAccountToken", Values(&["false"]), NO_ACCOUNTS),
-    row("PodSpec", "imagePullSecrets", Empty, "nodes pull with their own credentials (--registry-credentials)"),
     row("PodSpec", "runtimeClassName", Empty, "there is one runtime"),
     row("PodSpec", "hostUsers", Values(&["true"]), "user namespaces are not made yet"),
     row("PodSpec", "hostnameOverride", Empty, "use hostname"),

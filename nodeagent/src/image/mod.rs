@@ -10,6 +10,7 @@ mod error;
 pub mod pull;
 mod record;
 mod reference;
+pub mod secrets;
 mod store;
 mod tarball;
 mod tree;

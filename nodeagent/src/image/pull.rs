@@ -180,11 +180,6 @@ impl PullError {
             _ => "ErrImagePull",
         }
     }
-
-    /// Whether another mirror may have better luck.
-    fn is_this_registrys(&self) -> bool {
-        !matches!(self, Self::Reference(_))
-    }
 }
 
 /// Pulls images into a store.
@@ -248,19 +243,18 @@ impl Puller {
         progress: &watch::Sender<Progress>,
     ) -> Result<ImageRecord, PullError> {
         let image = Reference::parse(reference).map_err(PullError::Reference)?;
-        let mut first_error = None;
+        let mut last = None;
         for source in self.sources(&image, credentials) {
             match self.pull_from(&source, progress).await {
                 Ok(record) => return Ok(record),
-                Err(error) if error.is_this_registrys() => {
+                Err(error) => {
                     tracing::debug!(registry = source.registry, error = crate::report::chain(&error), "pull failed");
-                    // The last word is the registry's own, which is asked last.
-                    first_error = Some(error);
+                    // Told is what the registry itself said, which is asked after its mirrors.
+                    last = Some(error);
                 }
-                Err(error) => return Err(error),
             }
         }
-        Err(first_error.unwrap_or_else(|| PullError::NotFound {
+        Err(last.unwrap_or_else(|| PullError::NotFound {
             registry: registry_of(&image).to_owned(),
             image: image.to_string(),
         }))
