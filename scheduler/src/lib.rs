@@ -1,6 +1,6 @@
 //! The scheduler: pure decisions over an indexed snapshot, and a loop that carries them out.
 //!
-//! `cases` holds the core against tables of facts.
+//! `sim` compares strategies in virtual time; the daemon does not use it. `cases` holds the core against tables of facts.
 //! `plan` decides and does no I/O; `run` lists and watches, feeds the core, and proposes bindings. Several schedulers may run
 //! beside each other: the API server's binding transaction is the arbiter.
 #![forbid(unsafe_code)]
@@ -8,3 +8,4 @@
 pub mod cases;
 pub mod plan;
 pub mod run;
+pub mod sim;
