@@ -15,7 +15,7 @@ use crate::failpoints::{after, before, failpoint, name};
 use crate::image::pull::{Progress, PullError};
 use crate::image::{ImageError, ImageRecord, secrets};
 use crate::net::files::{self, HostnameInput, Hostnames};
-use crate::net::{NetError, Netns, PodNetwork};
+use crate::net::{NetError, Netns, PodNetwork, PortWish, Protocol};
 use crate::plan::model::Step;
 use crate::probe::perform::{self as handler, Target};
 use crate::record::{self, Record, RecordError};
@@ -280,8 +280,26 @@ async fn attach_network(job: &Job) -> Result<Done, StepError> {
     let netns = Netns::of_pid(pause)
         .map_err(io_error("open network namespace", std::path::Path::new(&format!("/proc/{pause}/ns/net"))))?;
     let uid = job.uid.0.clone();
-    let attached = tokio::task::spawn_blocking(move || network.attach(&uid, &netns)).await;
+    let wishes = port_wishes(&job.pod).map_err(StepError::Config)?;
+    let attached = tokio::task::spawn_blocking(move || network.attach(&uid, &netns, &wishes)).await;
     attached.map_err(|_| StepError::Interrupted)?.map(Done::Network).map_err(StepError::Network)
+}
+
+/// The node's ports that the pod wants.
+fn port_wishes(pod: &Pod) -> Result<Vec<PortWish>, String> {
+    let ports = pod.spec().all_containers().flat_map(|container| &container.ports);
+    let wish = |port: &minipod_proto::v1::ContainerPort| {
+        let number = |number: i32| u16::try_from(number).map_err(|_| format!("port {number}: want 1 to 65535"));
+        let host_ip = match port.host_ip.as_str() {
+            "" | "0.0.0.0" | "::" => None,
+            text => {
+                Some(text.parse().map_err(|_| format!("hostIP {text:?}: want an IPv4 address, pods have no other"))?)
+            }
+        };
+        let protocol = Protocol::parse(&port.protocol).ok_or_else(|| format!("protocol {:?}", port.protocol))?;
+        Ok(PortWish { protocol, host_ip, host_port: number(port.host_port)?, port: number(port.container_port)? })
+    };
+    ports.filter(|port| port.host_port > 0).map(wish).collect()
 }
 
 /// The pod's names.

@@ -31,13 +31,11 @@ enum Accepted {
     Empty,
     /// These scalars too.
     Values(&'static [&'static str]),
-    /// Any, in a pod on the node's network.
-    WithHostNetwork,
     /// Any, beside `medium: Memory`.
     InMemory,
 }
 
-use Accepted::{Empty, InMemory, Values, WithHostNetwork};
+use Accepted::{Empty, InMemory, Values};
 
 const fn row(message: &'static str, field: &'static str, accepted: Accepted, why: &'static str) -> Row {
     Row { message, field, why, accepted }
@@ -60,7 +58,6 @@ pub const REFUSED: &[Row] = &[
     row("Container", "stdin", Values(&["false"]), NO_TTY),
     row("Container", "stdinOnce", Values(&["false"]), NO_TTY),
     row("Container", "tty", Values(&["false"]), NO_TTY),
-    row("ContainerPort", "hostPort", WithHostNetwork, "ports of the node are not forwarded yet"),
     row(
         "VolumeMount",
         "mountPropagation",
@@ -138,13 +135,7 @@ impl Seen for Json {
 }
 
 /// Why this value of a field is refused, if it is; `around` is the message it is in.
-pub(crate) fn refused<V: Seen>(
-    message: &str,
-    field: &str,
-    value: &V,
-    around: &V,
-    pod_spec: Option<&V>,
-) -> Option<&'static str> {
+pub(crate) fn refused<V: Seen>(message: &str, field: &str, value: &V, around: &V) -> Option<&'static str> {
     // An ephemeral container has the fields of a container; the list of them is refused as a whole.
     let row = REFUSED.iter().find(|row| row.field == field && row.message == message)?;
     let says = |node: Option<&V>, text: &str| node.and_then(Seen::scalar).is_some_and(|found| found == text);
@@ -152,9 +143,6 @@ pub(crate) fn refused<V: Seen>(
         || match &row.accepted {
             Empty => false,
             Values(values) => value.scalar().is_some_and(|found| values.contains(&found.as_ref())),
-            WithHostNetwork => {
-                says(Some(value), "0") || says(pod_spec.and_then(|spec| spec.get("hostNetwork")), "true")
-            }
             InMemory => says(around.get("medium"), "Memory"),
         };
     (!accepted).then_some(row.why)
@@ -167,7 +155,7 @@ pub fn check(object: &Object) -> Vec<Problem> {
     let Some(message) = schema::message("PodSpec") else { return Vec::new() };
     let mut problems = Vec::new();
     match serde_json::to_value(spec) {
-        Ok(json) => walk(message, &json, &json, &Place { name: "spec", index: None, above: None }, &mut problems),
+        Ok(json) => walk(message, &json, &Place { name: "spec", index: None, above: None }, &mut problems),
         Err(error) => problems.push(Problem::new("spec", error.to_string())),
     }
     problems
@@ -188,19 +176,19 @@ impl Place<'_> {
     }
 }
 
-fn walk(message: &Message, json: &Json, spec: &Json, place: &Place, problems: &mut Vec<Problem>) {
+fn walk(message: &Message, json: &Json, place: &Place, problems: &mut Vec<Problem>) {
     let Json::Object(map) = json else { return };
     for (name, value) in map {
         let here = Place { name, index: None, above: Some(place) };
-        if let Some(why) = refused(message.name, name, value, json, Some(spec)) {
+        if let Some(why) = refused(message.name, name, value, json) {
             problems.push(Problem::new(here.path(), format!("known to Kubernetes, not supported by minipod: {why}")));
         }
         let Some(field) = message.field(name) else { continue };
         match (field.value, field.cardinality, value) {
-            (Value::Message(inner), Cardinality::One, value) => walk(inner, value, spec, &here, problems),
+            (Value::Message(inner), Cardinality::One, value) => walk(inner, value, &here, problems),
             (Value::Message(inner), Cardinality::List, Json::Array(items)) => {
                 for (index, item) in items.iter().enumerate() {
-                    walk(inner, item, spec, &Place { index: Some(index), ..here }, problems);
+                    walk(inner, item, &Place { index: Some(index), ..here }, problems);
                 }
             }
             _ => {}
@@ -215,7 +203,6 @@ pub fn markdown() -> String {
         let accepted = match &row.accepted {
             Empty => String::new(),
             Values(values) => format!("`{}`", values.join("`, `")),
-            WithHostNetwork => "with hostNetwork".to_owned(),
             InMemory => "with medium Memory".to_owned(),
         };
         text += &format!("| `{}.{}` | {accepted} | {} |\n", row.message, row.field, row.why);
@@ -363,21 +350,12 @@ spec:
         let spec = pod.spec_mut();
         spec.host_users = Some(false);
         spec.containers[0].tty = true;
-        spec.containers[0].ports[0].host_port = 80;
         spec.volumes[0].empty_dir.as_mut().unwrap().medium.clear();
         let paths: Vec<String> = check(&bad).into_iter().map(|problem| problem.path).collect();
-        let expected = [
-            "spec.volumes[0].emptyDir.sizeLimit",
-            "spec.containers[0].ports[0].hostPort",
-            "spec.containers[0].tty",
-            "spec.hostUsers",
-        ];
+        let expected = ["spec.volumes[0].emptyDir.sizeLimit", "spec.containers[0].tty", "spec.hostUsers"];
         assert_eq!(paths, expected);
         let Err(problems) = crate::manifest::parse(&crate::manifest::to_yaml(&bad)) else { panic!("refused") };
         assert_eq!(problems.list.into_iter().map(|problem| problem.path).collect::<Vec<_>>(), expected);
-        let Some(crate::v1::object::Kind::Pod(pod)) = &mut bad.kind else { panic!("a pod") };
-        pod.spec_mut().host_network = true;
-        assert_eq!(check(&bad).len(), 3, "on the node's network the port is the node's");
     }
 
     #[test]

@@ -39,6 +39,9 @@ pub enum NetError {
         /// How many addresses it has for pods.
         size: u32,
     },
+    /// The node's ports cannot be forwarded.
+    #[error("forward ports of the node (hostPort) with nft")]
+    Ports(#[source] io::Error),
     /// Not a name for a link.
     #[error("bridge name {0:?}: expected 1 to 15 letters, digits, '-', '_' or '.'")]
     BadBridge(String),

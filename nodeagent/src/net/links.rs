@@ -4,7 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd};
 
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -64,6 +67,18 @@ pub(super) fn set_alias(name: &str, alias: &str) -> RouteNetlinkMessage {
     let mut link = LinkMessage::default();
     link.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::IfAlias(alias.to_owned())];
     RouteNetlinkMessage::SetLink(link)
+}
+
+/// Lets the bridge send a frame back where it came from: with br_netfilter a connection of a pod to itself by a port of the
+/// node is turned around within the bridge.
+pub(super) fn set_hairpin(name: &str) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    let port = InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)]);
+    link.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(InfoPortKind::Bridge), LinkInfo::PortData(port)]),
+    ];
+    RouteNetlinkMessage::NewLink(link)
 }
 
 /// Sets a link up.

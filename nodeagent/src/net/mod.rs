@@ -11,11 +11,13 @@ mod ipam;
 mod links;
 mod netlink;
 mod network;
+mod ports;
 
 pub use crate::sys::Netns;
 pub use cidr::{Cidr, mac_of};
 pub use error::NetError;
 pub use network::{NetConfig, Network, NodeRoute, PodNetwork};
+pub use ports::{PortWish, Protocol};
 
 #[cfg(test)]
 mod tests;

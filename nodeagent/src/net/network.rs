@@ -20,6 +20,7 @@ use super::cidr::mac_of;
 use super::ipam::{Ipam, check_uid};
 use super::links::{self, Link, Pair};
 use super::netlink::Netlink;
+use super::ports::{Forward, PortBook, PortWish};
 use super::{Cidr, NetError, Netns, firewall};
 
 /// The name of the interface inside every pod.
@@ -96,6 +97,7 @@ struct Shared {
 struct State {
     netlink: Netlink,
     book: Ipam,
+    ports: PortBook,
     /// Pods that are detached and whose veth may still be there, and since when. At most the pods of a node.
     leaving: BTreeMap<String, Instant>,
     closed: bool,
@@ -112,8 +114,9 @@ impl Network {
         let mut netlink = Netlink::open().map_err(|e| failed("open a netlink socket for", &config.bridge, e))?;
         let bridge_index = ensure_bridge(&mut netlink, &config)?;
         let book = Ipam::open(&config.data_dir, config.pod_cidr)?;
-        firewall::enable(&config);
-        let state = Mutex::new(State { netlink, book, leaving: BTreeMap::new(), closed: false });
+        let ports = PortBook::open(&config.data_dir)?;
+        firewall::enable(&config, &ports.all());
+        let state = Mutex::new(State { netlink, book, ports, leaving: BTreeMap::new(), closed: false });
         let shared = Arc::new(Shared { config, bridge_index, state, changed: Condvar::new() });
         let reaper = thread::Builder::new().name("veth-reaper".to_owned()).spawn({
             let shared = Arc::clone(&shared);
@@ -123,11 +126,12 @@ impl Network {
         Ok(Self { shared, reaper: Some(reaper) })
     }
 
-    /// Gives the pod its address and connects its namespace. The same uid gets the same address until [`Network::detach`].
+    /// Gives the pod its address, connects its namespace and forwards the node's ports that it wants. The same uid gets the
+    /// same address until [`Network::detach`].
     ///
     /// # Errors
-    /// [`NetError::Exhausted`], or what netlink says; nothing but the address stays reserved then.
-    pub fn attach(&self, uid: &str, netns: &Netns) -> Result<PodNetwork, NetError> {
+    /// [`NetError::Exhausted`], or what netlink or nft says; nothing but the address stays reserved then.
+    pub fn attach(&self, uid: &str, netns: &Netns, wishes: &[PortWish]) -> Result<PodNetwork, NetError> {
         check_uid(uid)?;
         let mut inside = Netlink::open_in(netns).map_err(|e| failed("enter the network namespace of pod", uid, e))?;
         let (ip, host_ifname, pod_index) = {
@@ -135,10 +139,15 @@ impl Network {
             state.leaving.remove(uid);
             let ip = state.book.reserve(uid)?;
             let (name, index) = self.shared.connect(&mut state.netlink, &mut inside, uid, ip, netns)?;
+            if !wishes.is_empty() {
+                let hairpin = state.netlink.call(links::set_hairpin(&name), 0);
+                hairpin.map_err(|e| failed("turn frames around on veth", &name, e))?;
+            }
             (ip, name, index)
         };
         let cidr = self.shared.config.pod_cidr;
         configure_inside(&mut inside, pod_index, ip, cidr).map_err(|(what, e)| failed(what, uid, e))?;
+        self.shared.forward(uid, wishes.iter().map(|wish| Forward { wish: *wish, pod_ip: ip }).collect())?;
         Ok(PodNetwork {
             ip,
             prefix: cidr.prefix,
@@ -155,13 +164,14 @@ impl Network {
         self.shared.lock().book.get(uid)
     }
 
-    /// Frees the address. Call it when the pod's namespace is gone or going: the veth dies with it, in its own time.
+    /// Frees the address and the ports. Call it when the pod's namespace is gone or going: the veth dies with it, in its own time.
     /// A veth that is still there half a second later is removed in the background.
     ///
     /// # Errors
     /// When the address book cannot be written.
     pub fn detach(&self, uid: &str) -> Result<(), NetError> {
         check_uid(uid)?;
+        self.shared.forward(uid, Vec::new())?;
         let mut state = self.shared.lock();
         state.book.release(uid)?;
         state.leaving.insert(uid.to_owned(), Instant::now());
@@ -177,6 +187,9 @@ impl Network {
     pub fn reconcile(&self, live: &HashSet<String>) -> Result<Vec<String>, NetError> {
         let mut state = self.shared.lock();
         let mut dead = state.book.reconcile(live)?;
+        if state.ports.reconcile(live)? {
+            firewall::apply(&self.shared.config, &state.ports.all()).map_err(NetError::Ports)?;
+        }
         let names: HashSet<String> = live.iter().flat_map(|uid| (0..NAMES).map(|n| veth_name(uid, n))).collect();
         for link in self.shared.veths(&mut state.netlink)? {
             match link.alias.strip_prefix(ALIAS) {
@@ -233,6 +246,18 @@ impl Drop for Network {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the pod's ports exactly these. Under the lock, so that the newest rules are what stays; a node's pods with ports
+    /// of the node are few.
+    fn forward(&self, uid: &str, forwards: Vec<Forward>) -> Result<(), NetError> {
+        let mut state = self.lock();
+        let none = forwards.is_empty();
+        if !state.ports.set(uid, forwards)? && none {
+            return Ok(());
+        }
+        // Also when the book knows them already: it may be that only making the rules failed.
+        firewall::apply(&self.config, &state.ports.all()).map_err(NetError::Ports)
     }
 
     /// The pod's veth: the one that is there and whole, else a new one. Returns its name on the node and its index in the pod.

@@ -105,8 +105,8 @@ fn two_pods_reach_each_other() {
     on_a_node(|dir| {
         let network = open(dir);
         let (a, b) = (netns(), netns());
-        let pod_a = network.attach("uid-a", &a).expect("attach a");
-        let pod_b = network.attach("uid-b", &b).expect("attach b");
+        let pod_a = network.attach("uid-a", &a, &[]).expect("attach a");
+        let pod_b = network.attach("uid-b", &b, &[]).expect("attach b");
         assert_eq!(pod_a.ip, Ipv4Addr::new(10, 99, 0, 2));
         assert_eq!(pod_a.gateway, Ipv4Addr::new(10, 99, 0, 1));
         assert_eq!((pod_a.ifname.as_str(), pod_a.prefix), ("eth0", 24));
@@ -130,13 +130,13 @@ fn attach_again_changes_nothing() {
     on_a_node(|dir| {
         let network = open(dir);
         let a = netns();
-        let first = network.attach("uid-a", &a).expect("attach");
+        let first = network.attach("uid-a", &a, &[]).expect("attach");
         let before = links_here();
-        assert_eq!(network.attach("uid-a", &a).expect("again"), first);
+        assert_eq!(network.attach("uid-a", &a, &[]).expect("again"), first);
         drop(network);
         // The agent was killed and starts again.
         let network = open(dir);
-        assert_eq!(network.attach("uid-a", &a).expect("after a restart"), first);
+        assert_eq!(network.attach("uid-a", &a, &[]).expect("after a restart"), first);
         assert_eq!(links_here(), before);
         assert_eq!(network.address("uid-a"), Some(first.ip));
     });
@@ -147,16 +147,16 @@ fn a_new_sandbox_keeps_the_address() {
     on_a_node(|dir| {
         let network = open(dir);
         let (old, new, other) = (netns(), netns(), netns());
-        let first = network.attach("uid-a", &old).expect("attach");
-        let second = network.attach("uid-a", &new).expect("attach the new namespace while the old one lives");
+        let first = network.attach("uid-a", &old, &[]).expect("attach");
+        let second = network.attach("uid-a", &new, &[]).expect("attach the new namespace while the old one lives");
         assert_eq!(first, second);
         assert_eq!(veths_here().len(), 1);
-        network.attach("uid-b", &other).expect("attach another");
+        network.attach("uid-b", &other, &[]).expect("attach another");
         talk(&other, &new, second.ip);
         // The old one goes at its leisure, in the middle of the new attach.
         for _ in 0..10 {
             let next = netns();
-            network.attach("uid-c", &next).expect("attach");
+            network.attach("uid-c", &next, &[]).expect("attach");
             drop(next);
         }
     });
@@ -167,7 +167,7 @@ fn a_pod_that_goes_leaves_nothing() {
     on_a_node(|dir| {
         let network = open(dir);
         let a = netns();
-        network.attach("uid-a", &a).expect("attach");
+        network.attach("uid-a", &a, &[]).expect("attach");
         assert_eq!(veths_here().len(), 1);
         drop(a);
         let start = Instant::now();
@@ -185,11 +185,11 @@ fn a_namespace_that_is_held_loses_its_veth() {
     on_a_node(|dir| {
         let network = open(dir);
         let (a, b) = (netns(), netns());
-        network.attach("uid-a", &a).expect("attach");
+        network.attach("uid-a", &a, &[]).expect("attach");
         network.detach("uid-a").expect("detach");
-        network.attach("uid-b", &b).expect("attach");
+        network.attach("uid-b", &b, &[]).expect("attach");
         network.detach("uid-b").expect("detach");
-        let again = network.attach("uid-b", &b).expect("attach again before the veth went");
+        let again = network.attach("uid-b", &b, &[]).expect("attach again before the veth went");
         wait_until("the reaper removes one veth", || veths_here() == [again.host_ifname.clone()]);
         thread::sleep(Duration::from_millis(700));
         assert_eq!(veths_here(), [again.host_ifname], "the one that came back stays");
@@ -202,7 +202,7 @@ fn reconcile_keeps_only_the_living() {
         let network = open(dir);
         let spaces: Vec<Netns> = (0..4).map(|_| netns()).collect();
         for (n, space) in spaces.iter().enumerate() {
-            network.attach(&format!("uid-{n}"), space).expect("attach");
+            network.attach(&format!("uid-{n}"), space, &[]).expect("attach");
         }
         // Killed between making a veth and marking it.
         let unmarked = Command::new("ip")
@@ -228,19 +228,19 @@ fn a_taken_name_is_not_touched() {
     on_a_node(|dir| {
         let network = open(dir);
         let a = netns();
-        let probe = network.attach("uid-a", &a).expect("attach").host_ifname;
+        let probe = network.attach("uid-a", &a, &[]).expect("attach").host_ifname;
         drop(network);
         let run =
             |args: &[&str]| assert!(Command::new("ip").args(args).status().expect("run ip").success(), "{args:?}");
         run(&["link", "set", &probe, "alias", "minipod:someone-else"]);
         let network = open(dir);
         let b = netns();
-        let pod = network.attach("uid-a", &b).expect("attach under the second name");
+        let pod = network.attach("uid-a", &b, &[]).expect("attach under the second name");
         assert_ne!(pod.host_ifname, probe);
         assert!(links_here().iter().any(|link| link.name == probe && link.alias == "minipod:someone-else"));
         let taken = netns();
         assert!(taken.run(|| run(&["link", "add", "eth0", "type", "veth", "peer", "name", "y"])).is_ok());
-        let error = network.attach("uid-z", &taken).expect_err("eth0 exists inside");
+        let error = network.attach("uid-z", &taken, &[]).expect_err("eth0 exists inside");
         assert!(error.to_string().starts_with("create eth0 for mp"), "{error}");
     });
 }
@@ -299,8 +299,8 @@ fn nodes_reach_each_others_pods_with_masquerade_beyond() {
             .expect("enter")
             .expect("the same bridge name in another namespace");
         let (a, b) = (netns(), netns());
-        let pod_a = here.attach("uid-a", &a).expect("attach");
-        let pod_b = there.attach("uid-b", &b).expect("attach over there");
+        let pod_a = here.attach("uid-a", &a, &[]).expect("attach");
+        let pod_b = there.attach("uid-b", &b, &[]).expect("attach over there");
         assert_eq!(pod_b.ip, Ipv4Addr::new(10, 99, 1, 2));
         let to = |cidr: &str, via: [u8; 4]| NodeRoute { pod_cidr: range(cidr), via: via.into() };
         here.set_routes(&[to("10.99.7.0/24", [192, 168, 77, 2])]).expect("a route that will be stale");
@@ -318,6 +318,58 @@ fn nodes_reach_each_others_pods_with_masquerade_beyond() {
     });
 }
 
+#[test]
+fn ports_of_the_node_lead_to_pods() {
+    on_a_node(|dir| {
+        let network = open(dir);
+        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("run ip").success());
+        let (a, b) = (netns(), netns());
+        let wish = |protocol, host_ip, host_port| PortWish { protocol, host_ip, host_port, port: 8080 };
+        let gateway = Ipv4Addr::new(10, 99, 0, 1);
+        let wishes =
+            [wish(Protocol::Tcp, None, 80), wish(Protocol::Tcp, Some(gateway), 81), wish(Protocol::Udp, None, 80)];
+        let pod = network.attach("uid-a", &a, &wishes).expect("attach");
+        network.attach("uid-b", &b, &[]).expect("attach");
+        let listener = a.run(|| TcpListener::bind((pod.ip, 8080))).expect("enter").expect("listen");
+        listener.set_nonblocking(true).expect("nonblocking");
+        let connect = |ip: Ipv4Addr, port: u16| {
+            let address = SocketAddr::new(IpAddr::V4(ip), port);
+            TcpStream::connect_timeout(&address, Duration::from_millis(500)).map(drop)
+        };
+        let all = |when: &str| {
+            for (who, answer) in [
+                ("the node", connect(gateway, 80)),
+                ("the node at the one address", connect(gateway, 81)),
+                ("the node by its loopback", connect(Ipv4Addr::LOCALHOST, 80)),
+                ("another pod", b.run(|| connect(gateway, 80)).expect("enter")),
+                ("the pod itself", a.run(|| connect(gateway, 80)).expect("enter")),
+            ] {
+                answer.unwrap_or_else(|error| panic!("{who}, {when}: {error}"));
+                wait_until(who, || listener.accept().is_ok());
+            }
+        };
+        all("at first");
+        assert!(connect(Ipv4Addr::LOCALHOST, 81).is_err(), "81 is the gateway's alone");
+        let udp = a.run(|| std::net::UdpSocket::bind((pod.ip, 8080))).expect("enter").expect("bind");
+        let sender = std::net::UdpSocket::bind((gateway, 0)).expect("bind");
+        sender.send_to(b"word", (gateway, 80)).expect("send");
+        udp.set_read_timeout(Some(Duration::from_secs(5))).expect("a patience");
+        let mut word = [0; 8];
+        assert_eq!(udp.recv(&mut word).expect("receive"), 4);
+        // An agent that starts anew forwards from its first rule on, and what belongs to no pod goes.
+        drop(network);
+        let network = open(dir);
+        all("after a restart");
+        network.reconcile(&HashSet::from(["uid-a".to_owned(), "uid-b".to_owned()])).expect("reconcile");
+        all("after a look at what there is");
+        network.detach("uid-a").expect("detach");
+        assert!(connect(gateway, 80).is_err(), "gone with the pod");
+        let rules = Command::new("nft").args(["list", "ruleset"]).output().expect("run nft");
+        assert!(!String::from_utf8_lossy(&rules.stdout).contains("dnat"));
+        network.shutdown().expect("shutdown");
+    });
+}
+
 /// The address from which `to` sees `from`.
 fn source_seen(from: &Netns, to: &Netns, ip: Ipv4Addr) -> IpAddr {
     let address = SocketAddr::new(IpAddr::V4(ip), 8081);
@@ -332,13 +384,13 @@ fn exhaustion_is_an_error_and_ends() {
     on_a_node(|dir| {
         let network = Network::open(config(dir, "10.99.0.0/30")).expect("a network");
         let (a, b) = (netns(), netns());
-        network.attach("uid-a", &a).expect("the only address");
-        let error = network.attach("uid-b", &b).expect_err("there is one address");
+        network.attach("uid-a", &a, &[]).expect("the only address");
+        let error = network.attach("uid-b", &b, &[]).expect_err("there is one address");
         assert!(matches!(error, NetError::Exhausted { size: 1, .. }), "{error}");
         assert_eq!(veths_here().len(), 1);
         network.detach("uid-a").expect("detach");
         drop(a);
-        network.attach("uid-b", &b).expect("freed");
+        network.attach("uid-b", &b, &[]).expect("freed");
     });
 }
 
@@ -355,7 +407,7 @@ fn the_namespace_of_a_process() {
         wait_until("unshare has its namespace", || {
             std::fs::read_link(format!("/proc/{}/ns/net", child.id())).is_ok_and(|theirs| theirs != own)
         });
-        let attached = Netns::of_pid(child.id()).map(|netns| network.attach("uid-p", &netns));
+        let attached = Netns::of_pid(child.id()).map(|netns| network.attach("uid-p", &netns, &[]));
         child.kill().expect("kill");
         child.wait().expect("wait");
         attached.expect("open its namespace").expect("attach");
@@ -375,7 +427,7 @@ fn many_pods_at_once_and_their_time() {
             .enumerate()
             .map(|(n, space)| {
                 let start = Instant::now();
-                network.attach(&format!("one-{n}"), space).expect("attach");
+                network.attach(&format!("one-{n}"), space, &[]).expect("attach");
                 start.elapsed()
             })
             .collect();
@@ -386,7 +438,7 @@ fn many_pods_at_once_and_their_time() {
             for (n, space) in spaces[20..].iter().enumerate() {
                 let (network, failed) = (&network, &failed);
                 scope.spawn(move || {
-                    if let Err(error) = network.attach(&format!("many-{n}"), space) {
+                    if let Err(error) = network.attach(&format!("many-{n}"), space, &[]) {
                         println!("{error}");
                         failed.store(true, Ordering::Relaxed);
                     }

@@ -25,13 +25,6 @@ pub(super) struct Checker {
     pub problems: Problems,
 }
 
-/// Where in an object the walk is.
-#[derive(Clone, Copy, Default)]
-struct Scope<'a> {
-    /// The `spec` of the pod around, for rules that look at it.
-    pod_spec: Option<&'a Node>,
-}
-
 impl Checker {
     pub(super) fn problem(&mut self, line: u32, message: String) {
         self.problems.push(Problem { line, path: self.path.clone(), message });
@@ -57,7 +50,7 @@ impl Checker {
     /// The value of an object of that kind, as far as it is right.
     pub(super) fn object(&mut self, kind: Kind, node: &Node) -> Json {
         let message = crate::schema::message(kind.name());
-        message.map_or(Json::Null, |message| self.message(message, node, Scope::default()))
+        message.map_or(Json::Null, |message| self.message(message, node))
     }
 
     /// Finds duplicate keys, which a map must not have.
@@ -73,13 +66,12 @@ impl Checker {
         }
     }
 
-    fn message(&mut self, message: &'static Message, node: &Node, scope: Scope) -> Json {
+    fn message(&mut self, message: &'static Message, node: &Node) -> Json {
         let Tree::Map(map) = &node.tree else {
             self.wrong(node, "a map");
             return Json::Null;
         };
         self.duplicates(map);
-        let scope = if message.name == "PodSpec" { Scope { pod_spec: Some(node) } } else { scope };
         let mut json = serde_json::Map::with_capacity(map.len());
         for (key, value) in map {
             let Some(field) = message.field(&key.name) else {
@@ -91,10 +83,10 @@ impl Checker {
                 continue;
             }
             self.within(field.name, |checker| {
-                if let Some(why) = unsupported::refused(message.name, field.name, value, node, scope.pod_spec) {
+                if let Some(why) = unsupported::refused(message.name, field.name, value, node) {
                     checker.problem(value.line, format!("known to Kubernetes, not supported by minipod: {why}"));
                 }
-                let converted = checker.field(field, value, scope);
+                let converted = checker.field(field, value);
                 json.insert(field.name.to_owned(), converted);
             });
         }
@@ -119,16 +111,16 @@ impl Checker {
         self.problem(key.line, text);
     }
 
-    fn field(&mut self, field: &Field, node: &Node, scope: Scope) -> Json {
+    fn field(&mut self, field: &Field, node: &Node) -> Json {
         match field.cardinality {
-            Cardinality::One => self.one(field.value, node, scope),
+            Cardinality::One => self.one(field.value, node),
             Cardinality::List => {
                 let Tree::List(items) = &node.tree else {
                     self.wrong(node, "a list");
                     return Json::Null;
                 };
                 let each = |(index, item): (usize, &Node)| {
-                    self.within(&format!("[{index}]"), |checker| checker.one(field.value, item, scope))
+                    self.within(&format!("[{index}]"), |checker| checker.one(field.value, item))
                 };
                 Json::Array(items.iter().enumerate().map(each).collect())
             }
@@ -142,7 +134,7 @@ impl Checker {
                     let value = match (&item.tree, field.value) {
                         // As Kubernetes: a key without a value has the empty one.
                         (Tree::Null, Value::String | Value::Bytes) => Json::String(String::new()),
-                        _ => self.within(&segment(key), |checker| checker.one(field.value, item, scope)),
+                        _ => self.within(&segment(key), |checker| checker.one(field.value, item)),
                     };
                     (key.name.clone(), value)
                 };
@@ -151,9 +143,9 @@ impl Checker {
         }
     }
 
-    fn one(&mut self, value: Value, node: &Node, scope: Scope) -> Json {
+    fn one(&mut self, value: Value, node: &Node) -> Json {
         match value {
-            Value::Message(message) => self.message(message, node, scope),
+            Value::Message(message) => self.message(message, node),
             Value::String => self.text(node, "text"),
             Value::Bool => match &node.tree {
                 Tree::Bool(value) => Json::Bool(*value),
