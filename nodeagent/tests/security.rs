@@ -62,3 +62,61 @@ fn system_calls_are_filtered_as_the_manifest_says() {
         node.wait_gone(uid).await;
     });
 }
+
+#[test]
+fn a_privileged_container_is_as_mighty_as_its_node() {
+    on_a_node(|| async {
+        let node = Node::with_agent().await;
+        let host = tempfile::tempdir().expect("tempdir");
+        let none = None::<&str>;
+        let flags = nix::mount::MsFlags::MS_BIND;
+        nix::mount::mount(Some(host.path()), host.path(), none, flags, none).expect("mount (needs root)");
+        nix::mount::mount(none, host.path(), none, nix::mount::MsFlags::MS_SHARED, none).expect("share");
+        let uid = "uid-mighty";
+        let yaml = format!(
+            r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: mighty}}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 0
+  volumes: [{{name: host, hostPath: {{path: {}}}}}]
+  containers:
+    - name: mighty
+      image: minipod.local/busybox
+      imagePullPolicy: Never
+      securityContext: {{privileged: true}}
+      volumeMounts: [{{name: host, mountPath: /host, mountPropagation: Bidirectional}}]
+      command: ["sh", "-c"]
+      args:
+        - |
+          grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status | tr '\t' ' '
+          mkdir /host/mark && mount -t tmpfs none /host/mark && touch /host/mark/seen && echo mounted
+          ls /dev | wc -l
+          echo 1 > /proc/sys/net/ipv4/ip_forward && echo written
+          sleep 1000
+    - name: plain
+      image: minipod.local/busybox
+      imagePullPolicy: Never
+      command: ["sh", "-c", "ls /dev | wc -l; mount -t tmpfs none /mnt 2>&1; echo end"]
+"#,
+            host.path().display()
+        );
+        node.api.put(pod(&yaml, uid)).await;
+        let plain = node.wait_log(uid, "plain", "end\n").await;
+        let mighty = node.wait_log(uid, "mighty", "written\n").await;
+        let lines: Vec<&str> = mighty.lines().collect();
+        assert_eq!(lines[..3], ["NoNewPrivs: 0", "Seccomp: 0", "mounted"], "{mighty}");
+        let devices = |text: &str| text.parse::<usize>().unwrap_or_else(|_| panic!("{mighty}{plain}"));
+        assert!(devices(lines[3]) > devices(plain.lines().next().expect("a number")), "{mighty}{plain}");
+        assert!(plain.contains("permission denied") || plain.contains("Permission denied"), "{plain}");
+        assert!(host.path().join("mark/seen").exists(), "its mount is the node's too");
+        node.api.delete(uid, 0).await;
+        node.wait_finished(uid).await;
+        node.wait_gone(uid).await;
+        for place in [host.path().join("mark"), host.path().to_owned()] {
+            nix::mount::umount2(&place, nix::mount::MntFlags::MNT_DETACH).expect("unmount");
+        }
+    });
+}

@@ -240,6 +240,9 @@ pub struct Rootfs {
     /// The container may write to its mounts only.
     #[prost(bool, tag = "5")]
     pub readonly: bool,
+    /// Device files in it can be opened.
+    #[prost(bool, tag = "6")]
+    pub devices: bool,
 }
 
 /// What a mount shows.
@@ -256,7 +259,7 @@ pub enum MountKind {
     Sysfs = 3,
     /// POSIX message queues of the sandbox's IPC namespace.
     Mqueue = 4,
-    /// The container's cgroups.
+    /// The container's cgroups; `readonly` as elsewhere.
     Cgroup = 5,
     /// A fresh /dev: null, zero, full, random, urandom, tty, pts with ptmx, and the usual links.
     Dev = 6,
@@ -314,6 +317,9 @@ pub struct Mount {
     /// Binds with `recursive`: `readonly` holds for the mount itself, not for those below it.
     #[prost(bool, tag = "12")]
     pub shallow_readonly: bool,
+    /// Binds: device files in it can be opened. [`MountKind::Dev`]: it has all devices of the node.
+    #[prost(bool, tag = "13")]
+    pub devices: bool,
 }
 
 /// A container's log in CRI format.

@@ -8,6 +8,7 @@ use minipod_proto::v1::{Volume, VolumeMount};
 use super::ConfigError;
 use super::env::Environment;
 use super::expand::expand;
+use super::process::is_privileged;
 use super::spec::{Input, text};
 use crate::projection::is_projection;
 
@@ -48,11 +49,13 @@ pub(super) fn all(
     readonly_root: bool,
 ) -> Result<Vec<Mount>, ConfigError> {
     let Input { pod, container, paths, .. } = *input;
+    let privileged = container.security_context.as_ref().is_some_and(is_privileged);
     let dev = Mount {
         kind: MountKind::Dev.into(),
         target: "/dev".to_owned(),
         nosuid: true,
         noexec: true,
+        devices: privileged,
         ..Mount::default()
     };
     let shm = if pod.spec().host_ipc { PathBuf::from("/dev/shm") } else { paths.shm() };
@@ -68,8 +71,8 @@ pub(super) fn all(
         dev,
         kernel(MountKind::Mqueue, "/dev/mqueue", false, true),
         shm,
-        kernel(MountKind::Sysfs, "/sys", true, true),
-        kernel(MountKind::Cgroup, "/sys/fs/cgroup", true, true),
+        kernel(MountKind::Sysfs, "/sys", !privileged, true),
+        kernel(MountKind::Cgroup, "/sys/fs/cgroup", !privileged, true),
         bind(&etc.join("hosts"), "/etc/hosts", readonly_root),
         bind(&etc.join("hostname"), "/etc/hostname", readonly_root),
         bind(&etc.join("resolv.conf"), "/etc/resolv.conf", readonly_root),
@@ -80,6 +83,7 @@ pub(super) fn all(
         let volume = pod.spec().volumes.iter().find(|volume| volume.name == mount.name);
         let volume = volume.ok_or_else(|| ConfigError::UnknownVolume(mount.name.clone()))?;
         let made = volume_mount(volume, mount, &paths.volume(&mount.name), environment)?;
+        let made = Mount { devices: privileged, ..made };
         // What the manifest mounts there replaces what we would.
         all.retain(|other| other.target != made.target);
         volumes.push(made);
@@ -203,6 +207,21 @@ mod tests {
             assert!(table.iter().any(|other| other == line), "{line} is not in {table:#?}");
         }
         assert!(table.iter().any(|line| line.starts_with("/tmp/last ")));
+    }
+
+    #[test]
+    fn a_privileged_container_sees_everything() {
+        let spec = made(|pod| {
+            context(pod).privileged = Some(true);
+            own(pod).volume_mounts = vec![volume_mount("a", "/data", false)];
+        });
+        let spec = spec.expect("made");
+        assert!(spec.masked_paths.is_empty() && spec.readonly_paths.is_empty() && !spec.no_new_privs);
+        assert_eq!(spec.capabilities.expect("capabilities").effective, (1 << 41) - 1);
+        let devices: Vec<&str> =
+            spec.mounts.iter().filter(|mount| mount.devices).map(|mount| mount.target.as_str()).collect();
+        assert_eq!(devices, ["/dev", "/data"]);
+        assert!(spec.root.expect("root").devices && spec.mounts.iter().all(|mount| !mount.readonly));
     }
 
     #[test]

@@ -133,6 +133,12 @@ pub fn user(
     Ok(out)
 }
 
+/// Whether the container is as mighty as the node's root: all capabilities and devices, nothing hidden, no filter.
+#[must_use]
+pub fn is_privileged(context: &SecurityContext) -> bool {
+    context.privileged == Some(true)
+}
+
 /// A capability's bit; with or without `CAP_`, in any case.
 #[must_use]
 pub fn capability_bit(name: &str) -> Option<u64> {
@@ -152,6 +158,9 @@ pub fn capabilities(context: Option<&SecurityContext>) -> Result<u64, ConfigErro
     let mut set = 0;
     for name in DEFAULT_CAPABILITIES {
         set |= bit(name)?;
+    }
+    if context.is_some_and(is_privileged) {
+        return Ok(all);
     }
     let Some(change) = context.and_then(|context| context.capabilities.as_ref()) else { return Ok(set) };
     // ALL first, names after it: "drop ALL, add CHOWN" and "add ALL, drop MKNOD" both mean what they say.

@@ -8,7 +8,7 @@ use minipod_proto::v1::{Container, Pod, PodSpec, SecurityContext};
 
 use super::ConfigError;
 use super::env::{EnvFacts, environment};
-use super::process::{arguments, capabilities, user};
+use super::process::{arguments, capabilities, is_privileged, user};
 use super::resources::{CPU_PERIOD_US, Resources, oom_score_adj};
 use crate::image::{ImageConfig, ResolvedUser};
 use crate::paths::PodPaths;
@@ -142,6 +142,10 @@ pub fn container(input: &Input<'_>) -> Result<ContainerSpec, ConfigError> {
     let environment = environment(pod, container, &input.image.env, input.facts)?;
     let user = user(context, spec.security_context.as_ref(), input.image_user)?;
     let set = capabilities(context)?;
+    let privileged = context.is_some_and(is_privileged);
+    let unless_privileged = |paths: &[&str]| -> Vec<String> {
+        if privileged { Vec::new() } else { paths.iter().map(|path| (*path).to_owned()).collect() }
+    };
     let resources = Resources::of(container.resources.as_ref());
     let qos = pod_resources::qos_class(spec).unwrap_or(QosClass::BestEffort);
     let readonly_root = context.and_then(|context| context.read_only_root_filesystem).unwrap_or(false);
@@ -171,13 +175,13 @@ pub fn container(input: &Input<'_>) -> Result<ContainerSpec, ConfigError> {
             ambient: 0,
         }),
         // Stricter than Kubernetes, where only an explicit `false` sets it.
-        no_new_privs: !context.and_then(|context| context.allow_privilege_escalation).unwrap_or(false),
+        no_new_privs: !context.and_then(|context| context.allow_privilege_escalation).unwrap_or(privileged),
         rlimits: Vec::new(),
         oom_score_adj: oom_score_adj(qos.as_str(), memory, input.node_memory_bytes),
-        root: Some(root(input, readonly_root)),
+        root: Some(Rootfs { devices: privileged, ..root(input, readonly_root) }),
         mounts: super::mounts::all(input, &environment, readonly_root)?,
-        masked_paths: MASKED_PATHS.map(str::to_owned).to_vec(),
-        readonly_paths: READONLY_PATHS.map(str::to_owned).to_vec(),
+        masked_paths: unless_privileged(&MASKED_PATHS),
+        readonly_paths: unless_privileged(&READONLY_PATHS),
         log: Some(LogSpec { path: text(&input.log), max_bytes: LOG_MAX_BYTES, max_files: LOG_MAX_FILES }),
         limits: Some(limits(&resources)),
         seccomp_filter: input.seccomp_filter.clone(),
@@ -190,7 +194,6 @@ fn supported(container: &Container, context: Option<&SecurityContext>) -> Result
     let has = [
         (container.tty, "tty"),
         (!container.volume_devices.is_empty(), "volumeDevices"),
-        (context.and_then(|context| context.privileged) == Some(true), "securityContext.privileged"),
         (
             context.is_some_and(|context| !matches!(context.proc_mount.as_str(), "" | "Default")),
             "securityContext.procMount",
@@ -212,6 +215,7 @@ fn root(input: &Input<'_>, readonly: bool) -> Rootfs {
         work: text(&own.work),
         target: text(&own.root),
         readonly,
+        devices: false,
     }
 }
 
@@ -296,9 +300,8 @@ pub(super) mod tests {
     #[test]
     fn what_is_not_carried_out_does_not_start() {
         type Change = fn(&mut Pod);
-        let table: [(Change, &str); 6] = [
+        let table: [(Change, &str); 5] = [
             (|pod| own(pod).tty = true, "tty"),
-            (|pod| context(pod).privileged = Some(true), "privileged"),
             (|pod| context(pod).proc_mount = "Unmasked".into(), "procMount"),
             (|pod| own(pod).volume_mounts = vec![volume_mount("c", "/c", false)], "volume \"c\""),
             (|pod| own(pod).command.clear(), "neither the manifest nor the image"),

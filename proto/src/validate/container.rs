@@ -208,7 +208,11 @@ pub(super) fn resource_ref(walk: &mut Walk, field: &ResourceFieldSelector, spec:
 }
 
 fn mounts(walk: &mut Walk, container: &Container, spec: &PodSpec) {
+    let privileged = container.security_context.as_ref().and_then(|context| context.privileged) == Some(true);
     walk.each("volumeMounts", &container.volume_mounts, |walk, mount| {
+        if mount.mount_propagation == "Bidirectional" && !privileged {
+            walk.bad("mountPropagation", "Bidirectional", "want securityContext.privileged: true beside it");
+        }
         if !spec.volumes.iter().any(|volume| volume.name == mount.name) {
             let names: Vec<&str> = spec.volumes.iter().map(|volume| volume.name.as_str()).collect();
             let wanted = match names.as_slice() {

@@ -2,7 +2,7 @@
 //! the root (`RESOLVE_IN_ROOT`), once, and what was resolved is what is mounted on.
 //!
 //! No mount of a container lets devices be opened but the single files that /dev is made of, so that a container that may
-//! make device files gains nothing by it, with or without a devices cgroup.
+//! make device files gains nothing by it, with or without a devices cgroup. The spec of a privileged one says otherwise.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -83,7 +83,8 @@ fn mount_root(root: &Rootfs) -> Step<OwnedFd> {
         ([only], "") => {
             let path = c_text("root.lowers", only)?;
             let tree = sys::open_tree(AT_FDCWD, &path, true).node("open root directory", only)?;
-            sys::set_attributes(&tree, true, MOUNT_ATTR_NODEV, libc::MS_PRIVATE).node("seal", only)?;
+            let flags = if root.devices { 0 } else { MOUNT_ATTR_NODEV };
+            sys::set_attributes(&tree, true, flags, libc::MS_PRIVATE).node("seal", only)?;
             Some(tree)
         }
         _ => {
@@ -113,7 +114,7 @@ fn mount_overlay(root: &Rootfs) -> Step<()> {
     if let Some(dir) = &dir {
         chdir(dir).node("enter", dir)?;
     }
-    let flags = MsFlags::MS_NODEV;
+    let flags = if root.devices { MsFlags::empty() } else { MsFlags::MS_NODEV };
     let with = |options: &str| mount(Some("overlay"), root.target.as_str(), Some("overlay"), flags, Some(options));
     let mut result = Err(Errno::EINVAL);
     if !root.upper.is_empty() {
@@ -291,7 +292,7 @@ fn attributes(mount: &Mount) -> u64 {
     flag(mount.readonly, MOUNT_ATTR_RDONLY)
         | flag(mount.nosuid, MOUNT_ATTR_NOSUID)
         | flag(mount.noexec, MOUNT_ATTR_NOEXEC)
-        | MOUNT_ATTR_NODEV
+        | flag(!mount.devices, MOUNT_ATTR_NODEV)
 }
 
 fn attach_mount(root: &OwnedFd, mount: &Mount, source: Option<Tree>, cgroups: &[(String, PathBuf)]) -> Step<()> {
@@ -328,8 +329,11 @@ fn attach_mount(root: &OwnedFd, mount: &Mount, source: Option<Tree>, cgroups: &[
         (MountKind::Mqueue, _) => {
             sys::new_mount(c"mqueue", &[], NOTHING_SPECIAL | readonly).node("make mqueue for", target)?
         }
-        (MountKind::Cgroup, _) => return attach_cgroups(root, target, cgroups),
-        (MountKind::Dev, _) => return attach_dev(root, target),
+        (MountKind::Cgroup, _) => return attach_cgroups(root, target, readonly, cgroups),
+        (MountKind::Dev, _) => {
+            let dev = attach_dev(root, target)?;
+            return if mount.devices { attach_node_devices(&dev) } else { Ok(()) };
+        }
     };
     let place = find_or_make(root, target, true)?;
     sys::attach(tree, place).node("mount on", target)
@@ -346,12 +350,12 @@ fn file_system_options(text: &str) -> Step<Vec<(CString, Option<CString>)>> {
         .collect()
 }
 
-/// The container's own groups, read-only: version 2 the group itself, version 1 a directory of them.
-fn attach_cgroups(root: &OwnedFd, target: &str, cgroups: &[(String, PathBuf)]) -> Step<()> {
+/// The container's own groups: version 2 the group itself, version 1 a directory of them.
+fn attach_cgroups(root: &OwnedFd, target: &str, readonly: u64, cgroups: &[(String, PathBuf)]) -> Step<()> {
     let view = |dir: &Path| {
         let path = c_text("cgroup", &dir.to_string_lossy())?;
         let tree = sys::open_tree(AT_FDCWD, &path, false).node("open cgroup", dir)?;
-        sys::set_attributes(&tree, false, NOTHING_SPECIAL | MOUNT_ATTR_RDONLY, libc::MS_PRIVATE).node("seal", dir)?;
+        sys::set_attributes(&tree, false, NOTHING_SPECIAL | readonly, libc::MS_PRIVATE).node("seal", dir)?;
         Step::Ok(tree)
     };
     let place = find_or_make(root, target, true)?;
@@ -370,7 +374,7 @@ fn attach_cgroups(root: &OwnedFd, target: &str, cgroups: &[(String, PathBuf)]) -
     sys::set_attributes(&top, false, MOUNT_ATTR_RDONLY, 0).node("make read-only", target)
 }
 
-fn attach_dev(root: &OwnedFd, target: &str) -> Step<()> {
+fn attach_dev(root: &OwnedFd, target: &str) -> Step<Tree> {
     let options = file_system_options("mode=755,size=64k")?;
     let attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NODEV;
     let dev = sys::new_mount(c"tmpfs", &options, attributes).node("make tmpfs for", target)?;
@@ -391,7 +395,43 @@ fn attach_dev(root: &OwnedFd, target: &str) -> Step<()> {
     for (to, name) in DEV_LINKS {
         symlinkat(to, &dev, name).node("make link in", target)?;
     }
+    Ok(dev)
+}
+
+/// All devices of the node that a fresh /dev does not have; terminals of others and the console stay where they are.
+fn attach_node_devices(dev: &OwnedFd) -> Step<()> {
+    let mut dirs = vec![PathBuf::new()];
+    while let Some(dir) = dirs.pop() {
+        let path = Path::new("/dev").join(&dir);
+        for entry in std::fs::read_dir(&path).node("list", &path)? {
+            let entry = entry.node("list", &path)?;
+            let (name, kind) = (dir.join(entry.file_name()), entry.file_type().node("look at", entry.path())?);
+            use std::os::unix::fs::FileTypeExt;
+            if kind.is_dir() && !["pts", "shm", "mqueue", "fd"].iter().any(|apart| name == Path::new(apart)) {
+                mkdirat(dev, &name, Mode::from_bits_truncate(0o755)).node("make", entry.path())?;
+                dirs.push(name);
+            } else if (kind.is_char_device() || kind.is_block_device()) && name != Path::new("console") {
+                attach_node_device(dev, &name)?;
+            }
+        }
+    }
     Ok(())
+}
+
+fn attach_node_device(dev: &OwnedFd, name: &Path) -> Step<()> {
+    let object = Path::new("/dev").join(name);
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let place = match openat(dev, name, flags, Mode::from_bits_truncate(0o600)) {
+        // One that every container has.
+        Err(Errno::EEXIST) => return Ok(()),
+        result => result.node("make", &object)?,
+    };
+    let path = c_text("device", &object.to_string_lossy())?;
+    match sys::open_tree(AT_FDCWD, &path, false) {
+        // It went between the list and now, as devices do.
+        Err(Errno::ENOENT) => Ok(()),
+        tree => tree.and_then(|tree| sys::attach(tree, place)).node("mount device", &object),
+    }
 }
 
 /// A device file of the node, if it is what it is called.

@@ -237,6 +237,7 @@ impl Pod {
                 work: text(at("work")),
                 target: text(at("target")),
                 readonly: false,
+                devices: false,
             }),
             mounts: vec![
                 mount(MountKind::Proc, "/proc"),
