@@ -205,3 +205,57 @@ async fn sidecar_starts_before_the_app_ends_after_it_and_does_not_hold_the_pod_o
     cluster.delete_completely("sidecar").await;
     cluster.local.stop().expect("taken down");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ambassador_answers_for_an_app_that_listens_on_localhost_alone() {
+    let cluster = Cluster::start(&NODES).await;
+    cluster.create(pod(&example("ambassador.yaml"))).await;
+    cluster.create(filler("visitor", "64Mi", "node-a")).await;
+    cluster.until_phase("visitor", "Running").await;
+    let served = wait::until("the pod to be ready", || async {
+        let pod = cluster.pod("ambassador").await?;
+        let ready = pod.condition("Ready").is_some_and(|condition| condition.status == "True");
+        if ready { Ok(pod) } else { Err(format!("{:#?}", pod.status())) }
+    })
+    .await;
+    let ask = async |port: u16| {
+        let url = format!("http://{}:{port}/", served.status().pod_ip);
+        cluster.exec("visitor", "sleep", &["wget", "-q", "-T", "3", "-O", "-", &url]).await
+    };
+    for _ in 0..3 {
+        assert_eq!(ask(80).await.as_deref(), Ok("hello from an app that knows only localhost\n"));
+    }
+    let refused = ask(8080).await.expect_err("the app itself is not to be reached");
+    assert!(refused.contains("refused"), "{refused}");
+    cluster.delete_completely("visitor").await;
+    cluster.delete_completely("ambassador").await;
+    cluster.local.stop().expect("taken down");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_gives_an_app_the_face_that_monitoring_expects() {
+    let cluster = Cluster::start(&NODES).await;
+    cluster.create(pod(&example("adapter.yaml"))).await;
+    cluster.until_phase("adapter", "Running").await;
+    let scrape = async |at_least: u64| {
+        wait::until(&format!("{at_least} jobs done"), || async {
+            let url = "http://127.0.0.1:9100/cgi-bin/metrics";
+            let text = cluster.exec("adapter", "app", &["wget", "-q", "-O", "-", url]).await?;
+            let done = text.lines().find_map(|line| line.strip_prefix("app_jobs_done_total "));
+            match done.and_then(|number| number.parse::<u64>().ok()) {
+                Some(done) if done >= at_least => Ok((done, text)),
+                _ => Err(text),
+            }
+        })
+        .await
+    };
+    let (first, text) = scrape(3).await;
+    for line in ["# TYPE app_jobs_done_total counter", "# TYPE app_jobs_waiting gauge"] {
+        assert!(text.contains(line), "{text}");
+    }
+    assert_eq!(first % 3, 0, "the app does three jobs at a time: {text}");
+    // It is the app's present state, not a copy of the first.
+    scrape(first + 3).await;
+    cluster.delete_completely("adapter").await;
+    cluster.local.stop().expect("taken down");
+}
