@@ -9,6 +9,7 @@
 //! replica     core: raft's round without threads · run: the one thread and its handle · inbox: its queue, the group of the group commit
 //! peer        links to other members, and the server that their links reach
 //! wal         the log: one record and one sync a batch      snapshot    the state in checked chunks with raft's configuration
+//! coalesce    one write for all answers that are ready
 //! disk        file operations behind a trait                overlay     the same, writing to memory, for looking
 //! tool        verify, dump, restore                         compactor   automatic compaction
 //! ```
@@ -19,6 +20,7 @@
 //! What always holds: nothing is acknowledged before it is durable on a quorum and applied here; a proposal takes effect once, however
 //! often it is proposed; after an error of the disk under the log the replica writes nothing more and ends.
 
+pub mod coalesce;
 pub mod compactor;
 pub mod disk;
 pub mod etcdapi;

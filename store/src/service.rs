@@ -6,6 +6,7 @@
 //!                        peer server ┘                    └▶ Links ─▶ other members
 //! ```
 
+use crate::coalesce::Coalesced;
 use crate::compactor::{Retention, keep_compacting};
 use crate::disk::{Disk, DiskError, RealDisk};
 use crate::etcdapi::{Face, FaceConfig};
@@ -30,6 +31,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
@@ -292,7 +294,8 @@ impl Store {
         let shutdown = self.shutdown.clone();
         let server = server().add_routes(self.face.routes());
         self.tasks.spawn(async move {
-            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            let incoming =
+                TcpIncoming::from(listener).with_nodelay(Some(true)).map(|accepted| accepted.map(Coalesced::new));
             let asked = async move { shutdown.asked().await };
             if let Err(error) = server.serve_with_incoming_shutdown(incoming, asked).await {
                 tracing::error!(%error, "serve clients");
@@ -345,7 +348,7 @@ fn server() -> Server {
 /// A server on memory streams, and the channel to it.
 fn in_process(face: &Arc<Face<Replica>>, shutdown: &Shutdown, tasks: &mut JoinSet<()>) -> Channel {
     // Connections that wait to be taken: there is one channel.
-    let (connections, incoming) = mpsc::channel::<std::io::Result<tokio::io::DuplexStream>>(4);
+    let (connections, incoming) = mpsc::channel::<std::io::Result<Coalesced<tokio::io::DuplexStream>>>(4);
     let (server, shutdown) = (server().add_routes(face.routes()), shutdown.clone());
     tasks.spawn(async move {
         let asked = async move { shutdown.asked().await };
@@ -359,7 +362,7 @@ fn in_process(face: &Arc<Face<Replica>>, shutdown: &Shutdown, tasks: &mut JoinSe
             // As much as a socket's buffers hold.
             let (ours, theirs) = tokio::io::duplex(1 << 20);
             let gone = |_| std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-            connections.send(Ok(theirs)).await.map_err(gone)?;
+            connections.send(Ok(Coalesced::new(theirs))).await.map_err(gone)?;
             Ok::<_, std::io::Error>(TokioIo::new(ours))
         }
     });
