@@ -1,0 +1,150 @@
+//! The two servers, one process or three, on the same disk.
+
+use super::grpc::{Connection, Fields, header};
+use super::{Args, Error};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Whose servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Ours.
+    Store,
+    /// Debian's etcd.
+    Etcd,
+}
+
+impl Kind {
+    /// What its figures' names begin with.
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            Self::Store => "",
+            Self::Etcd => "etcd_",
+        }
+    }
+}
+
+/// A server that is killed when it goes out of scope, with its directory.
+struct Running {
+    child: Child,
+    client: SocketAddr,
+    dir: PathBuf,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself, and what is left in the directory shows in the file system.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// One server, or replicas.
+pub struct Cluster {
+    running: Vec<Running>,
+    /// Where the leader serves clients.
+    pub leader: SocketAddr,
+}
+
+/// A started cluster has a leader within this time.
+const START: Duration = Duration::from_secs(30);
+
+fn free_address() -> std::io::Result<SocketAddr> {
+    TcpListener::bind("127.0.0.1:0")?.local_addr()
+}
+
+impl Cluster {
+    /// Starts `replicas` empty servers and waits until one leads.
+    pub async fn start(args: &Args, kind: Kind, replicas: usize) -> Result<Self, Error> {
+        let peers = (0..replicas).map(|_| free_address()).collect::<Result<Vec<_>, _>>()?;
+        let members: Vec<String> = peers.iter().enumerate().map(|(at, peer)| format!("m{at}=http://{peer}")).collect();
+        let mut running = Vec::new();
+        for (at, peer) in peers.iter().enumerate() {
+            running.push(start(args, kind, at, *peer, &members.join(","))?);
+        }
+        let mut cluster = Self { leader: running.first().map(|first| first.client).ok_or("no replicas")?, running };
+        let deadline = Instant::now() + START;
+        while !cluster.find_leader().await {
+            if Instant::now() > deadline {
+                return Err(format!("{kind:?} with {replicas} members has no leader after {START:?}").into());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(cluster)
+    }
+
+    async fn find_leader(&mut self) -> bool {
+        for server in &self.running {
+            let status = async {
+                let mut status = Connection::open(server.client).await?.method("/etcdserverpb.Maintenance/Status")?;
+                status.call(&[]).await
+            };
+            if let Ok(answer) = status.await {
+                let leader = Fields(&answer).number(4);
+                if leader != 0 && leader == header(&answer, 2) {
+                    self.leader = server.client;
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// The processor time of all its processes so far.
+    pub fn cpu(&self) -> Result<Duration, Error> {
+        self.running.iter().map(|server| cpu_of(&server.child.id().to_string())).sum()
+    }
+
+    /// Resident memory of all its processes, MiB: all, and what belongs to no file.
+    pub fn memory_mib(&self) -> (f64, f64) {
+        let of = |field| self.running.iter().map(|server| status_mib(server.child.id(), field)).sum();
+        (of("VmRSS:"), of("RssAnon:"))
+    }
+}
+
+fn start(args: &Args, kind: Kind, at: usize, peer: SocketAddr, members: &str) -> Result<Running, Error> {
+    let dir = args.dir.join(format!("bench-{}{}-{at}", kind.prefix(), peer.port()));
+    std::fs::create_dir_all(&dir)?;
+    let (client, name) = (free_address()?, format!("m{at}"));
+    let mut command = match kind {
+        Kind::Store => {
+            let beside = std::env::current_exe()?.with_file_name("minipod-store");
+            let mut command = Command::new(args.store.as_ref().unwrap_or(&beside));
+            command.args(["--quota-bytes", "0", "--listen-client", &client.to_string()]);
+            command.args(["--listen-peer", &peer.to_string()]).env("RUST_LOG", "warn");
+            command
+        }
+        Kind::Etcd => {
+            let (client, peer) = (format!("http://{client}"), format!("http://{peer}"));
+            let mut command = Command::new(&args.etcd);
+            command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+            command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+            command.args(["--quota-backend-bytes", "8589934592", "--log-level", "error"]);
+            command
+        }
+    };
+    command.args(["--name", &name, "--initial-cluster", members]).arg("--data-dir").arg(&dir);
+    // etcd writes pages about its elections even at level error.
+    let stderr = if kind == Kind::Etcd { Stdio::null() } else { Stdio::inherit() };
+    let child = command.stdout(Stdio::null()).stderr(stderr).spawn();
+    let child = child.map_err(|error| format!("start {}: {error}", command.get_program().display()))?;
+    Ok(Running { child, client, dir })
+}
+
+/// The processor time of a process, `self` for this one. The kernel counts it in hundredths of a second (proc(5), stat).
+pub fn cpu_of(process: &str) -> Result<Duration, Error> {
+    let stat = std::fs::read_to_string(Path::new("/proc").join(process).join("stat"))?;
+    let after_name = stat.rsplit_once(')').ok_or("a stat line without a name")?.1;
+    let ticks: u64 = after_name.split_whitespace().skip(11).take(2).map(|field| field.parse().unwrap_or(0)).sum();
+    Ok(Duration::from_millis(ticks * 10))
+}
+
+fn status_mib(process: u32, field: &str) -> f64 {
+    let status = std::fs::read_to_string(Path::new("/proc").join(process.to_string()).join("status"));
+    let status = status.unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default();
+    line.split_whitespace().next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+}
