@@ -11,12 +11,15 @@ use minipod_daemon::shutdown::Shutdown;
 use minipod_daemon::{http, telemetry};
 use minipod_scheduler::plan::{Profile, Settings};
 use minipod_scheduler::run::{self, Pulse};
+use minipod_scheduler::sim::{self, cli::Sim};
 
 /// Gives pods their nodes. Any number may run beside each other: the API server's binding transaction is the arbiter.
 /// RUST_LOG chooses what is logged (info; warn,minipod_scheduler=debug), MINIPOD_LOG_FORMAT=json how.
 #[derive(Debug, Parser)]
-#[command(name = "minipod-scheduler", version, about)]
+#[command(name = "minipod-scheduler", version, about, args_conflicts_with_subcommands = true)]
 struct Flags {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Addresses of API servers, separated by commas.
     #[arg(long, env = "MINIPOD_SERVER", default_value = minipod_client::DEFAULT_SERVER)]
     server: String,
@@ -37,6 +40,11 @@ struct Flags {
     metrics_listen: Option<SocketAddr>,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Sim(Sim),
+}
+
 fn shard(text: &str) -> Result<(u32, u32), String> {
     let wrong = || format!("{text:?} is no shard: want INDEX/COUNT with INDEX below COUNT, such as 0/4");
     let (index, count) = text.split_once('/').ok_or_else(wrong)?;
@@ -45,12 +53,19 @@ fn shard(text: &str) -> Result<(u32, u32), String> {
 }
 
 fn main() -> ExitCode {
-    let flags = Flags::parse();
+    let mut flags = Flags::parse();
+    if let Some(Command::Sim(sim)) = flags.command.take() {
+        return end(sim::cli::run(sim));
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let done = match runtime {
         Ok(runtime) => runtime.block_on(serve(flags)),
         Err(error) => Err(format!("start the runtime: {error}")),
     };
+    end(done)
+}
+
+fn end(done: Result<(), String>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {

@@ -14,13 +14,20 @@
 //! | `outcome` | what a run comes to |
 //! | `packing` | how well placements fill nodes |
 //! | `chart`, `figures` | plots as SVG |
-//! | `study`, `cli` | which runs answer which question; flags, tables, JSON |
+//! | `study` | which runs answer which question |
+//! | `cli`, `table` | flags, what is printed, files |
 
+mod chart;
+pub mod cli;
 pub mod engine;
+mod figures;
 pub mod job;
 pub mod outcome;
+pub mod packing;
 pub mod read;
 pub mod rng;
 pub mod strategy;
+pub mod study;
+mod table;
 pub mod workload;
 pub mod world;

@@ -29,6 +29,8 @@ struct Scheduler {
     /// When it will be asked again, microseconds.
     due_us: Option<u64>,
     waiting: usize,
+    /// The job that it has decided on last.
+    last_job: Option<JobId>,
 }
 
 /// The strategy.
@@ -51,7 +53,8 @@ impl Minipod {
             for (node, amounts) in workload.nodes.iter().enumerate() {
                 planner.observe(Event::Node(node_info(node as u32, *amounts)));
             }
-            Scheduler { planner, inbox: Vec::new(), proposals: Vec::new(), due_us: None, waiting: 0 }
+            let (inbox, proposals) = (Vec::new(), Vec::new());
+            Scheduler { planner, inbox, proposals, due_us: None, waiting: 0, last_job: None }
         });
         Minipod { schedulers: schedulers.collect(), time: options.time }
     }
@@ -94,7 +97,12 @@ impl Minipod {
                 };
                 let first = bindings.first().and_then(|binding| unit_of(&binding.uid));
                 let service = first.is_some_and(|(job, _)| world.job(job).service);
-                cost_us += self.time.of(service, bindings.len());
+                // The pods of a job come one after the other: what is looked at once for a job is counted once.
+                let job = first.map(|(job, _)| job);
+                let again = scheduler.last_job == job;
+                scheduler.last_job = job;
+                let whole = self.time.of(service, bindings.len());
+                cost_us += if again { whole - self.time.of(service, 0) } else { whole };
                 scheduler.proposals.push(Proposal { bindings, together, cost_us });
             }
             // Pods that found no place take no time.

@@ -38,7 +38,7 @@ impl Default for Options {
             time: DecisionTime::NONE,
             hoard_timeout_us: 600 * SECOND_US,
             hold_after_ms: 30_000,
-            profile: Profile::Pack,
+            profile: Profile::Spread,
         }
     }
 }
@@ -80,6 +80,18 @@ pub const ALL: [(&str, &str, Maker); 10] = [
         "minipod's planner: backfill, and after --hold-after nodes are kept for the oldest",
         |workload, options| Box::new(Minipod::new(workload, options)),
     ),
+];
+
+/// Those that differ where decisions are fast beside the jobs: without conflicts, both kinds of conflict are the same.
+pub const STANDARD: [&str; 8] = [
+    "hoard",
+    "hoard-timeout",
+    "hoard-oldest",
+    "opt-fit-all",
+    "opt-fit-inc",
+    "atomic-fcfs",
+    "atomic-backfill",
+    "minipod",
 ];
 
 /// The strategy of that name.
