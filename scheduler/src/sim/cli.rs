@@ -94,7 +94,7 @@ struct Rigid {
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(8..=16_384))]
     nodes: u32,
     /// Jobs.
-    #[arg(long, default_value_t = 3_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     jobs: u32,
     /// Work that comes over what the nodes can do.
     #[arg(long, default_value = "0.9", value_parser = load)]
@@ -252,7 +252,7 @@ fn read_file(file: &Path) -> Result<String, String> {
 /// All studies with their defaults, under the flags that they share.
 fn all(common: &Common) -> Result<Findings, String> {
     let common = || common.clone();
-    let rigid = Rigid { nodes: 256, jobs: 3_000, load: 0.9, common: common() }.run()?;
+    let rigid = Rigid { nodes: 256, jobs: 500, load: 0.9, common: common() }.run()?;
     let service_decisions = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0].map(|at| (at * SECOND_US as f64) as u64).to_vec();
     let (scheduler_counts, slow_decision) = (vec![1, 2, 4, 8, 16, 32], 10 * SECOND_US);
     let mix = Mix {

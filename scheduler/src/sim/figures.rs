@@ -88,7 +88,7 @@ pub fn decision_time(workload: &str, points: &[Point]) -> Vec<Chart> {
     let x = Axis::log("seconds to decide on a service (logarithmic)");
     let conflicts = series(points, |one| one.conflict_fraction_service);
     let busy = series(points, |one| one.busyness_by_scheduler.first().copied().unwrap_or(0.0));
-    let y = Axis::linear("conflicted tries per service");
+    let y = Axis::log("conflicted tries per service (logarithmic)");
     vec![
         (
             "mix-conflicts".into(),

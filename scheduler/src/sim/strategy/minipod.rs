@@ -14,6 +14,9 @@ const CHECK_US: u64 = 30_000_000;
 /// only renew explanations.
 const SHORT_US: u64 = 1_000_000;
 
+/// Timers from this number on are for a look at what has happened at this moment.
+const LOOK: u64 = 1 << 32;
+
 /// What a planner has proposed and not heard of yet.
 struct Proposal {
     bindings: Vec<Binding>,
@@ -31,6 +34,8 @@ struct Scheduler {
     waiting: usize,
     /// The job that it has decided on last.
     last_job: Option<JobId>,
+    /// It will look when all that happens at this moment is known: a job's pods end together.
+    looks: bool,
 }
 
 /// The strategy.
@@ -54,7 +59,7 @@ impl Minipod {
                 planner.observe(Event::Node(node_info(node as u32, *amounts)));
             }
             let (inbox, proposals) = (Vec::new(), Vec::new());
-            Scheduler { planner, inbox, proposals, due_us: None, waiting: 0, last_job: None }
+            Scheduler { planner, inbox, proposals, due_us: None, waiting: 0, last_job: None, looks: false }
         });
         Minipod { schedulers: schedulers.collect(), time: options.time }
     }
@@ -196,12 +201,14 @@ impl Strategy for Minipod {
 
     fn happen(&mut self, what: Happening, world: &mut World) {
         match what {
-            Happening::Submitted(job) => {
-                self.submit(job, world);
-                self.kick(job as usize % self.schedulers.len(), world);
+            Happening::Submitted(job) => self.submit(job, world),
+            Happening::Ended(job, unit) => self.tell(&Event::PodGone(format!("{job}-{unit}").into())),
+            Happening::Timer(number) if number >= LOOK => {
+                let at = (number - LOOK) as usize;
+                self.schedulers[at].looks = false;
+                self.kick(at, world);
                 return;
             }
-            Happening::Ended(job, unit) => self.tell(&Event::PodGone(format!("{job}-{unit}").into())),
             Happening::Timer(at) => {
                 let at = at as usize;
                 // One of several timers: only the one that it waits for ends its deciding.
@@ -210,6 +217,11 @@ impl Strategy for Minipod {
                 }
             }
         }
-        (0..self.schedulers.len()).for_each(|at| self.kick(at, world));
+        for (at, scheduler) in self.schedulers.iter_mut().enumerate() {
+            if !scheduler.looks && scheduler.proposals.is_empty() {
+                scheduler.looks = true;
+                world.set_timer(world.now_us(), LOOK + at as u64);
+            }
+        }
     }
 }
