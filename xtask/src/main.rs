@@ -6,6 +6,7 @@ mod images;
 mod run;
 mod setup;
 mod suite;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -14,6 +15,7 @@ usage: cargo xtask COMMAND
 
   demo [--keep] [--fast]  set up, build, start a cluster on this machine, run the examples, take it down (--keep: leave it up)
   test [FILTER]           everything CI runs; with FILTER only the tests whose names contain it
+  vm-test [FILTER...]     the node's tests as root in a virtual machine that has cgroup version 2 alone (--quick: CI's selection)
   setup                   install the Debian packages that are missing
   images                  build target/images/*.oci.tar from Debian's packages
   bench NAME              run a benchmark on release binaries; without a right NAME it says which there are
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
     let done = match args.as_slice() {
         ["demo", flags @ ..] => demo(flags),
         ["test", filter @ ..] => suite::test(filter),
+        ["vm-test", filters @ ..] => vm::test(filters),
         ["setup"] => setup::install(setup::BASE),
         ["images"] => setup::install(setup::BASE).and_then(|()| images::build_all()),
         ["bench", name, rest @ ..] => bench::run(name, rest),

@@ -4,7 +4,7 @@ use crate::run;
 use std::path::Path;
 use std::process::Command;
 
-/// A package and how to see that it is there: a program's name, or a file's full path.
+/// A package and how to see that it is there: a program's name, or a file's full path, in whose name one `*` stands for any text.
 pub struct Need {
     package: &'static str,
     proof: &'static str,
@@ -35,6 +35,15 @@ pub const PODMAN: &[Need] = &[
     need("conmon", "conmon", "podman's monitor of a container"),
     need("catatonit", "/usr/bin/catatonit", "podman's pause"),
     need("containernetworking-plugins", "/usr/lib/cni/bridge", "podman's network"),
+];
+
+/// Needed for the node's tests in a machine of their own.
+pub const MACHINE: &[Need] = &[
+    need("qemu-system-x86", "qemu-system-x86_64", "the machine"),
+    need("linux-image-cloud-amd64", "/boot/vmlinuz-*-cloud-amd64", "its kernel"),
+    need("e2fsprogs", "mke2fs", "makes its disk"),
+    need("binutils", "strip", "makes the tests on it small"),
+    need("nftables", "nft", "the nodes' packet rules"),
 ];
 
 /// Needed for the cluster in containers.
@@ -84,7 +93,16 @@ fn apt(args: &[&str]) -> Result<(), String> {
 }
 
 fn present(need: &Need) -> bool {
-    if need.proof.starts_with('/') { Path::new(need.proof).exists() } else { run::find(need.proof).is_some() }
+    let path = Path::new(need.proof);
+    match (path.parent(), path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once('*'))) {
+        _ if !path.is_absolute() => run::find(need.proof).is_some(),
+        (Some(dir), Some((head, tail))) => std::fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with(head) && name.ends_with(tail)
+        }),
+        _ => path.exists(),
+    }
 }
 
 fn is_root() -> bool {

@@ -1,6 +1,6 @@
 //! Everything CI runs, in the order of what fails fastest. Each stage prints how long it took.
 
-use crate::{compose, images, run, setup};
+use crate::{compose, images, run, setup, vm};
 use std::time::Instant;
 
 /// `cargo xtask test [FILTER]`. With a filter only what the tests need is built, then the matching tests run.
@@ -21,6 +21,7 @@ pub fn test(filter: &[&str]) -> Result<(), String> {
         stage("documentation", documentation)?;
         stage("the demo", || crate::demo(&["--fast"]))?;
         stage("the cluster in containers", || compose::run("test"))?;
+        stage("a node with cgroup version 2", vm::quick)?;
     }
     let mut args = vec!["test", "--workspace"];
     if !all {

@@ -464,26 +464,26 @@ fn make_readonly(root: &OwnedFd, path: &str) -> Step<()> {
     sys::attach(tree, place).node("mount on", path)
 }
 
+/// One empty directory hides all directories. Its copies are made of the mount that is in its place already: kernels before
+/// 6.15 copy none that is not attached yet.
 fn mask(root: &OwnedFd, paths: &[String]) -> Step<()> {
     let mut empty: Option<Tree> = None;
     for path in paths {
         let Some(place) = find_listed(root, path)? else { continue };
-        let tree = if is_dir(&place).node("look at", path)? {
-            let whole = match empty.take() {
-                Some(tree) => tree,
-                None => {
-                    let options = file_system_options("mode=755,size=4k,nr_inodes=1")?;
-                    sys::new_mount(c"tmpfs", &options, NOTHING_SPECIAL | MOUNT_ATTR_RDONLY)
-                        .node("make mask for", path)?
-                }
-            };
-            let copy = sys::open_tree(whole.as_fd(), c"", false).node("copy mask for", path)?;
-            empty = Some(whole);
-            copy
-        } else {
-            open_device(open_dir("/dev")?.as_fd(), c"null", 1, 3)?
+        if !is_dir(&place).node("look at", path)? {
+            let null = open_device(open_dir("/dev")?.as_fd(), c"null", 1, 3)?;
+            sys::attach(null, place).node("mask", path)?;
+            continue;
+        }
+        let tree = match &empty {
+            Some(mounted) => sys::open_tree(mounted.as_fd(), c"", false).node("copy mask for", path)?,
+            None => {
+                let options = file_system_options("mode=755,size=4k,nr_inodes=1")?;
+                sys::new_mount(c"tmpfs", &options, NOTHING_SPECIAL | MOUNT_ATTR_RDONLY).node("make mask for", path)?
+            }
         };
-        sys::attach(tree, place).node("mask", path)?;
+        sys::attach(&tree, place).node("mask", path)?;
+        empty.get_or_insert(tree);
     }
     Ok(())
 }

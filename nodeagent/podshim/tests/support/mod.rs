@@ -17,7 +17,7 @@ use minipod_podshim::cleanup;
 use minipod_podshim::protocol::*;
 
 /// Longest wait for anything.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 const DEFAULT_CAPABILITIES: u64 = 0xa804_25fb;
 
 /// A pod's supervisor and directories; all of it goes with this value, also when the test panics.
