@@ -29,6 +29,8 @@ pub mod machine;
 pub mod mvcc;
 pub mod overlay;
 pub mod peer;
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
 pub mod records;
 pub mod refused;
 pub mod replica;

@@ -218,7 +218,10 @@ impl Store {
     /// # Errors
     /// When the directory is damaged or another cluster's, or the cluster to join cannot be asked.
     pub async fn open(config: Config) -> Result<Self, StoreError> {
+        #[cfg(not(feature = "planted-bugs"))]
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        #[cfg(feature = "planted-bugs")]
+        let disk = crate::planted::disk();
         let lock = lock(&config.data_dir)?;
         let place = find_place(&config, &*disk).await?;
         let machine = StateMachine::new();
@@ -226,6 +229,10 @@ impl Store {
         let mut settings = Settings::new(place.identity);
         settings.election_ticks = config.pace.election_ticks;
         settings.snapshot_entries = config.snapshot_entries;
+        #[cfg(feature = "planted-bugs")]
+        {
+            settings.planted = crate::planted::bug();
+        }
         settings.wal = wal::Options { nonce_seed: random(), prepare_ahead: true, ..wal::Options::default() };
         let (dir, boot) = (config.data_dir.clone(), place.boot.clone());
         // Reading a large directory takes seconds, which the runtime's threads have not.

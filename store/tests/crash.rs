@@ -174,3 +174,22 @@ async fn a_saved_snapshot_becomes_a_store() {
     assert!(found.kvs().iter().all(|kv| kv.value().len() == 500));
     client.put("k/new", "v", None).await.expect("put");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newer_version_is_refused_and_left_alone() {
+    let root = tempfile::tempdir().expect("a directory");
+    let server = filled(root.path()).await;
+    let segment = server.dir.join("wal").join("0000000000000001.wal");
+    let mut newer = std::fs::read(&segment).expect("the segment");
+    // The header's version and its checksum, as a later program would write them.
+    newer[8] = 9;
+    let crc = crc32fast::hash(&newer[..60]);
+    newer[60..64].copy_from_slice(&crc.to_le_bytes());
+    std::fs::write(&segment, &newer).expect("write");
+    let said = server.start_refused();
+    assert!(
+        said.contains("0000000000000001.wal has format version 9") && said.contains("use the program that wrote it"),
+        "{said}"
+    );
+    assert_eq!(std::fs::read(&segment).expect("the segment"), newer, "a refusal changes nothing");
+}

@@ -19,6 +19,10 @@ pub struct Server {
     pub client: SocketAddr,
     pub peer: SocketAddr,
     pub args: Vec<String>,
+    /// What is added to its environment.
+    pub environment: Vec<(String, String)>,
+    /// The network namespace it runs in, when not the test's.
+    pub network: Option<std::fs::File>,
     child: Option<Child>,
 }
 
@@ -30,6 +34,8 @@ impl Server {
             client: free_address(),
             peer: free_address(),
             args: Vec::new(),
+            environment: Vec::new(),
+            network: None,
             child: None,
         }
     }
@@ -38,6 +44,7 @@ impl Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_minipod-store"));
         command.args(["--name", &self.name, "--listen-client", &self.client.to_string()]);
         command.args(["--listen-peer", &self.peer.to_string()]).arg("--data-dir").arg(&self.dir).args(&self.args);
+        command.envs(self.environment.iter().cloned());
         command
     }
 
@@ -45,7 +52,25 @@ impl Server {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.with_extension("log"));
         let log = log.expect("the log file");
-        self.child = Some(self.command().stderr(log).stdout(Stdio::null()).spawn().expect("start minipod-store"));
+        let mut command = self.command();
+        command.stderr(log).stdout(Stdio::null());
+        self.child = Some(spawn_in(self.network.as_ref(), &mut command));
+    }
+
+    /// Whether it has ended by itself; it can be started again then.
+    pub fn has_ended(&mut self) -> bool {
+        let Some(child) = &mut self.child else { return true };
+        let ended = child.try_wait().expect("wait").is_some();
+        if ended {
+            self.child = None;
+        }
+        ended
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let child = self.child.as_ref().expect("it runs");
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+        nix::sys::signal::kill(pid, signal).expect("signal");
     }
 
     /// Starts it and expects that it ends with an error; gives what it says.
@@ -125,6 +150,19 @@ impl Drop for Server {
             let _ = child.wait();
         }
     }
+}
+
+/// Starts a process in a network namespace: a thread enters it first, and its children are born there.
+fn spawn_in(network: Option<&std::fs::File>, command: &mut Command) -> Child {
+    std::thread::scope(|scope| {
+        let born = scope.spawn(|| {
+            if let Some(network) = network {
+                nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET).expect("enter the namespace (root?)");
+            }
+            command.spawn().expect("start minipod-store")
+        });
+        born.join().expect("the thread")
+    })
 }
 
 /// Three servers of a new cluster, started.
