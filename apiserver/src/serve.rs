@@ -5,7 +5,10 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use minipod_daemon::{http, metrics::Registry as Metrics, shutdown::Shutdown};
 use minipod_proto::{
     FILE_DESCRIPTOR_SET,
-    v1::{images_server::ImagesServer, pod_access_server::PodAccessServer, scheduling_server::SchedulingServer},
+    v1::{
+        explaining_server::ExplainingServer, images_server::ImagesServer, pod_access_server::PodAccessServer,
+        scheduling_server::SchedulingServer,
+    },
 };
 use minipod_store::{replica::run::Ended, service::Store};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
@@ -21,7 +24,9 @@ use crate::{
     events::{self, Recorder},
     nodes::{Identity, Sessions, cidr::ClusterCidr, contact, register::Registrar, routes, session},
     registry::{Registry, namespaces},
-    services::{access::AccessApi, nodes::NodesApi, objects::ObjectsApi, scheduling::SchedulingApi},
+    services::{
+        access::AccessApi, explaining::ExplainingApi, nodes::NodesApi, objects::ObjectsApi, scheduling::SchedulingApi,
+    },
     storage::{Storage, StoreError},
     tunnels::Tunnels,
     wire::{self, REQUEST_LIMIT_BYTES},
@@ -266,6 +271,8 @@ impl Parts {
         let nodes = NodesApi::new(registrar, Arc::new(shared), Arc::clone(&self.tunnels));
         let binder = Binder::new(registry(), self.recorder.clone(), Arc::clone(&self.metrics));
         let scheduling = SchedulingApi::new(registry(), binder, self.recorder.clone());
+        // An explanation names every node.
+        let explaining = ExplainingServer::new(ExplainingApi::new(registry())).max_decoding_message_size(64 << 20);
         let access = AccessApi::new(registry(), Arc::clone(&self.tunnels));
 
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -280,6 +287,7 @@ impl Parts {
         routes.add_service(wire::Objects::new(Arc::new(ObjectsApi::new(registry()))));
         routes.add_service(wire::Nodes::new(Arc::new(nodes)));
         routes.add_service(SchedulingServer::new(scheduling).max_decoding_message_size(REQUEST_LIMIT_BYTES));
+        routes.add_service(explaining);
         routes.add_service(PodAccessServer::new(access.clone()).max_decoding_message_size(REQUEST_LIMIT_BYTES));
         routes.add_service(ImagesServer::new(access).max_decoding_message_size(REQUEST_LIMIT_BYTES));
         Ok(routes.routes())

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use minipod_proto::v1::explaining_client::ExplainingClient;
 use minipod_proto::v1::objects_client::ObjectsClient;
 use minipod_proto::v1::scheduling_client::SchedulingClient;
 use minipod_proto::v1::{
-    BindBatchRequest, BindBatchResponse, CreateRequest, DeleteRequest, GetRequest, ListRequest, Object, PatchRequest,
-    ReportUnschedulableRequest, UpdateRequest,
+    BindBatchRequest, BindBatchResponse, CreateRequest, DeleteRequest, ExplainRequest, Explanation, FitRequest,
+    FitResponse, GetRequest, ListRequest, Object, PatchRequest, ReportUnschedulableRequest, SchedulerMessage,
+    SchedulerQuestion, UpdateRequest,
 };
 use minipod_proto::{Kind, Resource};
 use tonic::transport::{Channel, Endpoint};
@@ -446,6 +448,62 @@ impl Client {
         .map(|_| ())
     }
 
+    // --------------------------------------------------------------------------------------------------- explaining
+
+    /// Why a pod is not placed, from its scheduler.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unavailable` when its scheduler has no stream to the server; and what any call can meet.
+    pub async fn explain(&self, namespace: &str, pod: &str) -> Result<Explanation, ClientError> {
+        let operation = Operation::new("explain", subject(Kind::Pod, namespace, pod));
+        let request = ExplainRequest { namespace: namespace.to_owned(), pod: pod.to_owned() };
+        self.call(operation, Retry::Always, |channel| {
+            let mut api = explaining_client(channel);
+            let request = request.clone();
+            async move { api.explain(request).await }
+        })
+        .await
+    }
+
+    /// Where pods would go that do not exist.
+    ///
+    /// # Errors
+    /// `Invalid`; `Unavailable` when their scheduler has no stream to the server; and what any call can meet.
+    pub async fn fit(&self, request: FitRequest) -> Result<FitResponse, ClientError> {
+        let operation = Operation::new("fit", format!("{} pods", request.pods.len()));
+        self.call(operation, Retry::Always, |channel| {
+            let mut api = explaining_client(channel);
+            let request = request.clone();
+            async move { api.fit(request).await }
+        })
+        .await
+    }
+
+    /// Opens a scheduler's stream of questions at the server in use; [`Client::each`] has one client per server.
+    ///
+    /// # Errors
+    /// What any call can meet.
+    pub async fn answer(
+        &self,
+        answers: impl tokio_stream::Stream<Item = SchedulerMessage> + Send + 'static,
+    ) -> Result<tonic::Streaming<SchedulerQuestion>, ClientError> {
+        let operation = || Operation::new("open", "the stream of questions");
+        let mut api = explaining_client(self.channel());
+        let opened = tokio::time::timeout(self.shared.request_timeout, api.answer(answers)).await;
+        let seconds = self.shared.request_timeout.as_secs();
+        let opened = opened.map_err(|_| ClientError::Timeout { operation: operation(), seconds })?;
+        opened.map(Response::into_inner).map_err(|status| self.failure(operation(), status))
+    }
+
+    /// For every server a client of it alone, over the same connections.
+    pub fn each(&self) -> impl Iterator<Item = Client> + '_ {
+        self.shared.servers.iter().map(|server| {
+            let server = Server { address: server.address.clone(), channel: server.channel.clone() };
+            let request_timeout = self.shared.request_timeout;
+            Client { shared: Arc::new(Shared { servers: vec![server], current: AtomicUsize::new(0), request_timeout }) }
+        })
+    }
+
     // ----------------------------------------------------------------------------------------------------- plumbing
 
     async fn objects<Q: Clone, A, Fut>(
@@ -520,6 +578,10 @@ impl Client {
         // Only the first to notice moves on; the others find the new one.
         let _ = self.shared.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
     }
+}
+
+fn explaining_client(channel: Channel) -> ExplainingClient<Channel> {
+    ExplainingClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 pub(crate) fn objects_client(channel: Channel) -> ObjectsClient<Channel> {

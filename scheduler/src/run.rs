@@ -24,6 +24,7 @@ use minipod_proto::v1::{
 };
 use tokio::task::JoinSet;
 
+use crate::answer;
 use crate::plan::needs::NeedsError;
 use crate::plan::{BATCH, Binding, Event, Eviction, NodeInfo, Outcome, Planner, PodInfo, Report, Settings, Step};
 
@@ -31,6 +32,8 @@ use crate::plan::{BATCH, Binding, Event, Eviction, NodeInfo, Outcome, Planner, P
 const IN_FLIGHT: usize = 8;
 /// Events taken over before the planner is asked again: a turn stays within milliseconds.
 const EVENTS: usize = 4096;
+/// A turn that takes longer than this stands in the way of everything else, and is counted and logged.
+const STALL: Duration = Duration::from_secs(1);
 /// The loop turns at least this often, so that its standing still can be told from having nothing to do.
 const TICK: Duration = Duration::from_secs(5);
 /// Without a turn for this long the scheduler is not healthy.
@@ -83,6 +86,7 @@ struct Metrics {
     waiting: Arc<Gauge>,
     in_flight: Arc<Gauge>,
     turn: Arc<Histogram>,
+    stall: Arc<Histogram>,
     bind: Arc<Histogram>,
 }
 
@@ -99,6 +103,11 @@ impl Metrics {
             ready: pods("ready"),
             waiting: pods("waiting"),
             in_flight: pods("in_flight"),
+            stall: registry.histogram(
+                "minipod_scheduler_loop_stall_seconds",
+                &[],
+                "How long the loop was busy without looking at anything new, where that was more than a second.",
+            ),
             turn: registry.histogram("minipod_scheduler_turn_seconds", &[], "Time that one turn of the loop plans."),
             bind: registry.histogram("minipod_scheduler_bind_seconds", &[], "Time that one batch of bindings takes."),
         }
@@ -133,6 +142,7 @@ pub async fn run(client: Client, settings: Settings, registry: &Registry, pulse:
     let (_pods, mut pods) = Reflector::<Pod>::new(&client, Query::all()).start_with_deltas();
     let (_nodes, mut nodes) = Reflector::<Node>::new(&client, Query::all()).start_with_deltas();
     let (_namespaces, mut namespaces) = Reflector::<Namespace>::new(&client, Query::all()).start_with_deltas();
+    let mut questions = answer::listen(&client, &settings.name, &shutdown);
     let mut all = Loop {
         client,
         name: settings.name.clone(),
@@ -159,9 +169,12 @@ pub async fn run(client: Client, settings: Settings, registry: &Registry, pulse:
         "the cluster is known"
     );
     all.pulse.synced.store(true, Ordering::Relaxed);
+    let mut awake = Instant::now();
     loop {
         all.turn();
+        all.watch_stall(awake);
         let due = all.due();
+        let mut asked = None;
         // Every arm is cancel safe: receiving from a channel, joining from a set and sleeping lose nothing.
         tokio::select! {
             Some(delta) = pods.next() => all.see_pod(delta),
@@ -170,8 +183,13 @@ pub async fn run(client: Client, settings: Settings, registry: &Registry, pulse:
             Some(done) = all.requests.join_next(), if !all.requests.is_empty() => {
                 if let Ok(done) = done { all.finish(done); }
             }
+            Some(question) = questions.recv() => asked = Some(question),
             () = tokio::time::sleep(due) => {}
             () = shutdown.asked() => break,
+        }
+        awake = Instant::now();
+        if let Some(question) = asked {
+            answer::answer(&mut all.planner, &all.name, question);
         }
         for _ in 0..EVENTS {
             if let Some(delta) = nodes.try_next() {
@@ -298,6 +316,15 @@ impl Loop {
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         self.pulse.beat();
+    }
+
+    /// Counts and logs a turn, from waking up to going to sleep, that took too long.
+    fn watch_stall(&self, awake: Instant) {
+        let busy = awake.elapsed();
+        if busy > STALL {
+            self.metrics.stall.observe(busy);
+            tracing::warn!(busy_ms = busy.as_millis(), "the loop has stood still");
+        }
     }
 
     fn due(&self) -> Duration {

@@ -8,7 +8,7 @@ use minictl::local::Options;
 use minipod_client::{ChangeKind, Client, Query};
 use minipod_proto::Resource;
 use minipod_proto::v1::Pod;
-use minipod_tests::cluster::{Cluster, bin_dir, pod};
+use minipod_tests::cluster::{Cluster, bin_dir, minictl, pod, text};
 use minipod_tests::hollow::HollowNode;
 use minipod_tests::wait;
 use tonic::transport::{Channel, Endpoint};
@@ -61,6 +61,14 @@ async fn ten_schedulers_never_bind_twice_nor_overcommit_and_bind_all_that_fits()
     cluster.local.stop().expect("taken down");
 }
 
+/// A pod that asks for nothing but CPU.
+fn cpu_pod(name: &str, cpu: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  containers:\n  - name: c\n    image: x\n    \
+         resources: {{requests: {{cpu: {cpu}}}}}\n"
+    )
+}
+
 async fn join_nodes(channel: Channel) -> Vec<HollowNode> {
     let mut nodes = Vec::new();
     for index in 0..NODES {
@@ -77,10 +85,7 @@ async fn create_pods(client: Client) {
         let client = client.clone();
         creators.spawn(async move {
             for index in (creator..PODS).step_by(CREATORS) {
-                let manifest = format!(
-                    "apiVersion: v1\nkind: Pod\nmetadata: {{name: p{index}}}\nspec:\n  containers:\n  - name: c\n    image: x\n    \
-                     resources: {{requests: {{cpu: {POD_MILLI}m}}}}\n"
-                );
+                let manifest = cpu_pod(&format!("p{index}"), &format!("{POD_MILLI}m"));
                 client.create(pod(&manifest)).await.unwrap_or_else(|error| panic!("create p{index}: {error}"));
             }
         });
@@ -114,4 +119,67 @@ async fn audit(client: Client, revision: i64) -> usize {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn why_and_fit_are_answered_by_the_scheduler_through_the_api_server() {
+    let mut cluster = Cluster::start_with(Options { schedulers: 2, ..Options::new(bin_dir(), Vec::new()) }).await;
+    let channel = Endpoint::from_shared(cluster.local.server().to_owned()).expect("an address").connect_lazy();
+    let mut nodes = Vec::new();
+    for (name, cpu) in [("small", "1"), ("large", "4")] {
+        let allocatable = [("cpu", cpu), ("memory", "8Gi"), ("pods", "110")];
+        nodes.push(HollowNode::join(channel.clone(), name, &allocatable).await.expect("it joins"));
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("web.yaml").display().to_string();
+    std::fs::write(&path, cpu_pod("web", "500m")).expect("written");
+    // The nodes must have come to the scheduler first.
+    let fit = wait::until("ten to find a place", || async {
+        let output = cluster.minictl(&["fit", "-f", &path, "-n", "40", "-o", "json"]);
+        let fit: serde_json::Value = serde_json::from_slice(&output.stdout).map_err(|_| text(&output.stderr))?;
+        if fit["placed"] == 10 { Ok(fit) } else { Err(fit.to_string()) }
+    })
+    .await;
+    assert_eq!((&fit["asked"], &fit["unplaced"]["copy"]), (&40.into(), &11.into()), "{fit}");
+    let shown = cluster.minictl(&["fit", "-f", &path, "-n", "40"]);
+    let shown = text(&shown.stdout);
+    assert!(shown.contains("10 of 40 pods find a place") && shown.contains("cpu short by 500m"), "{shown}");
+    let pods = cluster.client().list::<Pod>(&Query::all()).await.expect("listed").items;
+    assert!(pods.is_empty(), "nothing is created");
+
+    cluster.create(pod(&cpu_pod("first", "3"))).await;
+    wait::until("it to be bound", || async {
+        let first = cluster.pod("first").await?;
+        first.node_name().map(str::to_owned).ok_or("not bound".to_owned())
+    })
+    .await;
+    cluster.create(pod(&cpu_pod("second", "3"))).await;
+    let server = cluster.local.server().to_owned();
+    let ask = |arguments: &[&str]| {
+        let output = minictl(&server, arguments);
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let why = wait::until("the scheduler to name the pod in the way", || async {
+        let (out, err) = ask(&["why", "second"]);
+        if out.contains("end default/first (priority 0)") { Ok(out) } else { Err(format!("{out}{err}")) }
+    })
+    .await;
+    assert!(why.contains("free 2 cpu"), "{why}");
+    assert!(why.contains("all of the node is 1 cpu, the pod asks for 3"), "{why}");
+    let told: serde_json::Value = serde_json::from_str(&ask(&["why", "second", "-o", "json"]).0).expect("JSON");
+    assert_eq!(told["nodes"][0]["shortfalls"][0]["missing"], "2", "{told}");
+
+    // One scheduler of the name that hangs is passed over; without any, the pod's own condition is what is left.
+    cluster.local.daemon("scheduler-0").expect("it runs").pause(true);
+    let (out, err) = ask(&["why", "second"]);
+    assert!(out.contains("end default/first"), "{out}{err}");
+    cluster.local.daemon("scheduler-0").expect("it runs").kill();
+    cluster.local.daemon("scheduler-1").expect("it runs").kill();
+    wait::until("what was said last", || async {
+        let (out, err) = ask(&["why", "second"]);
+        let last = err.contains("no scheduler of the name \"default-scheduler\"") && out.contains("cpu short by 2");
+        if last { Ok(()) } else { Err(format!("{out}{err}")) }
+    })
+    .await;
+    cluster.local.stop().expect("taken down");
 }

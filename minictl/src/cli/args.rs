@@ -46,7 +46,12 @@ pub enum Command {
     Why {
         /// The pod.
         pod: String,
+        /// wide: every node, however many there are; json: what the scheduler answers.
+        #[arg(short, long, value_enum)]
+        output: Option<Verbosity>,
     },
+    /// Say where pods would go, without creating them.
+    Fit(FitArgs),
     /// Delete objects.
     Delete(DeleteArgs),
     /// Print the logs of a container.
@@ -106,6 +111,31 @@ pub struct CreateArgs {
     /// How to print what was created [default: one line each].
     #[arg(short, long, value_enum)]
     pub output: Option<Output>,
+}
+
+/// How much of an answer is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Verbosity {
+    /// Every node.
+    Wide,
+    /// JSON.
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct FitArgs {
+    /// A manifest with pods, a directory of manifests or - for standard input; may be given several times.
+    #[arg(short, long = "filename", required = true, value_name = "FILE")]
+    pub files: Vec<String>,
+    /// How many copies of all these pods.
+    #[arg(short = 'n', long, default_value_t = 1, value_name = "NUMBER", value_parser = clap::value_parser!(i32).range(1..=10_000))]
+    pub copies: i32,
+    /// Namespace [default: that of the context, else default]. Without the short form here: -n is the number.
+    #[arg(long, value_name = "NAME", help_heading = "Connection")]
+    pub namespace: Option<String>,
+    /// wide: every node against the first pod that does not fit; json: everything.
+    #[arg(short, long, value_enum)]
+    pub output: Option<Verbosity>,
 }
 
 /// How objects are printed.
@@ -413,6 +443,17 @@ mod tests {
         for text in ["", "m", "5x", "1h30", "-5s", "99999999999999999999s", "18446744073709551615", "9e9"] {
             assert!(duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn fit_has_n_for_the_number_and_keeps_the_namespace() {
+        let cli = Cli::try_parse_from(["minictl", "fit", "-f", "x", "-n", "40", "--namespace", "other"]);
+        let cli = cli.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(cli.global.namespace.as_deref(), Some("other"));
+        assert!(matches!(cli.command, Command::Fit(FitArgs { copies: 40, .. })));
+        let cli = Cli::try_parse_from(["minictl", "-n", "first", "fit", "-f", "x"]).expect("it parses");
+        assert_eq!(cli.global.namespace.as_deref(), Some("first"));
+        assert!(Cli::try_parse_from(["minictl", "fit", "-f", "x", "-n", "0"]).is_err());
     }
 
     #[test]

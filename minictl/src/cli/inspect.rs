@@ -1,14 +1,14 @@
 //! `describe`, `why` and `version`: an object, and what belongs to it.
 
 use minipod_client::Query;
-use minipod_proto::v1::{Event, Node, Object, Pod, object};
+use minipod_proto::v1::{Event, Explanation, Node, Object, Pod, object};
 use minipod_proto::{Kind, Resource};
 
-use super::args::TargetArgs;
+use super::args::{TargetArgs, Verbosity};
 use super::error::CliError;
 use super::session::Session;
 use super::{now, print, target};
-use crate::view::{columns, describe as page, why as reasons};
+use crate::view::{columns, describe as page, explanation, why as reasons};
 
 /// One page per object.
 pub async fn describe(session: &Session, options: &TargetArgs) -> Result<(), CliError> {
@@ -46,11 +46,26 @@ pub async fn describe(session: &Session, options: &TargetArgs) -> Result<(), Cli
 }
 
 /// Why a pod is where it is.
-pub async fn why(session: &Session, pod: &str) -> Result<(), CliError> {
+pub async fn why(session: &Session, pod: &str, output: Option<Verbosity>) -> Result<(), CliError> {
     let name = target::pod_name(pod)?;
     let pod: Pod = session.client.get(&session.namespace, name).await?;
+    let asked = match pod.node_name() {
+        None => session.client.explain(&session.namespace, name).await,
+        Some(node) => Ok(Explanation { state: format!("bound to {node}"), ..Explanation::default() }),
+    };
+    let told = match (asked, output) {
+        (Ok(told), Some(Verbosity::Json)) => return print(&explanation::json(&told)),
+        (Ok(told), _) => Some(told),
+        (Err(error), Some(_)) => return Err(error.into()),
+        (Err(error), None) => {
+            // What was last written into the pod is still worth reading.
+            note!("the scheduler cannot be asked, this is what it said last: {error}");
+            None
+        }
+    };
     let events = events(session, &pod.clone().into()).await?;
-    print(&reasons::why(&pod, &events, now()))
+    let nodes = told.map(|told| explanation::text(&told, output == Some(Verbosity::Wide)));
+    print(&reasons::why(&pod, nodes.as_deref(), &events, now()))
 }
 
 /// The events about an object.

@@ -23,6 +23,7 @@ mod config;
 mod delete;
 mod demo;
 mod error;
+mod fit;
 mod get;
 mod image;
 mod inspect;
@@ -94,7 +95,8 @@ async fn connected(session: &Session, command: Command) -> Result<(), CliError> 
         Command::Create(options) => apply::create(session, &options).await,
         Command::Get(options) => get::run(session, &options).await,
         Command::Describe(options) => inspect::describe(session, &options).await,
-        Command::Why { pod } => inspect::why(session, &pod).await,
+        Command::Why { pod, output } => inspect::why(session, &pod, output).await,
+        Command::Fit(options) => fit::run(session, &options).await,
         Command::Delete(options) => delete::run(session, &options).await,
         Command::Logs(options) => access::logs(session, &options).await,
         Command::Exec(options) => access::exec(session, &options).await,

@@ -3,6 +3,7 @@
 pub mod age;
 pub mod columns;
 pub mod describe;
+pub mod explanation;
 pub mod pod_status;
 pub mod table;
 pub mod text;

@@ -11,16 +11,17 @@ use super::{age, columns, text};
 /// Events that are shown: the newest.
 const EVENTS: usize = 10;
 
-/// What a person wants to know about a pod that does not do what they want.
+/// What a person wants to know about a pod that does not do what they want. `told` is what its scheduler says now, as lines; without
+/// it stands what the scheduler wrote into the pod.
 #[must_use]
-pub fn why(pod: &Pod, events: &[Event], now: Time) -> String {
+pub fn why(pod: &Pod, told: Option<&str>, events: &[Event], now: Time) -> String {
     let mut out = String::new();
     let place = match pod.node_name() {
         Some(node) => format!("on {node}"),
         None => "on no node".to_owned(),
     };
     line(&mut out, 0, &format!("pod {}: {}, {place}", pod.key(), summary(pod).status));
-    scheduling(&mut out, pod, now);
+    scheduling(&mut out, pod, told, now);
     containers(&mut out, pod);
     conditions(&mut out, pod, now);
     if !pod.status().message.is_empty() {
@@ -40,7 +41,7 @@ pub fn why(pod: &Pod, events: &[Event], now: Time) -> String {
 }
 
 /// Why no node was found, one line for every node, as the scheduler wrote it.
-fn scheduling(out: &mut String, pod: &Pod, now: Time) {
+fn scheduling(out: &mut String, pod: &Pod, told: Option<&str>, now: Time) {
     let scheduled = pod.condition("PodScheduled");
     if pod.node_name().is_some() {
         return;
@@ -54,10 +55,16 @@ fn scheduling(out: &mut String, pod: &Pod, now: Time) {
             }
             gates => format!("its scheduling gates are closed: {}", gates.join(", ")),
         };
-        return line(out, 0, &text);
+        line(out, 0, &text);
+        told.into_iter().flat_map(str::lines).for_each(|text| line(out, 1, text));
+        return;
     };
     let since = age::since(condition.last_transition_time, now);
     line(out, 0, &format!("not scheduled for {since}: {}", condition.reason));
+    if let Some(told) = told {
+        told.lines().for_each(|text| line(out, 1, text));
+        return;
+    }
     let (head, nodes) = condition.message.split_once(": ").unwrap_or((condition.message.as_str(), ""));
     line(out, 1, head);
     for node in nodes.split("; ").map(str::trim).filter(|node| !node.is_empty()) {
@@ -143,7 +150,7 @@ mod tests {
                     _ => None,
                 })
                 .collect();
-            assert_eq!(why(pod, &events, Time::from_unix(1_790_000_000, 0)).trim_end(), expected.trim_end());
+            assert_eq!(why(pod, None, &events, Time::from_unix(1_790_000_000, 0)).trim_end(), expected.trim_end());
             checked += 1;
         }
         assert_eq!(checked, 4);

@@ -35,6 +35,8 @@ pub enum Event {
     Namespace(Arc<str>, BTreeMap<String, String>),
     /// A namespace is gone.
     NamespaceGone(Arc<str>),
+    /// How many pods of which may be ended, all of it.
+    Budgets(Vec<Budget>),
 }
 
 /// A pod in the core.
@@ -157,6 +159,7 @@ impl Core {
             Event::PodGone(uid) => self.remove_pod(&uid),
             Event::Namespace(name, labels) => self.set_namespace(&name, Some(labels)),
             Event::NamespaceGone(name) => self.set_namespace(&name, None),
+            Event::Budgets(budgets) => self.set_budgets(budgets),
         }
     }
 

@@ -89,7 +89,7 @@ impl fmt::Display for Reason {
 
 impl Reason {
     /// The kind of reason, for counting nodes.
-    fn kind(&self) -> String {
+    pub fn kind(&self) -> String {
         match self {
             Reason::Short(all) => {
                 let names: Vec<&str> = all.iter().map(|short| short.resource.as_str()).collect();

@@ -15,6 +15,8 @@
 //! | `class` | pods with equal needs, and what is known about them together |
 //! | `decide` | the best node for a class |
 //! | `explain` | per node the first reason against it |
+//! | `remedy` | what would make a pod fit |
+//! | `fit` | where pods would go that do not exist |
 //! | `preempt` | whom to end so that a pod fits |
 //! | `hold` | nodes kept free for whoever has waited long |
 //! | `planner` | which pod is next, and what becomes of those that wait |
@@ -24,6 +26,7 @@ mod class;
 mod core;
 mod decide;
 mod explain;
+mod fit;
 mod hold;
 mod levels;
 pub mod needs;
@@ -31,15 +34,18 @@ mod nodes;
 mod order;
 mod planner;
 mod preempt;
+mod remedy;
 mod statics;
 mod topology;
 
 pub use self::core::{Core, Event};
 pub use decide::Score;
 pub use explain::{Explanation, NodeReason, Reason};
+pub use fit::{Fit, Unplaced};
 pub use needs::{Group, NodeInfo, PodInfo};
-pub use planner::{BATCH, Binding, Eviction, Outcome, Planner, Report, Settings, Step, Victim};
+pub use planner::{BATCH, Binding, Eviction, Outcome, Planner, Report, Settings, Standing, Step, Victim};
 pub use preempt::{Budget, Preemption};
+pub use remedy::Remedy;
 pub use statics::StaticScore;
 
 /// Dense number of a node.

@@ -172,7 +172,7 @@ impl Core {
             let (at, cost) = &mut known.costs[node as usize];
             if *at != version {
                 *at = version;
-                *cost = self.victims_on(class, class.needs.priority, node).map(|(cost, _)| cost);
+                *cost = self.victims_on(class, i64::from(class.needs.priority), node).map(|(cost, _)| cost);
             }
         }
         let open = known.costs.iter().filter(|(at, _)| *at > 0).filter_map(|(_, cost)| cost.as_ref());
@@ -186,7 +186,7 @@ impl Core {
             }
         }
         let node = best.map(|cost| cost.node);
-        let found = node.and_then(|node| self.victims_on(class, class.needs.priority, node));
+        let found = node.and_then(|node| self.victims_on(class, i64::from(class.needs.priority), node));
         self.trials = if lasting { known } else { Trials::default() };
         found.map(|(_, preemption)| preemption)
     }
@@ -195,15 +195,23 @@ impl Core {
     pub fn victims(&self, pod: PodId, node: NodeId) -> Option<Preemption> {
         let class = self.class(self.entry(pod)?.class);
         let allowed = self.statics.all[class.statics].score(node).is_some();
-        allowed.then(|| self.victims_on(class, class.needs.priority, node)).flatten().map(|(_, preemption)| preemption)
+        allowed
+            .then(|| self.victims_on(class, i64::from(class.needs.priority), node))
+            .flatten()
+            .map(|(_, preemption)| preemption)
+    }
+
+    /// Whom of the pods below a priority to end on one node so that a pod of the class fits there.
+    pub(super) fn victims_below(&self, class: &Class, priority: i64, node: NodeId) -> Option<Preemption> {
+        self.victims_on(class, priority, node).map(|(_, preemption)| preemption)
     }
 
     /// The pods to end on one node, and what that costs.
-    fn victims_on(&self, class: &Class, priority: i32, node: NodeId) -> Option<(Cost, Preemption)> {
+    fn victims_on(&self, class: &Class, priority: i64, node: NodeId) -> Option<(Cost, Preemption)> {
         let on_node = self.nodes.pods[node as usize].iter();
         let mut lower: Vec<(PodId, &PodEntry)> = on_node
             .filter_map(|pod| Some((*pod, self.entry(*pod)?)))
-            .filter(|(_, entry)| entry.info.needs.priority < priority)
+            .filter(|(_, entry)| i64::from(entry.info.needs.priority) < priority)
             .collect();
         if lower.is_empty() {
             return None;

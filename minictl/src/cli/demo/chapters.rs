@@ -62,7 +62,7 @@ pub async fn co_scheduling(stage: &Stage) -> Result<(), CliError> {
     let told = |pod: &Pod| pod.condition("PodScheduled").is_some_and(|condition| condition.reason == "Unschedulable");
     let pending = stage.until("co-scheduling", "the scheduler says why it waits", told).await?;
     stage.say("minictl why co-scheduling");
-    let reasons = why(&pending, &stage.events(&pending).await?, now());
+    let reasons = why(&pending, None, &stage.events(&pending).await?, now());
     stage.quote(&reasons);
     let both = ["node-a", "node-b"].iter().all(|node| reasons.contains(node));
     stage.prove("the shortfall of every node is told", both, &reasons)?;

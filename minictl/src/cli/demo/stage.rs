@@ -128,7 +128,7 @@ impl Stage {
                 return Ok(pod);
             }
             if start.elapsed() > PATIENCE {
-                let last = why(&pod, &self.events(&pod).await.unwrap_or_default(), now());
+                let last = why(&pod, None, &self.events(&pod).await.unwrap_or_default(), now());
                 return Err(CliError::Waited { what: what.to_owned(), seconds: PATIENCE.as_secs(), last });
             }
             sleep(PAUSE).await;

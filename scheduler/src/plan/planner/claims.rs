@@ -44,7 +44,7 @@ pub struct Eviction {
 /// A pod that counts on a node whose victims have not left yet.
 #[derive(Debug)]
 pub(super) struct Claim {
-    victims: BTreeSet<Arc<str>>,
+    pub(super) victims: BTreeSet<Arc<str>>,
     pub(super) until_ms: i64,
 }
 
@@ -129,6 +129,7 @@ impl Planner {
             let waits = |uid: &Arc<str>| self.core.pod_id(uid).is_some_and(|pod| self.core.place_of(pod).is_none());
             let over = !holders.iter().any(waits) || now_ms >= self.hold_until_ms;
             if !over {
+                self.move_hold(now_ms);
                 return;
             }
             // Whoever has had its time goes to the end of the line.
@@ -143,9 +144,22 @@ impl Planner {
         for pods in self.long_waiters(now_ms) {
             if self.core.hold_for(&pods) {
                 self.hold_until_ms = now_ms + HOLD_MS;
+                (self.hold_progress, self.hold_moved_ms) = (self.core.hold_progress(), now_ms);
                 self.changed = true;
                 return;
             }
+        }
+    }
+
+    /// Held nodes that have got no emptier for as long as a pod waits for a hold are changed for others.
+    fn move_hold(&mut self, now_ms: i64) {
+        let progress = self.core.hold_progress();
+        if progress > self.hold_progress {
+            (self.hold_progress, self.hold_moved_ms) = (progress, now_ms);
+        } else if now_ms - self.hold_moved_ms >= self.settings.hold_after_ms {
+            self.core.hold_elsewhere();
+            (self.hold_progress, self.hold_moved_ms) = (self.core.hold_progress(), now_ms);
+            self.changed = true;
         }
     }
 

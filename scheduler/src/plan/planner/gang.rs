@@ -68,6 +68,12 @@ impl Planner {
         }
     }
 
+    /// What was last said of a pod's gang; empty when it has none or nothing was said.
+    pub(super) fn gang_message(&self, info: &PodInfo) -> String {
+        let gang = key(info).and_then(|key| self.gangs.get(&key));
+        gang.filter(|gang| gang.waits_since_ms.is_some()).map_or_else(String::new, |gang| gang.message.to_string())
+    }
+
     /// Gangs of these pods have had their time with held nodes.
     pub(super) fn requeue_gangs(&mut self, uids: &[Arc<str>], now_ms: i64) {
         for gang in self.gangs.values_mut().filter(|gang| gang.waits_since_ms.is_some()) {

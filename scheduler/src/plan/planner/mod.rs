@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 mod claims;
 mod gang;
+mod questions;
 
 use self::claims::{Claim, PREEMPT_MS};
 use self::gang::{Gang, GangKey};
@@ -25,6 +26,7 @@ use super::needs::PodInfo;
 use super::{PodId, Profile};
 
 pub use claims::{Eviction, Victim};
+pub use questions::Standing;
 
 /// Bindings in one request: with a pod and a ledger key each they stay well within what a store commits at once, and one round
 /// trip is spread over many pods.
@@ -148,6 +150,9 @@ pub struct Planner {
     gangs: HashMap<GangKey, Gang>,
     hold_check_ms: i64,
     hold_until_ms: i64,
+    /// How far the held nodes were free at the best, and since when.
+    hold_progress: i64,
+    hold_moved_ms: i64,
     /// Something has happened since the waiting classes were last tried.
     changed: bool,
     /// The core's generation that the numbers of classes are from.
@@ -172,6 +177,8 @@ impl Planner {
             gangs: HashMap::new(),
             hold_check_ms: 0,
             hold_until_ms: 0,
+            hold_progress: 0,
+            hold_moved_ms: 0,
             changed: false,
             generation: 0,
         }

@@ -1,0 +1,186 @@
+//! What would make a pod fit on a node: whom to end, how much to free, which label or term stands in the way.
+
+use minipod_proto::resources::{Shortfall, amount_text};
+use minipod_proto::scheduling;
+use minipod_proto::v1::NodeSelectorRequirement;
+
+use super::class::Class;
+use super::core::Core;
+use super::explain::{Explanation, Reason};
+use super::needs::{NodeInfo, Placement, Term, Who};
+use super::statics::StaticReason;
+use super::{NodeId, PodId};
+
+/// On so many nodes, those that lack the least, it is looked for whom to end: a trial costs microseconds per pod on the node, and the
+/// loop stands still meanwhile.
+const TRIED: usize = 2000;
+
+/// What would make a pod fit on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Remedy {
+    /// In words; empty: nothing is known that would help.
+    pub text: String,
+    /// The pods whose end would be enough, the most important one first.
+    pub evict: Vec<PodId>,
+    /// All of them have a lower priority, and the pod may preempt.
+    pub by_preemption: bool,
+}
+
+impl Core {
+    /// For every node of an explanation what would make the pod fit there, and on how many nodes it was tried to end pods.
+    pub fn remedies(&self, pod: PodId, explanation: &Explanation) -> (Vec<Remedy>, usize) {
+        let Some(entry) = self.entry(pod) else { return (Vec::new(), 0) };
+        let class = self.class(entry.class);
+        let mut all = vec![Remedy::default(); explanation.nodes.len()];
+        let mut worth_a_trial: Vec<(i64, usize, NodeId)> = Vec::new();
+        for (index, verdict) in explanation.nodes.iter().enumerate() {
+            let (Some(reason), Some(node)) = (&verdict.reason, self.node_id(&verdict.node)) else { continue };
+            all[index].text = self.advice(class, node, reason);
+            if reason.helps_to_evict() && !self.is_too_small(class, node) {
+                worth_a_trial.push((lack(reason), index, node));
+            }
+        }
+        worth_a_trial.sort_unstable();
+        worth_a_trial.truncate(TRIED);
+        for (_, index, node) in &worth_a_trial {
+            self.add_victims(class, *node, &mut all[*index]);
+        }
+        (all, worth_a_trial.len())
+    }
+
+    fn add_victims(&self, class: &Class, node: NodeId, remedy: &mut Remedy) {
+        let Some(preemption) = self.victims_below(class, i64::from(i32::MAX) + 1, node) else { return };
+        let lower = |pod: &PodId| self.pod(*pod).is_some_and(|info| info.needs.priority < class.needs.priority);
+        remedy.by_preemption = class.needs.preempts && preemption.victims.iter().all(lower);
+        if preemption.violations > 0 {
+            remedy.text += &format!(" ({} of these ends would violate a disruption budget)", preemption.violations);
+        }
+        remedy.evict = preemption.victims;
+    }
+
+    fn is_too_small(&self, class: &Class, node: NodeId) -> bool {
+        class.requests.iter().any(|(resource, amount)| self.allocatable(*resource, node) < *amount)
+    }
+
+    fn allocatable(&self, resource: usize, node: NodeId) -> i64 {
+        self.nodes.columns[resource].allocatable.get(node as usize).copied().unwrap_or(0)
+    }
+
+    /// Everything that a node has of a resource, in its unit (CPU in thousandths).
+    pub fn allocatable_of(&self, node: &str, resource: &str) -> i64 {
+        let column = self.nodes.columns.iter().position(|column| column.name == resource);
+        column.zip(self.node_id(node)).map_or(0, |(column, node)| self.allocatable(column, node))
+    }
+
+    fn advice(&self, class: &Class, node: NodeId, reason: &Reason) -> String {
+        match reason {
+            Reason::Fixed(fixed) => match self.nodes.info.get(node as usize).and_then(Option::as_ref) {
+                Some(info) => fixed_advice(fixed, &class.needs.placement, info),
+                None => String::new(),
+            },
+            Reason::Reserved => format!("it waits until the nodes are free again that are held for {}", self.holder()),
+            Reason::Port(port) => format!("free host port {port}"),
+            Reason::Short(all) => self.free_advice(all, node),
+            Reason::Lacking(key) => format!("give the node a label {key}"),
+            Reason::Skew { key, .. } => format!("pods in emptier domains of {key} first, or end some of them here"),
+            Reason::Far { key, domain } => {
+                let term = class.needs.affinity.iter().find(|term| term.topology_key == *key);
+                format!("a pod with {} in {key}={domain}", term.map_or_else(String::new, |term| who_text(&term.who)))
+            }
+            Reason::Near { key, domain } => near_advice(&class.needs.anti_affinity, key, domain),
+        }
+    }
+
+    fn holder(&self) -> String {
+        let keys = self.holders().iter().filter_map(|uid| self.pod_id(uid).and_then(|pod| self.pod(pod)));
+        let mut keys = keys.map(super::needs::PodInfo::key);
+        let first = keys.next().unwrap_or_else(|| "a pod that has waited longer".to_owned());
+        match keys.count() {
+            0 => first,
+            more => format!("{first} and {more} more"),
+        }
+    }
+
+    fn free_advice(&self, all: &[Shortfall], node: NodeId) -> String {
+        let name = self.nodes.name(node);
+        let parts = all.iter().map(|short| {
+            let size = self.allocatable_of(name, &short.resource);
+            let text = |amount| amount_text(&short.resource, amount);
+            if size < short.requested {
+                let (has, asks) = (text(size), text(short.requested));
+                return format!(
+                    "no end of pods helps: all of the node is {has} {}, the pod asks for {asks}",
+                    short.resource
+                );
+            }
+            format!("free {} {}", text(short.requested.saturating_sub(short.free)), short.resource)
+        });
+        parts.collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// How much is lacking, in thousandths of what is asked for: what lacks little is tried first.
+fn lack(reason: &Reason) -> i64 {
+    let Reason::Short(all) = reason else { return 0 };
+    let share = |short: &Shortfall| {
+        let missing = i128::from(short.requested) - i128::from(short.free);
+        i64::try_from(missing * 1000 / i128::from(short.requested.max(1))).unwrap_or(i64::MAX)
+    };
+    all.iter().map(share).max().unwrap_or(0)
+}
+
+fn near_advice(own: &[Term], key: &str, domain: &str) -> String {
+    match own.iter().find(|term| term.topology_key == key) {
+        Some(term) => format!("no pod with {} in {key}={domain}: the pod's own anti-affinity", who_text(&term.who)),
+        None => format!("the anti-affinity of a pod in {key}={domain} keeps this one away"),
+    }
+}
+
+fn who_text(who: &Who) -> String {
+    match &who.labels {
+        None => "no labels at all (the term has no selector)".to_owned(),
+        Some(labels) if labels.is_everything() => "any labels".to_owned(),
+        Some(labels) => format!("labels {labels}"),
+    }
+}
+
+fn fixed_advice(reason: &StaticReason, placement: &Placement, node: &NodeInfo) -> String {
+    match reason {
+        StaticReason::NotReady => format!("see minictl describe node {}", node.name),
+        StaticReason::Unschedulable => format!("minictl uncordon {}", node.name),
+        StaticReason::Taint(taint) => format!("a toleration of {taint}"),
+        StaticReason::Selector => mismatch(placement, node),
+    }
+}
+
+/// The label that is wrong, and what is wanted of it.
+fn mismatch(placement: &Placement, node: &NodeInfo) -> String {
+    let spec = &placement.spec;
+    let found = |key: &str| match node.labels.get(key) {
+        Some(value) => format!("the node has {key}={value}"),
+        None => format!("the node has no label {key}"),
+    };
+    if let Some((key, value)) = spec.node_selector.iter().find(|(key, value)| node.labels.get(*key) != Some(*value)) {
+        return format!("nodeSelector wants {key}={value}, {}", found(key));
+    }
+    let terms = scheduling::required_node_affinity(spec).map_or(&[][..], |selector| &selector.node_selector_terms);
+    // The term that comes nearest says most.
+    let failing = terms.iter().map(|term| {
+        let labels = term.match_expressions.iter().filter(|one| !scheduling::requirement_matches(one, &node.labels));
+        let fields = term.match_fields.iter().filter(|one| !scheduling::field_matches(one, &node.name));
+        labels.chain(fields).collect::<Vec<&NodeSelectorRequirement>>()
+    });
+    let nearest = failing.filter(|failing| !failing.is_empty()).min_by_key(Vec::len);
+    match nearest.as_ref().and_then(|failing| failing.first()) {
+        Some(one) if one.key == scheduling::FIELD_NODE_NAME => format!("node affinity wants {}", requirement(one)),
+        Some(one) => format!("node affinity wants {}, {}", requirement(one), found(&one.key)),
+        None => "no term of the required node affinity can match any node".to_owned(),
+    }
+}
+
+fn requirement(one: &NodeSelectorRequirement) -> String {
+    match one.values.as_slice() {
+        [] => format!("{} {}", one.key, one.operator),
+        values => format!("{} {} ({})", one.key, one.operator, values.join(",")),
+    }
+}

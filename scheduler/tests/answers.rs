@@ -1,0 +1,212 @@
+//! What is said of a pod that waits, and of pods that do not exist: reasons, remedies, places; and that asking changes nothing.
+
+use std::collections::BTreeMap;
+
+use minipod_proto::Resource;
+use minipod_proto::manifest;
+use minipod_proto::v1::{Node, Object, Pod, Taint};
+use minipod_scheduler::plan::{Budget, Event, NodeInfo, Planner, PodInfo, Profile, Settings, Standing, Step};
+
+fn planner() -> Planner {
+    let name = "default-scheduler".into();
+    Planner::new(Settings { name, shard: (0, 1), profile: Profile::Spread, hold_after_ms: 30_000 })
+}
+
+fn node(name: &str, cpu: &str, labels: &[(&str, &str)], change: impl FnOnce(&mut Node)) -> Event {
+    let mut node = Node::default();
+    node.meta_mut().name = name.into();
+    node.meta_mut().labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    node.meta_mut().labels.insert("kubernetes.io/hostname".into(), name.into());
+    let amounts = [("cpu", cpu), ("memory", "8Gi"), ("pods", "110")];
+    node.status_mut().allocatable = amounts.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    change(&mut node);
+    Event::Node(NodeInfo::new(&node).unwrap())
+}
+
+/// A pod of that name with a CPU request; `spec` is more of its spec as YAML in flow style, without braces.
+fn pod(name: &str, cpu: &str, spec: &str) -> Pod {
+    let more = if spec.is_empty() { String::new() } else { format!(", {spec}") };
+    let text = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {name}}}}}\nspec: {{containers: [{{name: c, image: x, resources: {{requests: {{cpu: {cpu}}}}}}}]{more}}}\n"
+    );
+    let objects: Vec<Object> = manifest::parse(&text).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
+    let mut pod = objects[0].as_pod().unwrap().clone();
+    let meta = pod.meta_mut();
+    (meta.namespace, meta.uid) = ("default".into(), format!("uid-{name}"));
+    pod.spec_mut().scheduler_name = "default-scheduler".into();
+    pod
+}
+
+fn seen(pod: &Pod) -> Event {
+    Event::Pod(PodInfo::new(pod).unwrap())
+}
+
+fn bound(pod: &Pod, node: &str, priority: i32) -> Event {
+    let mut pod = pod.clone();
+    pod.spec_mut().node_name = node.into();
+    pod.spec_mut().priority = Some(priority);
+    seen(&pod)
+}
+
+/// `node: reason | remedy | victims` per node.
+fn lines(planner: &Planner, uid: &str) -> Vec<String> {
+    let Some(Standing::Waits { why, remedies, .. }) = planner.standing(uid) else {
+        panic!("{:?}", planner.standing(uid))
+    };
+    let victims = |evict: &[u32]| {
+        let names: Vec<&str> =
+            evict.iter().filter_map(|pod| planner.core().pod(*pod)).map(|info| &*info.name).collect();
+        names.join(" ")
+    };
+    let all = why.nodes.iter().zip(&remedies);
+    all.map(|(node, remedy)| {
+        let reason = node.reason.as_ref().map_or_else(|| "fits".to_owned(), ToString::to_string);
+        let own = if remedy.by_preemption { " (itself)" } else { "" };
+        format!("{}: {reason} | {} | {}{own}", node.node, remedy.text, victims(&remedy.evict))
+    })
+    .collect()
+}
+
+#[test]
+fn every_node_has_its_first_reason_and_what_would_help() {
+    let mut planner = planner();
+    planner.observe(node("a-full", "2", &[], |_| {}));
+    planner.observe(node("b-small", "1", &[], |_| {}));
+    planner.observe(node("c-cordoned", "4", &[], |node| node.spec_mut().unschedulable = true));
+    planner.observe(node("d-tainted", "4", &[], |node| {
+        let taint = Taint { key: "gpu".into(), value: "yes".into(), effect: "NoSchedule".into(), ..Taint::default() };
+        node.spec_mut().taints.push(taint);
+    }));
+    for (name, cpu, priority) in [("low", "500m", 1), ("mid", "500m", 5), ("high", "1", 50)] {
+        planner.observe(bound(&pod(name, cpu, ""), "a-full", priority));
+    }
+    let mut big = pod("big", "1500m", "");
+    big.spec_mut().priority = Some(10);
+    big.spec_mut().preemption_policy = "Never".into();
+    planner.observe(seen(&big));
+    assert!(planner.plan(0, 10).iter().all(|step| matches!(step, Step::Report(_))));
+    assert_eq!(
+        lines(&planner, "uid-big"),
+        [
+            // The most important one is spared as long as it may: without low and mid one CPU is free, so high must go as well as one more.
+            "a-full: cpu short by 1500m | free 1500m cpu | high low",
+            "b-small: cpu short by 500m | no end of pods helps: all of the node is 1 cpu, the pod asks for 1500m | ",
+            "c-cordoned: marked unschedulable | minictl uncordon c-cordoned | ",
+            "d-tainted: taint gpu=yes:NoSchedule is not tolerated | a toleration of gpu=yes:NoSchedule | ",
+        ]
+    );
+}
+
+#[test]
+fn labels_terms_and_domains_are_named() {
+    let mut planner = planner();
+    planner.observe(node("a", "4", &[("zone", "z1"), ("disk", "hdd")], |_| {}));
+    planner.observe(node("b", "4", &[("zone", "z2")], |_| {}));
+    planner.observe(bound(&pod("db", "100m", ""), "a", 0));
+    let term = |labels: &str| {
+        format!(
+            "requiredDuringSchedulingIgnoredDuringExecution: [{{topologyKey: zone, labelSelector: {{matchLabels: {{app: {labels}}}}}}}]"
+        )
+    };
+    for (name, spec, expected) in [
+        (
+            "ssd",
+            "nodeSelector: {disk: ssd}".to_owned(),
+            [
+                "a: labels do not match the pod's node selector or affinity | nodeSelector wants disk=ssd, the node has disk=hdd | ",
+                "b: labels do not match the pod's node selector or affinity | nodeSelector wants disk=ssd, the node has no label disk | ",
+            ],
+        ),
+        (
+            "near",
+            format!("affinity: {{podAffinity: {{{}}}}}", term("cache")),
+            [
+                "a: no pod that the affinity asks for in zone=z1 | a pod with labels app=cache in zone=z1 | ",
+                "b: no pod that the affinity asks for in zone=z2 | a pod with labels app=cache in zone=z2 | ",
+            ],
+        ),
+        (
+            "away",
+            format!("nodeSelector: {{disk: hdd}}, affinity: {{podAntiAffinity: {{{}}}}}", term("db")),
+            [
+                "a: anti-affinity with a pod in zone=z1 | no pod with labels app=db in zone=z1: the pod's own anti-affinity | db",
+                "b: labels do not match the pod's node selector or affinity | nodeSelector wants disk=hdd, the node has no label disk | ",
+            ],
+        ),
+        (
+            // Both at once can be true of no node: it waits with the reason.
+            "contradiction",
+            "affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: zone, operator: In, values: [z1]}, {key: zone, operator: NotIn, values: [z1]}]}]}}}".to_owned(),
+            [
+                "a: labels do not match the pod's node selector or affinity | node affinity wants zone NotIn (z1), the node has zone=z1 | ",
+                "b: labels do not match the pod's node selector or affinity | node affinity wants zone In (z1), the node has zone=z2 | ",
+            ],
+        ),
+    ] {
+        planner.observe(seen(&pod(name, "100m", &spec)));
+        planner.plan(0, 10);
+        assert_eq!(lines(&planner, &format!("uid-{name}")), expected, "{name}");
+    }
+}
+
+#[test]
+fn a_disruption_budget_is_named() {
+    let mut all = planner();
+    all.observe(node("a", "1", &[], |_| {}));
+    let web = pod("web", "1", "");
+    all.observe(bound(&web, "a", 0));
+    let selector = minipod_proto::selector::LabelSelector::parse("app=web").unwrap();
+    all.observe(Event::Budgets(vec![Budget { namespace: "default".into(), selector, allowed: 0 }]));
+    let mut next = pod("next", "1", "");
+    next.spec_mut().preemption_policy = "Never".into();
+    all.observe(seen(&next));
+    all.plan(0, 10);
+    assert_eq!(
+        lines(&all, "uid-next"),
+        ["a: cpu short by 1 | free 1 cpu (1 of these ends would violate a disruption budget) | web"]
+    );
+}
+
+#[test]
+fn pods_that_do_not_exist_get_places_and_leave_no_trace() {
+    let mut planner = planner();
+    planner.observe(node("a", "2", &[], |_| {}));
+    planner.observe(node("b", "4", &[], |_| {}));
+    let (wanted, spread) = (
+        pod("web", "500m", ""),
+        pod(
+            "lone",
+            "100m",
+            "affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: lone}}}]}}",
+        ),
+    );
+    for _ in 0..3 {
+        let fit = planner.fit(&[PodInfo::new(&wanted).unwrap()], 40);
+        let mut by_node: BTreeMap<&str, usize> = BTreeMap::new();
+        fit.placements.iter().for_each(|(_, _, node)| *by_node.entry(node).or_default() += 1);
+        assert_eq!(by_node, [("a", 4), ("b", 8)].into());
+        let unplaced = fit.unplaced.expect("twelve fit");
+        assert_eq!((unplaced.copy, unplaced.pod), (12, 0));
+        assert_eq!(unplaced.why.to_string(), "0/2 nodes are available: a: cpu short by 500m; b: cpu short by 500m");
+        // Copies see each other.
+        assert_eq!(planner.fit(&[PodInfo::new(&spread).unwrap()], 3).placements.len(), 2);
+        assert_eq!(planner.core().pod_count(), 0);
+    }
+    planner.observe(seen(&pod("real", "4", "")));
+    let steps = planner.plan(0, 10);
+    assert!(matches!(&steps[..], [Step::Bind(all)] if all[0].node == "b"), "{steps:?}");
+}
+
+#[test]
+fn a_group_that_fits_in_part_fits_not_at_all() {
+    let mut planner = planner();
+    planner.observe(node("a", "2", &[], |_| {}));
+    let mut member = pod("member", "1", "");
+    let annotations = &mut member.meta_mut().annotations;
+    annotations.insert("minipod.dev/pod-group".into(), "job".into());
+    annotations.insert("minipod.dev/pod-group-min-count".into(), "3".into());
+    let info = [PodInfo::new(&member).unwrap()];
+    assert_eq!(planner.fit(&info, 3).group.as_deref(), Some("job: 2 of at least 3 find a place"));
+    planner.observe(node("b", "2", &[], |_| {}));
+    assert_eq!(planner.fit(&info, 3).group, None);
+}
