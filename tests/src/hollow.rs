@@ -1,12 +1,16 @@
 //! A hollow node: registers and keeps a session like an agent, and runs nothing. What it says of itself is all there is of it,
-//! so a thousand of them fit on one machine; the control plane cannot tell.
+//! so thousands of them fit on one machine; the control plane cannot tell. A pod that is to end has ended at once.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use minipod_proto::Resource;
 use minipod_proto::v1::agent_message::Message;
 use minipod_proto::v1::nodes_client::NodesClient;
 use minipod_proto::v1::{
-    AgentHello, AgentMessage, Heartbeat, Node, NodeCondition, NodeStatus, ObjectMeta, RegisterRequest,
+    AgentHello, AgentMessage, Heartbeat, Node, NodeCondition, NodeStatus, ObjectMeta, Pod, PodStatusReport,
+    RegisterRequest, ServerMessage, server_message,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -17,6 +21,20 @@ use tonic::transport::Channel;
 const QUEUE: usize = 4;
 /// Snapshots of a full node are larger than tonic's default.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Is told every pod that the node's session brings, as it comes.
+pub type Seen = Arc<dyn Fn(&Pod) + Send + Sync>;
+
+/// What a hollow node says of itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// What pods may use, as quantities by resource.
+    pub allocatable: &'a [(&'a str, &'a str)],
+    /// Labels, beside that of the host name.
+    pub labels: &'a [(&'a str, &'a str)],
+}
 
 /// A node that is there as long as this value.
 #[derive(Debug)]
@@ -30,10 +48,19 @@ impl HollowNode {
     /// # Errors
     /// When the API server refuses it.
     pub async fn join(channel: Channel, name: &str, allocatable: &[(&str, &str)]) -> Result<HollowNode, tonic::Status> {
+        HollowNode::join_as(channel, Shape { name, allocatable, labels: &[] }, Arc::new(|_| {})).await
+    }
+
+    /// As [`HollowNode::join`], with labels, and telling the pods that come.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub async fn join_as(channel: Channel, shape: Shape<'_>, seen: Seen) -> Result<HollowNode, tonic::Status> {
         let mut client = NodesClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let registered = client.register(RegisterRequest { node: Some(node(name, allocatable)) }).await?.into_inner();
+        let registered = client.register(RegisterRequest { node: Some(node(shape)) }).await?.into_inner();
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let hello = AgentHello { node: name.to_owned(), boot_id: "hollow".to_owned(), agent_version: "0".to_owned() };
+        let hello =
+            AgentHello { node: shape.name.to_owned(), boot_id: "hollow".to_owned(), agent_version: "0".to_owned() };
         // The channel was just made: it has room.
         let _ = sender.send(AgentMessage { message: Some(Message::Hello(hello)) }).await;
         let mut incoming = client.session(ReceiverStream::new(receiver)).await?.into_inner();
@@ -44,7 +71,12 @@ impl HollowNode {
             loop {
                 tokio::select! {
                     // Cancel safe: a partly read frame stays in the stream.
-                    message = incoming.message() => if !matches!(message, Ok(Some(_))) { return },
+                    message = incoming.message() => {
+                        let Ok(Some(message)) = message else { return };
+                        for report in reports(message, &seen) {
+                            if sender.send(report).await.is_err() { return }
+                        }
+                    }
                     // Cancel safe: a tick that is not taken comes again.
                     _ = ticks.tick() => {
                         sequence += 1;
@@ -64,15 +96,37 @@ impl Drop for HollowNode {
     }
 }
 
-fn node(name: &str, allocatable: &[(&str, &str)]) -> Node {
-    let resources = allocatable.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-    let labels = [("kubernetes.io/hostname".to_owned(), name.to_owned())].into();
+/// Tells the pods of a message; the ends of those that are to end.
+fn reports(message: ServerMessage, seen: &Seen) -> Vec<AgentMessage> {
+    let pods = match message.message {
+        Some(server_message::Message::PodUpsert(pod)) => vec![pod],
+        Some(server_message::Message::Snapshot(list)) => list.items,
+        _ => return Vec::new(),
+    };
+    pods.iter().for_each(|pod| seen(pod));
+    let ending = pods.iter().filter(|pod| pod.is_terminating());
+    let report = |pod: &Pod| PodStatusReport {
+        namespace: pod.namespace().to_owned(),
+        name: pod.name().to_owned(),
+        uid: pod.uid().to_owned(),
+        status: None,
+        sequence: 1,
+        finished: true,
+    };
+    ending.map(|pod| AgentMessage { message: Some(Message::PodStatus(report(pod))) }).collect()
+}
+
+fn node(shape: Shape<'_>) -> Node {
+    let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    let resources: HashMap<_, _> = shape.allocatable.iter().map(owned).collect();
+    let host = [("kubernetes.io/hostname".to_owned(), shape.name.to_owned())];
+    let labels = host.into_iter().chain(shape.labels.iter().map(owned)).collect();
     let ready = NodeCondition { r#type: "Ready".to_owned(), status: "True".to_owned(), ..NodeCondition::default() };
     Node {
-        metadata: Some(ObjectMeta { name: name.to_owned(), labels, ..ObjectMeta::default() }),
+        metadata: Some(ObjectMeta { name: shape.name.to_owned(), labels, ..ObjectMeta::default() }),
         status: Some(NodeStatus {
-            capacity: resources.clone().collect(),
-            allocatable: resources.collect(),
+            capacity: resources.clone().into_iter().collect(),
+            allocatable: resources.into_iter().collect(),
             conditions: vec![ready],
             ..NodeStatus::default()
         }),

@@ -4,11 +4,14 @@
 //! - [`wait`] waits for a state, level-triggered, and tells the last one seen when it does not come.
 //! - [`podman`] is the peer of the benchmarks.
 //! - [`cluster`] is a cluster of the real binaries on this machine, and shorthands for what tests do with one.
-//! - [`hollow`] has nodes without a machine, for tests of the control plane.
+//! - [`hollow`] has nodes without a machine, for tests of the control plane; [`plane`] is the control plane without nodes.
+//! - [`e2e`] is the benchmark `schedule-e2e`.
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod e2e;
 pub mod hollow;
 pub mod kernel;
+pub mod plane;
 pub mod podman;
 pub mod wait;

@@ -9,30 +9,38 @@ struct Bench {
     name: &'static str,
     binary: &'static str,
     arguments: &'static [&'static str],
-    /// The one package to build; `None`: everything, and the images.
-    package: Option<&'static str>,
+    /// The packages to build; none: everything, and the images.
+    packages: &'static [&'static str],
     /// What it compares with.
     needs: &'static [setup::Need],
 }
 
 const BENCHES: &[Bench] = &[
-    Bench { name: "podstart", binary: "minipod-bench", arguments: &["podstart"], package: None, needs: setup::PODMAN },
+    Bench { name: "podstart", binary: "minipod-bench", arguments: &["podstart"], packages: &[], needs: setup::PODMAN },
     Bench {
         name: "footprint",
         binary: "minipod-bench",
         arguments: &["footprint"],
-        package: None,
+        packages: &[],
         needs: setup::PODMAN,
     },
     Bench {
         name: "scheduler",
         binary: "minipod-scheduler-bench",
         arguments: &[],
-        package: Some("minipod-scheduler"),
+        packages: &["minipod-scheduler"],
+        needs: &[],
+    },
+    // With hollow nodes: no images, no agents.
+    Bench {
+        name: "schedule-e2e",
+        binary: "minipod-bench",
+        arguments: &["schedule-e2e"],
+        packages: &["minipod-tests", "minipod-apiserver", "minipod-scheduler"],
         needs: &[],
     },
     // Beside Debian's etcd, on the file system of the working directory.
-    Bench { name: "store", binary: "minipod-store-bench", arguments: &[], package: Some("minipod-store"), needs: &[] },
+    Bench { name: "store", binary: "minipod-store-bench", arguments: &[], packages: &["minipod-store"], needs: &[] },
 ];
 
 /// The names, for the usage.
@@ -50,11 +58,13 @@ pub fn run(name: &str, rest: &[&str]) -> Result<(), String> {
     setup::install(setup::BASE)?;
     setup::install(bench.needs)?;
     run::step("build for release");
-    if let Some(package) = bench.package {
-        run::cargo(&["build", "--release", "--package", package, "--bins"])?;
-    } else {
+    if bench.packages.is_empty() {
         run::cargo(&["build", "--release", "--workspace", "--bins"])?;
         images::build_all()?;
+    } else {
+        let packages = bench.packages.iter().flat_map(|package| ["--package", package]);
+        let arguments: Vec<&str> = ["build", "--release", "--bins"].into_iter().chain(packages).collect();
+        run::cargo(&arguments)?;
     }
     run::step(&format!("measure {name}"));
     let mut command = Command::new(run::release_dir().join(bench.binary));

@@ -75,7 +75,9 @@ pub fn choose(
     if let Some((index, _)) = given.iter().find(|(index, (owner, _))| owner == node && **index < cidr.capacity()) {
         return Choice::Has(*index);
     }
-    if let Some(free) = (0..cidr.capacity()).find(|index| !given.contains_key(index)) {
+    // Ordered: as long as they count up, none is left out.
+    let mut numbers = (0..cidr.capacity()).zip(given.keys().map(Some).chain(std::iter::repeat(None)));
+    if let Some((free, _)) = numbers.find(|(index, given)| *given != Some(index)) {
         return Choice::Free(free);
     }
     let gone = given.iter().find(|(index, (owner, _))| **index < cidr.capacity() && !alive(owner));

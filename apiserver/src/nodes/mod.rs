@@ -1,10 +1,11 @@
 //! Nodes: who they are, whether they live, and the one stream of each.
 //!
-//! [`register`] makes Node objects and gives address ranges; [`session`] is one agent's stream ([`sources`]: the ConfigMaps and Secrets on it); [`contact`] notices silence;
+//! [`register`] makes Node objects and gives address ranges ([`ranges`]: which are given); [`session`] is one agent's stream ([`sources`]: the ConfigMaps and Secrets on it); [`contact`] notices silence;
 //! [`routes`] tells nodes of each other.
 
 pub mod cidr;
 pub mod contact;
+pub mod ranges;
 pub mod register;
 pub mod routes;
 pub mod session;

@@ -1,6 +1,6 @@
 //! Registration: a Node object, and a range of pod addresses that nobody else has.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use minipod_proto::{
     Kind,
@@ -9,7 +9,8 @@ use minipod_proto::{
 
 use super::{
     Sessions,
-    cidr::{self, Choice, ClusterCidr},
+    cidr::{Choice, ClusterCidr},
+    ranges::{Given, Ranges},
 };
 use crate::{
     error::ApiError,
@@ -27,6 +28,7 @@ pub struct Registrar {
     sessions: Arc<Sessions>,
     cluster_cidr: ClusterCidr,
     heartbeat_interval_ms: i64,
+    ranges: Ranges,
 }
 
 impl Registrar {
@@ -37,7 +39,7 @@ impl Registrar {
         cluster_cidr: ClusterCidr,
         heartbeat_interval_ms: i64,
     ) -> Registrar {
-        Registrar { registry, sessions, cluster_cidr, heartbeat_interval_ms }
+        Registrar { registry, sessions, cluster_cidr, heartbeat_interval_ms, ranges: Ranges::default() }
     }
 
     /// Makes or refreshes the node.
@@ -70,7 +72,7 @@ impl Registrar {
             }
             match self.create(given, &range, claim).await {
                 // Somebody was faster with the node, or took the range while there was no node to see.
-                Err(ApiError::Exists { .. } | ApiError::Stale { .. }) => {}
+                Err(ApiError::Exists { .. } | ApiError::Stale { .. }) => self.ranges.forget(),
                 done => return done,
             }
         }
@@ -113,27 +115,18 @@ impl Registrar {
     /// gone. Whether a node is gone is asked of the store in that transaction: the cache may not know a node yet.
     async fn range(&self, name: &str) -> Result<(String, Guard), ApiError> {
         for _ in 0..ATTEMPTS {
-            let (items, _) = self.registry.storage.all(&keys::pod_cidr_prefix(), 0).await?;
-            let mut given = BTreeMap::new();
-            for item in items {
-                if let keys::Parsed::PodCidr(index) = keys::parse(&item.key)
-                    && let Ok(index) = index.parse::<u32>()
-                {
-                    given.insert(index, (String::from_utf8_lossy(&item.value).into_owned(), item.revision));
-                }
-            }
+            let read = if self.ranges.is_known() { None } else { Some(self.given().await?) };
             let cache = &self.registry.cache;
             let left = |node: &str| {
                 cache.get(Kind::Node, node).is_some()
                     || cache.ledgers(std::iter::once(node)).into_iter().flatten().next().is_some()
             };
-            let (index, revision) = match cidr::choose(self.cluster_cidr, name, &given, left) {
+            let Some(chosen) = self.ranges.choose(self.cluster_cidr, name, read, left) else { continue };
+            let index = match chosen.choice {
                 Choice::Has(index) => {
-                    let revision = given.get(&index).map_or(0, |(_, revision)| *revision);
-                    return Ok((self.cluster_cidr.range(index), Guard::new(keys::pod_cidr(index), revision)));
+                    return Ok((self.cluster_cidr.range(index), Guard::new(keys::pod_cidr(index), chosen.revision)));
                 }
-                Choice::Free(index) => (index, 0),
-                Choice::Reclaim(index, revision) => (index, revision),
+                Choice::Free(index) | Choice::Reclaim(index, _) => index,
                 Choice::Full => {
                     let (cidr, count) = (self.cluster_cidr, self.cluster_cidr.capacity());
                     return Err(ApiError::TooLarge(format!(
@@ -141,8 +134,8 @@ impl Registrar {
                     )));
                 }
             };
-            let mut guards = vec![Guard::new(keys::pod_cidr(index), revision)];
-            if let Some((owner, _)) = given.get(&index) {
+            let mut guards = vec![Guard::new(keys::pod_cidr(index), chosen.revision)];
+            if let Some(owner) = &chosen.owner {
                 guards.extend([Guard::new(keys::object(Kind::Node, owner), 0), Guard::new(keys::ledger(owner), 0)]);
             }
             let write = Write::Put(keys::pod_cidr(index), name.as_bytes().to_vec());
@@ -152,6 +145,7 @@ impl Registrar {
                 }
                 // What the guards hold now is newer than the cache: what is asked next is true then.
                 Outcome::Lost { present } => {
+                    self.ranges.forget();
                     if let Some(newest) = present.iter().flatten().map(|item| item.revision).max() {
                         self.registry.cache.reach(newest).await?;
                     }
@@ -159,6 +153,20 @@ impl Registrar {
             }
         }
         Err(ApiError::Unavailable("too many nodes register at the same time; try again".into()))
+    }
+
+    /// All ranges that are given.
+    async fn given(&self) -> Result<Given, ApiError> {
+        let (items, _) = self.registry.storage.all(&keys::pod_cidr_prefix(), 0).await?;
+        let mut given = Given::new();
+        for item in items {
+            if let keys::Parsed::PodCidr(index) = keys::parse(&item.key)
+                && let Ok(index) = index.parse::<u32>()
+            {
+                given.insert(index, (String::from_utf8_lossy(&item.value).into_owned(), item.revision));
+            }
+        }
+        Ok(given)
     }
 }
 

@@ -1,14 +1,17 @@
-//! Benchmarks of a whole cluster on this machine: `minipod-bench podstart|footprint`. Figures go to standard output, one
+//! Benchmarks of a whole cluster on this machine: `minipod-bench podstart|footprint|schedule-e2e`. Figures go to standard output, one
 //! `key value` a line; `cargo xtask bench NAME` builds for release, runs this, prints a table and writes the JSON.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use minictl::local::{NodeOptions, Options};
+use clap::{Args, Parser};
+use minictl::local::{NodeOptions, Options, Store};
 use minipod_client::{ChangeKind, DeleteOptions, Query};
 use minipod_proto::Resource;
 use minipod_proto::v1::Pod;
 use minipod_tests::cluster::{Cluster, bin_dir, pod};
+use minipod_tests::e2e::{board, limits, measure, workload};
 use minipod_tests::kernel::{self, Process};
 use minipod_tests::podman::Podman;
 
@@ -23,18 +26,73 @@ const REST: Duration = Duration::from_secs(10);
 /// Clock ticks of /proc a second (sysconf(_SC_CLK_TCK) is 100 on every Linux that we run on).
 const TICKS_PER_S: f64 = 100.0;
 
+/// What to measure.
+#[derive(Debug, Parser)]
+enum Bench {
+    /// From a create to Running, beside podman.
+    Podstart,
+    /// What daemons and resting pods cost, beside podman.
+    Footprint,
+    /// From a create to the node's watch, with hollow nodes.
+    ScheduleE2e(Flags),
+}
+
+#[derive(Debug, Args)]
+struct Flags {
+    /// embedded, etcd or both.
+    #[arg(long, default_value = "both", value_parser = ["embedded", "etcd", "both"])]
+    store: String,
+    /// Workloads, separated by commas, or limits; all by default.
+    #[arg(long, value_delimiter = ',')]
+    workload: Vec<String>,
+    /// A tenth of the nodes and pods.
+    #[arg(long)]
+    quick: bool,
+    /// Where the stores keep their data: on a disk, for they sync to it.
+    #[arg(long, default_value = ".")]
+    dir: PathBuf,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    let name = std::env::args().nth(1).unwrap_or_default();
-    match name.as_str() {
-        "podstart" => podstart().await,
-        "footprint" => footprint().await,
-        _ => {
-            eprintln!("usage: minipod-bench podstart|footprint, not {name:?}");
-            return ExitCode::FAILURE;
+    match Bench::parse() {
+        Bench::Podstart => podstart().await,
+        Bench::Footprint => footprint().await,
+        Bench::ScheduleE2e(flags) => {
+            if let Err(error) = schedule_e2e(&flags).await {
+                eprintln!("minipod-bench schedule-e2e: {error}");
+                return ExitCode::FAILURE;
+            }
         }
     }
     ExitCode::SUCCESS
+}
+
+async fn schedule_e2e(flags: &Flags) -> Result<(), String> {
+    let names: Vec<&str> = workload::ALL.iter().map(|workload| workload.name).chain([limits::NAME]).collect();
+    if let Some(unknown) = flags.workload.iter().find(|wanted| !names.contains(&wanted.as_str())) {
+        return Err(format!("--workload: there is no {unknown:?}; there are {}", names.join(", ")));
+    }
+    let wanted = |name: &str| flags.workload.is_empty() || flags.workload.iter().any(|wanted| wanted == name);
+    let divisor = if flags.quick { 10 } else { 1 };
+    for (name, prefix, store) in [("embedded", "", Store::Embedded), ("etcd", "etcd_", Store::Etcd)] {
+        if flags.store != name && flags.store != "both" {
+            continue;
+        }
+        for workload in workload::ALL.iter().filter(|workload| wanted(workload.name)) {
+            let figures = measure::run(&workload.divided(divisor), store, &flags.dir).await;
+            for (key, value) in figures.map_err(|error| format!("{name}: {}: {error}", workload.name))? {
+                figure(&format!("{prefix}{key}"), value);
+            }
+        }
+        if wanted(limits::NAME) {
+            let figures = limits::run(store, &flags.dir, divisor).await;
+            for (key, value) in figures.map_err(|error| format!("{name}: {}: {error}", limits::NAME))? {
+                figure(&format!("{prefix}{key}"), value);
+            }
+        }
+    }
+    Ok(())
 }
 
 fn figure(key: &str, value: f64) {
@@ -134,11 +192,9 @@ fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-/// Nearest rank.
 fn percentile(sample: &mut [f64], percent: usize) -> f64 {
     sample.sort_by(f64::total_cmp);
-    let rank = (sample.len() * percent).div_ceil(100).max(1);
-    sample.get(rank - 1).copied().unwrap_or(f64::NAN)
+    board::percentile(sample, percent)
 }
 
 // -------------------------------------------------------------------------------------------------------- footprint
