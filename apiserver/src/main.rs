@@ -1,17 +1,26 @@
 //! The API server's process.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::Parser;
 use minipod_apiserver::{
     cache::Limits,
     nodes::cidr::ClusterCidr,
-    serve::{self, Config, ServeError, StartError, StoreAt},
+    serve::{self, Config, Replica, ServeError, StartError, StoreAt},
     storage::DEFAULT_MAX_OPS,
 };
 use minipod_daemon::{
     shutdown::Shutdown,
     telemetry::{self, TelemetryError},
+};
+use minipod_store::{
+    members::{Members, host_and_port, parse_members},
+    peer::tls::{TlsError, TlsFiles},
 };
 
 /// Keeps the objects of a minipod cluster, in etcd or by itself, and serves them.
@@ -24,6 +33,26 @@ struct Args {
     /// The directory of the embedded store.
     #[arg(long, env = "MINIPOD_DATA_DIR", default_value = "/var/lib/minipod/store")]
     data_dir: PathBuf,
+    /// The members of an embedded store that several API servers carry together, the same list for each: name=https://host:port,…
+    /// (http:// without certificates).
+    #[arg(long, env = "MINIPOD_PEERS", value_parser = parse_members, requires = "name")]
+    peers: Option<Members>,
+    /// Which of --peers this one is.
+    #[arg(long, env = "MINIPOD_NAME", requires = "peers")]
+    name: Option<String>,
+    /// Where to serve the other members. Default: the port of this member's first address, on that address if it is one of
+    /// numbers, else on all.
+    #[arg(long, env = "MINIPOD_PEER_LISTEN", requires = "peers")]
+    peer_listen: Option<SocketAddr>,
+    /// The PEM certificate that is shown to the other members; `minipod-store certs` makes these three files.
+    #[arg(long, env = "MINIPOD_PEER_CERT_FILE", requires = "peers")]
+    peer_cert_file: Option<PathBuf>,
+    /// Its PEM key.
+    #[arg(long, env = "MINIPOD_PEER_KEY_FILE", requires = "peers")]
+    peer_key_file: Option<PathBuf>,
+    /// The PEM certificate of the authority whose certificates the other members must show.
+    #[arg(long, env = "MINIPOD_PEER_TRUSTED_CA_FILE", requires = "peers")]
+    peer_trusted_ca_file: Option<PathBuf>,
     /// Operations that the store takes in one transaction (etcd's --max-txn-ops).
     #[arg(long, env = "MINIPOD_STORE_MAX_TXN_OPS", default_value_t = DEFAULT_MAX_OPS)]
     store_max_txn_ops: usize,
@@ -48,6 +77,39 @@ struct Args {
     /// How much of the past the store keeps for lists and watches to be continued; 0 leaves compaction to others.
     #[arg(long, env = "MINIPOD_KEEP_HISTORY", default_value = "5m", value_parser = duration)]
     keep_history: Duration,
+}
+
+impl Args {
+    fn store_at(&self) -> Result<StoreAt, MainError> {
+        match (&self.store, &self.peers) {
+            (StoreArg::Etcd(_), Some(_)) => Err(MainError::PeersOfEtcd),
+            (StoreArg::Etcd(addresses), None) => Ok(StoreAt::Etcd(addresses.clone())),
+            (StoreArg::Embedded, None) => Ok(StoreAt::Embedded(self.data_dir.clone())),
+            (StoreArg::Embedded, Some(members)) => {
+                let name = self.name.clone().unwrap_or_default();
+                let listen = match self.peer_listen {
+                    Some(listen) => listen,
+                    None => listen_of(members, &name)?,
+                };
+                let tls = TlsFiles::from_flags(
+                    self.peer_cert_file.clone(),
+                    self.peer_key_file.clone(),
+                    self.peer_trusted_ca_file.clone(),
+                )?;
+                let (dir, members) = (self.data_dir.clone(), members.clone());
+                Ok(StoreAt::Replica(Replica { dir, name, members, listen, tls }))
+            }
+        }
+    }
+}
+
+/// Where a member serves the others, by its first address.
+fn listen_of(members: &Members, name: &str) -> Result<SocketAddr, MainError> {
+    let known = || members.keys().cloned().collect::<Vec<_>>().join(", ");
+    let unknown = || MainError::Name { name: name.to_owned(), known: known() };
+    let url = members.get(name).and_then(|urls| urls.first()).ok_or_else(unknown)?;
+    let (host, port) = host_and_port(url).ok_or_else(unknown)?;
+    Ok(SocketAddr::new(host.parse().unwrap_or(IpAddr::from([0, 0, 0, 0])), port))
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +155,12 @@ enum MainError {
     Telemetry(#[from] TelemetryError),
     #[error("--node-grace: at least 100ms is needed to tell silence from a slow network")]
     Grace,
+    #[error("--peers: they are the members of --store=embedded; an etcd knows its own")]
+    PeersOfEtcd,
+    #[error("--name {name}: --peers has no such member, only {known}")]
+    Name { name: String, known: String },
+    #[error("{0}")]
+    Tls(#[from] TlsError),
     #[error("set up the runtime or its signals: {0}")]
     Runtime(#[from] std::io::Error),
     #[error(transparent)]
@@ -125,10 +193,7 @@ fn run(args: Args) -> Result<(), MainError> {
 async fn serve(args: Args) -> Result<(), MainError> {
     let shutdown = Shutdown::on_signals()?;
     let config = Config {
-        store: match args.store {
-            StoreArg::Etcd(addresses) => StoreAt::Etcd(addresses),
-            StoreArg::Embedded => StoreAt::Embedded(args.data_dir),
-        },
+        store: args.store_at()?,
         max_txn_ops: args.store_max_txn_ops,
         listen: args.listen,
         advertise: args.advertise,
@@ -159,6 +224,16 @@ fn write_port(path: &std::path::Path, port: u16) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_member_serves_at_its_first_address() {
+        let members = parse_members("a=https://10.0.0.1:7,b=https://host:8,c=https://[::1]:9").expect("members");
+        for (name, listen) in [("a", "10.0.0.1:7"), ("b", "0.0.0.0:8"), ("c", "[::1]:9")] {
+            assert_eq!(listen_of(&members, name).expect("known").to_string(), listen);
+        }
+        let said = listen_of(&members, "d").expect_err("unknown").to_string();
+        assert_eq!(said, "--name d: --peers has no such member, only a, b, c");
+    }
 
     #[test]
     fn stores_and_durations() {

@@ -10,7 +10,12 @@ use minipod_proto::{
         scheduling_server::SchedulingServer,
     },
 };
-use minipod_store::{replica::run::Ended, service::Store};
+use minipod_store::{
+    members::Members,
+    peer::tls::{PeerTls, TlsError, TlsFiles, check_urls},
+    replica::run::Ended,
+    service::{Cluster, Store},
+};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tonic::{
     service::Routes,
@@ -45,6 +50,23 @@ pub enum StoreAt {
     Etcd(Vec<String>),
     /// A store of this process's own, in a directory.
     Embedded(PathBuf),
+    /// A replica of a store that several API servers carry together.
+    Replica(Replica),
+}
+
+/// One replica of several, each in an API server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replica {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Its name among the members.
+    pub name: String,
+    /// All members, the same list in every API server.
+    pub members: Members,
+    /// Where it serves the other members.
+    pub listen: SocketAddr,
+    /// TLS between members; `None`: plain HTTP.
+    pub tls: Option<TlsFiles>,
 }
 
 impl std::fmt::Display for StoreAt {
@@ -52,6 +74,10 @@ impl std::fmt::Display for StoreAt {
         match self {
             StoreAt::Etcd(addresses) => write!(f, "etcd://{}", addresses.join(",")),
             StoreAt::Embedded(dir) => write!(f, "embedded in {}", dir.display()),
+            StoreAt::Replica(replica) => {
+                let (name, dir, all) = (&replica.name, replica.dir.display(), replica.members.len());
+                write!(f, "embedded in {dir}, member {name} of {all}")
+            }
         }
     }
 }
@@ -101,6 +127,12 @@ pub enum StartError {
         /// Why not.
         source: minipod_store::service::StoreError,
     },
+    /// The members of the store cannot speak TLS as configured.
+    #[error("--peers: {}", minipod_store::replica::run::with_causes(.0))]
+    Tls(#[from] TlsError),
+    /// The other members cannot be served.
+    #[error("serve the other members of the store: {0}")]
+    Peers(tonic::transport::Error),
     /// The store of this process cannot be spoken to.
     #[error("speak to the embedded store: {0}")]
     Channel(#[from] etcd_client::Error),
@@ -139,7 +171,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, StartE
     let listener = TcpListener::bind(config.listen).await.map_err(|error| listen(config.listen, error))?;
     let address = listener.local_addr().map_err(|error| listen(config.listen, error))?;
     let metrics = Arc::new(Metrics::default());
-    let (storage, own_store) = open_store(&config).await?;
+    let (storage, own_store) = open_store(&config, address).await?;
     let cache = Cache::new(config.limits, &metrics);
 
     let mut metrics_address = None;
@@ -188,18 +220,45 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, StartE
 }
 
 /// The store's client, and the store itself where it is this process's own.
-async fn open_store(config: &Config) -> Result<(Storage, Option<Store>), StartError> {
+async fn open_store(config: &Config, address: SocketAddr) -> Result<(Storage, Option<Store>), StartError> {
     match &config.store {
         StoreAt::Etcd(addresses) => Ok((Storage::connect(addresses, config.max_txn_ops).await?, None)),
         StoreAt::Embedded(dir) => {
-            let mut options = minipod_store::service::Config::alone(dir.clone());
-            options.face.max_txn_ops = config.max_txn_ops;
-            let failed = |source| StartError::Embedded { dir: dir.clone(), source };
-            let store = Store::open(options).await.map_err(failed)?;
+            let store = open_embedded(minipod_store::service::Config::alone(dir.clone()), config).await?;
+            let client = store.client().await?;
+            Ok((Storage::from_client(&client, config.max_txn_ops), Some(store)))
+        }
+        StoreAt::Replica(replica) => {
+            let store = open_replica(replica, config, address).await?;
             let client = store.client().await?;
             Ok((Storage::from_client(&client, config.max_txn_ops), Some(store)))
         }
     }
+}
+
+async fn open_embedded(mut options: minipod_store::service::Config, config: &Config) -> Result<Store, StartError> {
+    options.face.max_txn_ops = config.max_txn_ops;
+    let dir = options.data_dir.clone();
+    Store::open(options).await.map_err(|source| StartError::Embedded { dir, source })
+}
+
+/// Opens one of several replicas and serves the others. It need not have a leader yet.
+async fn open_replica(replica: &Replica, config: &Config, address: SocketAddr) -> Result<Store, StartError> {
+    check_urls(replica.members.values().flatten(), replica.tls.is_some())?;
+    let mut options = minipod_store::service::Config::alone(replica.dir.clone());
+    options.peer_tls = replica.tls.as_ref().map(PeerTls::load).transpose()?;
+    options.name = replica.name.clone();
+    options.cluster = Cluster::New { members: replica.members.clone(), token: "minipod".to_owned() };
+    // A member that has told where its clients find it has lived: it may not begin anew with an empty directory. Its clients
+    // are the API's.
+    let advertise = if config.advertise.is_empty() { address.to_string() } else { config.advertise.clone() };
+    options.client_urls = vec![format!("http://{advertise}")];
+    // Bound first: a wrong address shows before the directory is touched.
+    let listener = TcpListener::bind(replica.listen).await;
+    let listener = listener.map_err(|source| StartError::Listen { address: replica.listen, source })?;
+    let mut store = open_embedded(options, config).await?;
+    store.serve_peers(listener).map_err(StartError::Peers)?;
+    Ok(store)
 }
 
 /// How this process's own store ended; never where there is none.

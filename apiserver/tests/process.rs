@@ -44,6 +44,17 @@ fn bad_flags_are_refused_by_name() {
         (&["--store=etcd://127.0.0.1:1", "--cluster-cidr=10.0.0.1/16"], "10.42.0.0/16"),
         (&["--store=etcd://127.0.0.1:1", "--node-grace=15"], "15s"),
         (&["--store=etcd://127.0.0.1:1", "--node-grace=1ms"], "--node-grace: at least 100ms"),
+        (&["--store=etcd://127.0.0.1:1", "--peers=a=http://127.0.0.1:1", "--name=a"], "--peers: they are the members"),
+        (&["--store=embedded", "--peers=a=http://127.0.0.1:1"], "--name"),
+        (&["--store=embedded", "--peers=a=http://127.0.0.1:1", "--name=b"], "no such member, only a"),
+        (
+            &["--store=embedded", "--peers=a=http://127.0.0.1:1", "--name=a", "--peer-key-file=x"],
+            "--peer-cert-file is missing",
+        ),
+        (
+            &["--store=embedded", "--listen=127.0.0.1:0", "--peers=a=https://127.0.0.1:1", "--name=a"],
+            "must begin with http://",
+        ),
         (&["--store=etcd://127.0.0.1:1", "--listen=192.0.2.1:1"], "listen on 192.0.2.1:1"),
         (
             &["--store=etcd://127.0.0.1:1", "--listen=127.0.0.1:0", "--port-file=/nowhere/at/all"],

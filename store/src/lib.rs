@@ -11,6 +11,7 @@
 //! wal         the log: one record and one sync a batch      snapshot    the state in checked chunks with raft's configuration
 //! coalesce    one write for all answers that are ready
 //! disk        file operations behind a trait                overlay     the same, writing to memory, for looking
+//! members     a list of members as flags have it    certs       an authority and certificates for them
 //! tool        verify, dump, restore                         compactor   automatic compaction
 //! ```
 //!
@@ -20,12 +21,14 @@
 //! What always holds: nothing is acknowledged before it is durable on a quorum and applied here; a proposal takes effect once, however
 //! often it is proposed; after an error of the disk under the log the replica writes nothing more and ends.
 
+pub mod certs;
 pub mod coalesce;
 pub mod compactor;
 pub mod disk;
 pub mod etcdapi;
 pub mod lease;
 pub mod machine;
+pub mod members;
 pub mod mvcc;
 pub mod overlay;
 pub mod peer;

@@ -12,6 +12,7 @@ use crate::disk::{Disk, DiskError, RealDisk};
 use crate::etcdapi::{Face, FaceConfig};
 use crate::machine::{Member, MemberChange, MemberError, Replicator};
 use crate::peer::server::PeerService;
+use crate::peer::tls::PeerTls;
 use crate::peer::{IntroduceError, Links, ask_to_join, introduce};
 use crate::refused::Refused;
 use crate::replica::core::{Boot, Core, ReplicaError, Settings, wal_dir};
@@ -69,6 +70,8 @@ pub struct Config {
     pub name: String,
     /// The cluster to begin or join.
     pub cluster: Cluster,
+    /// TLS between members; `None`: they speak plainly.
+    pub peer_tls: Option<PeerTls>,
     /// Where clients find this member.
     pub client_urls: Vec<String>,
     /// Ticks and elections.
@@ -89,6 +92,7 @@ impl Config {
             data_dir,
             name: "default".to_owned(),
             cluster: Cluster::Alone { peer_urls: Vec::new() },
+            peer_tls: None,
             client_urls: Vec::new(),
             pace: Pace::default(),
             snapshot_entries: 100_000,
@@ -175,6 +179,7 @@ pub struct Store {
     shared: Arc<Shared>,
     face: Arc<Face<Replica>>,
     snapshots: Snapshots,
+    peer_tls: Option<PeerTls>,
     channel: Channel,
     /// Ends the servers.
     trigger: Trigger,
@@ -239,10 +244,11 @@ impl Store {
         let opening = tokio::task::spawn_blocking(move || Core::open(&disk, &dir, settings, &boot, machine));
         let core = opening.await.map_err(|_| StoreError::Interrupted)??;
         let (snapshots, runtime) = (core.snapshots().clone(), tokio::runtime::Handle::current());
+        let tls = config.peer_tls.clone();
         let replica = Replica::start(core, config.pace, |replica| {
             let inbox = Arc::clone(replica.inbox());
             let links: Arc<dyn Transport> =
-                Links::new(place.identity, inbox, snapshots.clone(), runtime, place.known.clone());
+                Links::new(place.identity, tls, inbox, snapshots.clone(), runtime, place.known.clone());
             links
         })
         .map_err(StoreError::Thread)?;
@@ -261,7 +267,18 @@ impl Store {
                 ask_for_vote(&introduced).await;
             }
         });
-        Ok(Self { replica, shared, face, snapshots, channel, trigger, shutdown, tasks, _lock: lock })
+        Ok(Self {
+            replica,
+            shared,
+            face,
+            snapshots,
+            peer_tls: config.peer_tls,
+            channel,
+            trigger,
+            shutdown,
+            tasks,
+            _lock: lock,
+        })
     }
 
     /// A channel to the store within this process, for an etcd client.
@@ -311,10 +328,17 @@ impl Store {
     }
 
     /// Serves the other members on a listener until the store ends.
-    pub fn serve_peers(&mut self, listener: TcpListener) {
+    ///
+    /// # Errors
+    /// When the certificates cannot be used.
+    pub fn serve_peers(&mut self, listener: TcpListener) -> Result<(), tonic::transport::Error> {
         let shutdown = self.shutdown.clone();
         let service = PeerService::server(self.replica.clone(), self.snapshots.clone());
-        let server = server().add_service(service);
+        let mut server = match &self.peer_tls {
+            Some(tls) => tls.serve(server())?,
+            None => server(),
+        };
+        let server = server.add_service(service);
         self.tasks.spawn(async move {
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
             let asked = async move { shutdown.asked().await };
@@ -322,6 +346,7 @@ impl Store {
                 tracing::error!(%error, "serve other members");
             }
         });
+        Ok(())
     }
 
     /// Returns when the replica has ended: because it was asked, or because it must.
@@ -397,12 +422,14 @@ async fn ask_for_vote(replica: &Replica) {
 
 /// A member that votes, loses its directory and begins anew under the same id could vote twice in one term: the others know whether it has
 /// been there before.
-async fn refuse_second_life(place: &Place) -> Result<(), StoreError> {
+async fn refuse_second_life(place: &Place, tls: Option<&PeerTls>) -> Result<(), StoreError> {
     let me = place.identity.member_id;
     let others = place.known.iter().filter(|member| member.id != me).flat_map(|member| &member.peer_urls);
     for url in others {
         // One that does not answer at once cannot be asked; at a cluster's first start that is the rule.
-        let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(2), introduce(url, true)).await else { continue };
+        let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(2), introduce(url, tls, true)).await else {
+            continue;
+        };
         let is_same_cluster = answer.cluster_id == place.identity.cluster_id;
         let known = answer.members.iter().find(|member| member.id == me);
         if is_same_cluster && known.is_none_or(|member| !member.client_urls.is_empty()) {
@@ -423,7 +450,7 @@ async fn find_place(config: &Config, disk: &dyn Disk) -> Result<Place, StoreErro
                 return Err(ReplicaError::Identity { dir, found, expected: place.identity }.into());
             }
             if found.is_none() {
-                refuse_second_life(&place).await?;
+                refuse_second_life(&place, config.peer_tls.as_ref()).await?;
             }
             place
         }
@@ -431,7 +458,7 @@ async fn find_place(config: &Config, disk: &dyn Disk) -> Result<Place, StoreErro
             Place { identity, boot: Boot::Join, known: Vec::new(), wants_vote: false }
         }
         (Cluster::Alone { peer_urls }, None) => alone(&config.name, peer_urls),
-        (Cluster::Join { at, own_urls }, found) => join(at, own_urls, found).await?,
+        (Cluster::Join { at, own_urls }, found) => join(at, own_urls, found, config.peer_tls.as_ref()).await?,
     };
     Ok(place)
 }
@@ -487,17 +514,22 @@ fn place_in_new(name: &str, members: &BTreeMap<String, Vec<String>>, token: &str
 }
 
 /// Asks the cluster who it is. A member that was added before is found by its addresses; any other is added as a learner.
-async fn join(at: &[String], own_urls: &[String], found: Option<Identity>) -> Result<Place, StoreError> {
+async fn join(
+    at: &[String],
+    own_urls: &[String],
+    found: Option<Identity>,
+    tls: Option<&PeerTls>,
+) -> Result<Place, StoreError> {
     let mut last = "no address was given".to_owned();
     for url in at {
         let answer: Result<Place, IntroduceError> = async {
-            let introduction = introduce(url, false).await?;
+            let introduction = introduce(url, tls, false).await?;
             let mine =
                 introduction.members.iter().find(|member| own_urls.iter().any(|url| member.peer_urls.contains(url)));
             let (member_id, wants_vote) = match (found, mine) {
                 (Some(found), _) => (found.member_id, false),
                 (None, Some(mine)) => (mine.id, false),
-                (None, None) => (ask_to_join(url, &introduction, own_urls).await?, true),
+                (None, None) => (ask_to_join(url, tls, &introduction, own_urls).await?, true),
             };
             let identity = Identity { cluster_id: introduction.cluster_id, member_id };
             Ok(Place { identity, boot: Boot::Join, known: introduction.members, wants_vote })

@@ -4,12 +4,14 @@
 use clap::{Args, Parser, Subcommand};
 use minipod_daemon::metrics::Registry;
 use minipod_daemon::shutdown::Shutdown;
+use minipod_store::certs;
 use minipod_store::compactor::Retention;
 use minipod_store::etcdapi::FaceConfig;
+use minipod_store::members::{Members, parse_members, parse_url};
+use minipod_store::peer::tls::{PeerTls, TlsFiles, check_urls};
 use minipod_store::replica::run::{Ended, Pace, with_causes};
 use minipod_store::service::{Cluster, Config, Store};
 use minipod_store::tool;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,6 +43,19 @@ enum Command {
         #[arg(long, default_value = "minipod-store.data")]
         data_dir: PathBuf,
     },
+    /// Make an authority and a certificate for every member, for --peer-cert-file, --peer-key-file and --peer-trusted-ca-file. An
+    /// authority that is in the directory already issues the new ones. Move NAME.pem, NAME-key.pem and ca.pem to the member's
+    /// machine, and ca-key.pem to a safe place.
+    Certs {
+        /// The directory.
+        dir: PathBuf,
+        /// The members: name=https://host:port,… A certificate is good for the hosts of these addresses.
+        #[arg(long, value_parser = parse_members)]
+        members: Members,
+        /// How many days the certificates are valid.
+        #[arg(long, default_value_t = 3_650, value_parser = clap::value_parser!(u32).range(1..=36_000))]
+        days: u32,
+    },
     /// Make a data directory from a saved snapshot (etcdctl snapshot save, of this store or a real etcd, or a file of a data directory's snap/). With
     /// --initial-cluster, do it for every member with the same snapshot.
     Restore {
@@ -59,13 +74,13 @@ struct MemberArgs {
     /// This member's name.
     #[arg(long, default_value = "default")]
     name: String,
-    /// The members of a new cluster, the same list on each: name=http://host:port,… A name may come several times.
+    /// The members of a new cluster, the same list on each: name=https://host:port,… (http:// without certificates). A name may come several times.
     #[arg(long, value_parser = parse_members)]
     initial_cluster: Option<Members>,
     /// Keeps clusters with the same members apart.
     #[arg(long, default_value = "minipod-store")]
     initial_cluster_token: String,
-    /// Where other members find this one: http://host:port. Default: http:// and --listen-peer.
+    /// Where other members find this one: https://host:port. Default: --listen-peer.
     #[arg(long, value_delimiter = ',', value_parser = parse_url)]
     advertise_peer: Vec<String>,
 }
@@ -90,6 +105,15 @@ struct Serve {
     /// once it has the log, unless it was added before (etcdctl member add).
     #[arg(long, value_delimiter = ',', value_parser = parse_url, conflicts_with = "initial_cluster")]
     join: Vec<String>,
+    /// This member's PEM certificate, shown to the other members. Without the three files members speak plain HTTP.
+    #[arg(long)]
+    peer_cert_file: Option<PathBuf>,
+    /// Its PEM key.
+    #[arg(long)]
+    peer_key_file: Option<PathBuf>,
+    /// The PEM certificate of the authority whose certificates the other members must show.
+    #[arg(long)]
+    peer_trusted_ca_file: Option<PathBuf>,
     /// Entries between two snapshots.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     snapshot_count: u64,
@@ -119,33 +143,6 @@ struct Serve {
     listen_metrics: Option<SocketAddr>,
 }
 
-/// Peer addresses by name.
-type Members = BTreeMap<String, Vec<String>>;
-
-fn parse_url(url: &str) -> Result<String, String> {
-    let rest = url.strip_prefix("http://").ok_or("it must begin with http://")?;
-    let (host, port) = rest.trim_end_matches('/').rsplit_once(':').ok_or("it must name a port: http://host:port")?;
-    if host.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
-        return Err("it must be http://host:port".to_owned());
-    }
-    Ok(format!("http://{}", rest.trim_end_matches('/')))
-}
-
-fn parse_members(list: &str) -> Result<Members, String> {
-    let mut members = Members::new();
-    for item in list.split(',') {
-        let (name, url) = item.split_once('=').ok_or_else(|| format!("{item:?}: it must be name=http://host:port"))?;
-        if name.is_empty() {
-            return Err(format!("{item:?}: the name is empty"));
-        }
-        members
-            .entry(name.to_owned())
-            .or_default()
-            .push(parse_url(url).map_err(|problem| format!("{url:?}: {problem}"))?);
-    }
-    Ok(members)
-}
-
 fn parse_retention(mode: &str, text: &str) -> Result<Retention, String> {
     let wrong = |right: &str| {
         format!("--auto-compaction-retention {text:?}: with --auto-compaction-mode {mode} it must be {right}")
@@ -172,10 +169,10 @@ fn parse_retention(mode: &str, text: &str) -> Result<Retention, String> {
 }
 
 impl MemberArgs {
-    fn cluster(&self, join: &[String], listen_peer: Option<SocketAddr>) -> Result<Cluster, String> {
+    fn cluster(&self, join: &[String], listen_peer: Option<SocketAddr>, scheme: &str) -> Result<Cluster, String> {
         let mut own_urls = self.advertise_peer.clone();
         if own_urls.is_empty() {
-            own_urls.extend(listen_peer.map(|address| format!("http://{address}")));
+            own_urls.extend(listen_peer.map(|address| format!("{scheme}://{address}")));
         }
         if !join.is_empty() {
             if own_urls.is_empty() {
@@ -192,7 +189,21 @@ impl MemberArgs {
 
 impl Serve {
     fn config(&self) -> Result<Config, String> {
-        let cluster = self.member.cluster(&self.join, self.listen_peer)?;
+        let files = TlsFiles::from_flags(
+            self.peer_cert_file.clone(),
+            self.peer_key_file.clone(),
+            self.peer_trusted_ca_file.clone(),
+        );
+        let files = files.map_err(|error| with_causes(&error))?;
+        let peer_tls = files.as_ref().map(PeerTls::load).transpose().map_err(|error| with_causes(&error))?;
+        let scheme = if peer_tls.is_some() { "https" } else { "http" };
+        let cluster = self.member.cluster(&self.join, self.listen_peer, scheme)?;
+        let peer_urls: Vec<&String> = match &cluster {
+            Cluster::Alone { peer_urls } => peer_urls.iter().collect(),
+            Cluster::New { members, .. } => members.values().flatten().collect(),
+            Cluster::Join { at, own_urls } => at.iter().chain(own_urls).collect(),
+        };
+        check_urls(peer_urls, peer_tls.is_some()).map_err(|error| with_causes(&error))?;
         if matches!(&cluster, Cluster::New { members, .. } if members.len() > 1) && self.listen_peer.is_none() {
             return Err(
                 "--initial-cluster: the other members must reach this one; add --listen-peer host:port".to_owned()
@@ -213,6 +224,7 @@ impl Serve {
             data_dir: self.data_dir.clone(),
             name: self.member.name.clone(),
             cluster,
+            peer_tls,
             client_urls,
             pace: Pace {
                 tick: Duration::from_millis(self.heartbeat_interval),
@@ -240,12 +252,20 @@ fn main() -> ExitCode {
         Some(Command::Dump { data_dir }) => {
             tool::dump(&data_dir, &mut |line| println!("{line}")).map_err(|error| with_causes(&error))
         }
-        Some(Command::Restore { snapshot, data_dir, member }) => member.cluster(&[], None).and_then(|cluster| {
-            let revision =
-                tool::restore(&snapshot, &data_dir, &member.name, &cluster).map_err(|error| with_causes(&error))?;
-            eprintln!("restored revision {revision}; start it with: minipod-store --data-dir {}", data_dir.display());
-            Ok(())
-        }),
+        Some(Command::Certs { dir, members, days }) => {
+            certs::make(&dir, &members, days).map_err(|error| with_causes(&error))
+        }
+        Some(Command::Restore { snapshot, data_dir, member }) => {
+            member.cluster(&[], None, "http").and_then(|cluster| {
+                let revision =
+                    tool::restore(&snapshot, &data_dir, &member.name, &cluster).map_err(|error| with_causes(&error))?;
+                eprintln!(
+                    "restored revision {revision}; start it with: minipod-store --data-dir {}",
+                    data_dir.display()
+                );
+                Ok(())
+            })
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -284,7 +304,7 @@ async fn serve(args: &Serve) -> Result<(), String> {
     let begun = std::time::Instant::now();
     let mut store = Store::open(config).await.map_err(|error| with_causes(&error))?;
     if let Some(peers) = peers {
-        store.serve_peers(peers);
+        store.serve_peers(peers).map_err(|error| with_causes(&error))?;
     }
     let replica = store.replica().clone();
     if let Some(address) = args.listen_metrics {
@@ -328,19 +348,6 @@ async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_and_members_are_checked() {
-        assert_eq!(parse_url("http://h:1/"), Ok("http://h:1".to_owned()));
-        for bad in ["h:1", "https://h:1", "http://h", "http://:1", "http://h:x", "http://h/p:1"] {
-            assert!(parse_url(bad).is_err(), "{bad}");
-        }
-        let members = parse_members("a=http://h:1,b=http://h:2,a=http://h:3").expect("members");
-        assert_eq!(members["a"], ["http://h:1", "http://h:3"]);
-        for bad in ["a", "a=h:1", "=http://h:1", ""] {
-            assert!(parse_members(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn retentions_are_read_as_etcd_does() {

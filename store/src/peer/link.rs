@@ -1,13 +1,16 @@
 //! The way to one member: connect, stream what is queued, and begin anew when it breaks.
 
 use super::proto::{Frames, Piece};
-use super::{MAX_FRAME, client, connect, mark};
+use super::tls::PeerTls;
+use super::{MAX_FRAME, client, connect, mark, said};
 use crate::replica::inbox::{Inbox, Input};
+use crate::replica::run::with_causes;
 use crate::snapshot::Snapshots;
 use crate::wal::Identity;
 use minipod_daemon::backoff::Backoff;
 use raft::eraftpb::{Message, MessageType};
 use raft_prost::Message as _;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -25,6 +28,7 @@ const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(600);
 /// Sends to one member.
 pub(super) struct Sender {
     pub(super) identity: Identity,
+    pub(super) tls: Option<PeerTls>,
     pub(super) to: u64,
     pub(super) urls: Vec<String>,
     pub(super) inbox: Arc<Inbox>,
@@ -35,15 +39,16 @@ impl Sender {
     /// Runs until the link is dropped.
     pub(super) async fn run(self, mut messages: mpsc::Receiver<Message>) {
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(500));
-        let mut failures = 0_u32;
+        // Why an address could not be reached when that was last told.
+        let mut told: HashMap<&String, String> = HashMap::new();
         loop {
             for url in &self.urls {
-                match connect(url).await {
+                match connect(url, self.tls.as_ref()).await {
                     Ok(channel) => {
-                        if failures > 0 {
+                        if told.remove(url).is_some() {
                             tracing::info!(member = format!("{:x}", self.to), %url, "the member can be reached again");
                         }
-                        (failures, backoff) = (0, Backoff::new(Duration::from_millis(20), Duration::from_millis(500)));
+                        backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(500));
                         if let Err(reason) = self.talk(channel, &mut messages).await {
                             tracing::info!(member = format!("{:x}", self.to), %url, %reason, "the link to a member broke");
                         }
@@ -52,9 +57,10 @@ impl Sender {
                         }
                     }
                     Err(error) => {
-                        failures = failures.saturating_add(1);
-                        if failures == 1 {
-                            tracing::warn!(member = format!("{:x}", self.to), %url, %error, "a member cannot be reached; trying on");
+                        let reason = with_causes(&error);
+                        if told.get(url) != Some(&reason) {
+                            tracing::warn!(member = format!("{:x}", self.to), %url, %reason, "a member cannot be reached; trying on");
+                            told.insert(url, reason);
                         }
                     }
                 }
@@ -86,7 +92,7 @@ impl Sender {
         loop {
             // `recv` is cancel safe, and the call goes on where it was.
             let first = tokio::select! {
-                ended = &mut call => return Err(ended.map_or_else(|status| status.message().to_owned(), |_| "the other side ended it".to_owned())),
+                ended = &mut call => return Err(ended.map_or_else(|status| said(&status), |_| "the other side ended it".to_owned())),
                 message = messages.recv() => message,
             };
             let Some(first) = first else { return Ok(()) };
@@ -96,7 +102,7 @@ impl Sender {
             }
             // `send` may be cancelled here: the frame is lost then, as is the link.
             tokio::select! {
-                ended = &mut call => return Err(ended.map_or_else(|status| status.message().to_owned(), |_| "the other side ended it".to_owned())),
+                ended = &mut call => return Err(ended.map_or_else(|status| said(&status), |_| "the other side ended it".to_owned())),
                 sent = frames.send(frame) => if sent.is_err() { return Err("the stream ended".to_owned()) },
             }
         }

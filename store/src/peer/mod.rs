@@ -4,6 +4,7 @@
 
 mod link;
 pub mod server;
+pub mod tls;
 
 #[allow(missing_docs, clippy::all, reason = "made from proto/peer.proto, which has the words")]
 pub mod proto {
@@ -14,7 +15,7 @@ use crate::machine::{Member, MemberError, ProposeError};
 use crate::records::{ChangeRecord, MemberRecord};
 use crate::refused::Refused;
 use crate::replica::inbox::{Inbox, Input};
-use crate::replica::run::{ChangeAtLeader, Transport};
+use crate::replica::run::{ChangeAtLeader, Transport, with_causes};
 use crate::snapshot::Snapshots;
 use crate::wal::Identity;
 use prost::Message as _;
@@ -23,6 +24,7 @@ use raft::eraftpb::{Message, MessageType};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tls::PeerTls;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -46,6 +48,7 @@ const CALL: Duration = Duration::from_secs(10);
 /// The ways to all other members.
 pub struct Links {
     identity: Identity,
+    tls: Option<PeerTls>,
     inbox: Arc<Inbox>,
     snapshots: Snapshots,
     runtime: Handle,
@@ -69,12 +72,13 @@ impl Links {
     #[must_use]
     pub fn new(
         identity: Identity,
+        tls: Option<PeerTls>,
         inbox: Arc<Inbox>,
         snapshots: Snapshots,
         runtime: Handle,
         members: Vec<Member>,
     ) -> Arc<Self> {
-        let links = Arc::new(Self { identity, inbox, snapshots, runtime, links: Mutex::default() });
+        let links = Arc::new(Self { identity, tls, inbox, snapshots, runtime, links: Mutex::default() });
         links.connect(members);
         links
     }
@@ -93,6 +97,7 @@ impl Links {
                 let (queue, messages) = mpsc::channel(QUEUE);
                 let sender = link::Sender {
                     identity: self.identity,
+                    tls: self.tls.clone(),
                     to: id,
                     urls: urls.clone(),
                     inbox: Arc::clone(&self.inbox),
@@ -121,11 +126,11 @@ impl Transport for Links {
     }
 
     fn change_at_leader(&self, leader: &Member, change: ChangeRecord) -> ChangeAtLeader {
-        let (identity, leader) = (self.identity, leader.clone());
+        let (identity, tls, leader) = (self.identity, self.tls.clone(), leader.clone());
         Box::pin(async move {
             let lost = |_| MemberError::from(ProposeError::Timeout);
             let url = leader.peer_urls.first().ok_or(ProposeError::NoLeader)?;
-            let channel = connect(url).await.map_err(|_| ProposeError::NoLeader)?;
+            let channel = connect(url, tls.as_ref()).await.map_err(|_| ProposeError::NoLeader)?;
             let mut request = Request::new(proto::ChangeRequest { change: change.to_bytes() });
             mark(request.metadata_mut(), identity, leader.id);
             let call = client(channel);
@@ -157,8 +162,13 @@ fn mark(metadata: &mut MetadataMap, from: Identity, to: u64) {
     put("minipod-to", format!("{to:x}"));
 }
 
-async fn connect(url: &str) -> Result<Channel, tonic::transport::Error> {
-    Endpoint::from_shared(url.to_owned())?
+async fn connect(url: &str, tls: Option<&PeerTls>) -> Result<Channel, tonic::transport::Error> {
+    let endpoint = Endpoint::from_shared(url.to_owned())?;
+    let endpoint = match tls {
+        Some(tls) => tls.dial(endpoint)?,
+        None => endpoint,
+    };
+    endpoint
         .connect_timeout(CONNECT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(ALIVE)
@@ -169,6 +179,14 @@ async fn connect(url: &str) -> Result<Channel, tonic::transport::Error> {
         .initial_connection_window_size(8 << 20)
         .connect()
         .await
+}
+
+/// What a call that failed says. That the other side refuses a certificate shows only among the causes.
+fn said(status: &Status) -> String {
+    match std::error::Error::source(status) {
+        Some(cause) => format!("{}: {}", status.message(), with_causes(cause)),
+        None => status.message().to_owned(),
+    }
 }
 
 /// What a member of the cluster says to one that wants to join.
@@ -195,7 +213,7 @@ pub enum IntroduceError {
         source: tonic::transport::Error,
     },
     /// Somebody is there and refuses.
-    #[error("ask {url} about joining its cluster: {}", status.message())]
+    #[error("ask {url} about joining its cluster: {}", said(status))]
     Call {
         /// The address.
         url: String,
@@ -208,8 +226,8 @@ pub enum IntroduceError {
 ///
 /// # Errors
 /// When it cannot be reached or refuses.
-pub async fn introduce(url: &str, as_known_here: bool) -> Result<Introduction, IntroduceError> {
-    let channel = connect(url).await.map_err(|source| IntroduceError::Connect { url: url.to_owned(), source })?;
+pub async fn introduce(url: &str, tls: Option<&PeerTls>, as_known_here: bool) -> Result<Introduction, IntroduceError> {
+    let channel = connect(url, tls).await.map_err(|source| IntroduceError::Connect { url: url.to_owned(), source })?;
     let mut request = Request::new(proto::IntroduceRequest { as_known_here });
     request.set_timeout(CALL);
     mark(request.metadata_mut(), Identity { cluster_id: 0, member_id: 0 }, 0);
@@ -227,9 +245,14 @@ pub async fn introduce(url: &str, as_known_here: bool) -> Result<Introduction, I
 ///
 /// # Errors
 /// When it cannot be reached or the cluster refuses.
-pub async fn ask_to_join(url: &str, introduction: &Introduction, own_urls: &[String]) -> Result<u64, IntroduceError> {
+pub async fn ask_to_join(
+    url: &str,
+    tls: Option<&PeerTls>,
+    introduction: &Introduction,
+    own_urls: &[String],
+) -> Result<u64, IntroduceError> {
     let refused = |status: Status| IntroduceError::Call { url: url.to_owned(), status: Box::new(status) };
-    let channel = connect(url).await.map_err(|source| IntroduceError::Connect { url: url.to_owned(), source })?;
+    let channel = connect(url, tls).await.map_err(|source| IntroduceError::Connect { url: url.to_owned(), source })?;
     // Nobody else knows this number yet, so nobody can choose the same id at the same time.
     let id = crate::service::random().max(1);
     let member = MemberRecord { id, peer_urls: own_urls.to_vec(), is_learner: true, ..MemberRecord::default() };
