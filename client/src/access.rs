@@ -9,7 +9,7 @@ use minipod_proto::v1::images_client::ImagesClient;
 use minipod_proto::v1::pod_access_client::PodAccessClient;
 use minipod_proto::v1::{
     ExecFrame, ExecStart, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadStart, ImageLoadSummary,
-    LogChunk, LogsRequest, exec_frame, image_load_request,
+    LogChunk, LogsRequest, TerminalSize, exec_frame, image_load_request,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -58,6 +58,7 @@ pub enum ExecOutput {
 pub struct Exec {
     frames: Streaming<ExecFrame>,
     stdin: Option<mpsc::Sender<ExecFrame>>,
+    terminal: Option<mpsc::Sender<ExecFrame>>,
     operation: Operation,
 }
 
@@ -80,7 +81,25 @@ impl ExecStdin {
     }
 }
 
+/// The terminal of a process in a container. While it exists the process' input is not at its end.
+#[derive(Debug)]
+pub struct ExecTerminal {
+    frames: mpsc::Sender<ExecFrame>,
+}
+
+impl ExecTerminal {
+    /// Tells the terminal's size; waits while the process takes nothing. `false`: the process is gone.
+    pub async fn resize(&self, size: TerminalSize) -> bool {
+        self.frames.send(frame(exec_frame::Frame::Resize(size))).await.is_ok()
+    }
+}
+
 impl Exec {
+    /// The process' terminal; `None` if it was started without, or the terminal was taken before.
+    pub fn take_terminal(&mut self) -> Option<ExecTerminal> {
+        self.terminal.take().map(|frames| ExecTerminal { frames })
+    }
+
     /// The process' standard input; `None` if it was started without, or the input was taken before.
     pub fn take_stdin(&mut self) -> Option<ExecStdin> {
         self.stdin.take().map(|frames| ExecStdin { frames })
@@ -102,7 +121,10 @@ impl Exec {
                         return Err(ClientError::Refused { operation: operation(), message });
                     }
                     // Only clients send these.
-                    exec_frame::Frame::Start(_) | exec_frame::Frame::Stdin(_) | exec_frame::Frame::StdinClosed(_) => {}
+                    exec_frame::Frame::Start(_)
+                    | exec_frame::Frame::Stdin(_)
+                    | exec_frame::Frame::StdinClosed(_)
+                    | exec_frame::Frame::Resize(_) => {}
                 },
                 // A frame of a kind that this build does not know.
                 Ok(Some(ExecFrame { frame: None })) => {}
@@ -137,7 +159,7 @@ impl Client {
     /// `NotFound` for the pod or container, `Invalid` when a container must be named, and what any call can meet.
     pub async fn exec(&self, start: ExecStart) -> Result<Exec, ClientError> {
         let operation = Operation::new("run a command in", format!("Pod {}/{}", start.namespace, start.pod));
-        let with_stdin = start.stdin;
+        let (with_stdin, with_terminal) = (start.stdin, start.tty);
         let call = |channel| {
             let (sender, receiver) = mpsc::channel(STDIN_FRAMES);
             // The channel is new and empty: there is room for the first frame.
@@ -148,7 +170,8 @@ impl Client {
             }
         };
         let (frames, stdin) = self.call(operation.clone(), Retry::NeverSent, call).await?;
-        Ok(Exec { frames, stdin: with_stdin.then_some(stdin), operation })
+        let terminal = with_terminal.then(|| stdin.clone());
+        Ok(Exec { frames, stdin: with_stdin.then_some(stdin), terminal, operation })
     }
 
     /// Loads an image archive into nodes. `data` is the file's bytes in pieces of at most a few hundred KiB; when it yields an

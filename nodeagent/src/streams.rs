@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use minipod_podshim::protocol::Window;
 use minipod_proto::v1::nodes_client::NodesClient;
 use minipod_proto::v1::open_stream::Request;
 use minipod_proto::v1::tunnel_frame::Frame;
 use minipod_proto::v1::{
     ExecFrame, ExecStart, ImageInfo, ImageListResponse, ImageLoadResponse, ImageLoadStart, LogsRequest, OpenStream,
-    TunnelEnd, TunnelFrame, exec_frame,
+    TerminalSize, TunnelEnd, TunnelFrame, exec_frame,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::StreamExt;
@@ -19,7 +20,7 @@ use tonic::{Code, Status, Streaming};
 use crate::agent::Agent;
 use crate::image::{ImageError, ImageRecord, LoadOptions};
 use crate::logs::{LogOptions, read_log};
-use crate::shim::{ExecInput, ExecInputs, ExecOutput, ShimError};
+use crate::shim::{ExecInput, ExecInputs, ExecOutput, ExecStreams, ShimError};
 use crate::want::{Uid, find_container};
 use crate::worker::PodView;
 
@@ -186,11 +187,14 @@ async fn exec(agent: &Agent, tunnel: &mut Tunnel, uid: &str, start: ExecStart) -
     if start.command.is_empty() {
         return Err(Status::invalid_argument("no command"));
     }
-    let process = match shim.exec(&container, attempt, &start.command, start.stdin).await {
+    let process = match shim.exec(&container, attempt, &start.command, exec_streams(&start)).await {
         Ok(process) => process,
         Err(error @ ShimError::Refused { .. }) => {
             let text = crate::report::chain(&error);
             return tunnel.send(exec_frame(exec_frame::Frame::Error(text))).await;
+        }
+        Err(error @ ShimError::TooOld { .. }) => {
+            return Err(Status::failed_precondition(crate::report::chain(&error)));
         }
         Err(error) => return Err(Status::unavailable(crate::report::chain(&error))),
     };
@@ -222,6 +226,15 @@ async fn exec(agent: &Agent, tunnel: &mut Tunnel, uid: &str, start: ExecStart) -
     }
 }
 
+fn exec_streams(start: &ExecStart) -> ExecStreams {
+    let terminal = start.tty.then(|| window(start.size.unwrap_or_default()));
+    ExecStreams { stdin: start.stdin, terminal }
+}
+
+fn window(size: TerminalSize) -> Window {
+    Window { rows: size.rows, columns: size.columns }
+}
+
 /// Room for input and what the user sends. `None` when the user is gone, and with the user the reason for the process.
 async fn next_input<'a>(
     inputs: &'a ExecInputs,
@@ -241,6 +254,9 @@ async fn next_input<'a>(
             }
             Some(Frame::Exec(ExecFrame { frame: Some(exec_frame::Frame::StdinClosed(_)) }) | Frame::End(_)) => {
                 ExecInput::StdinClosed
+            }
+            Some(Frame::Exec(ExecFrame { frame: Some(exec_frame::Frame::Resize(size)) })) => {
+                ExecInput::Resize(window(size))
             }
             _ => continue,
         };

@@ -4,7 +4,7 @@ mod support;
 
 use minipod_proto::v1::open_stream::Request;
 use minipod_proto::v1::tunnel_frame::Frame;
-use minipod_proto::v1::{ExecFrame, ExecStart, ImageListRequest, LogsRequest, TunnelEnd, exec_frame};
+use minipod_proto::v1::{ExecFrame, ExecStart, ImageListRequest, LogsRequest, TerminalSize, TunnelEnd, exec_frame};
 use support::fake_api::Tunnel;
 use support::*;
 
@@ -76,6 +76,58 @@ fn programs_run_in_containers() {
             entries(std::path::Path::new("/proc")).iter().any(|path| cmdline(path) == b"sleep\x00987\x00")
         };
         node.api.wait_for("the end of the process", || (!sleeps()).then_some(()), || node.agent_log()).await;
+    });
+}
+
+#[test]
+fn programs_run_on_terminals() {
+    on_a_node(|| async {
+        let node = Node::with_agent().await;
+        let uid = "uid-terminal";
+        node.api.put(scripts(uid, "Always", 0, &[("a:app", "sleep 1000")])).await;
+        node.wait_running(uid).await;
+        let on_terminal = |script: &str| {
+            let command = ["sh", "-c", script].map(str::to_owned).to_vec();
+            let size = Some(TerminalSize { rows: 30, columns: 90 });
+            Request::Exec(ExecStart { command, stdin: true, tty: true, size, ..ExecStart::default() })
+        };
+        let script = "trap 'stty size; exit 6' WINCH; tty; stty size; echo also >&2; while :; do sleep 0.02; done";
+        let mut tunnel = node.api.open(uid, on_terminal(script)).await;
+        let mut shown = String::new();
+        while !shown.contains("also") {
+            match tunnel.next().await {
+                Some(Frame::Exec(ExecFrame { frame: Some(exec_frame::Frame::Stdout(data)) })) => {
+                    shown.push_str(&String::from_utf8_lossy(&data));
+                }
+                other => panic!("{other:?} after {shown}"),
+            }
+        }
+        assert_eq!(shown, "/dev/pts/0\r\n30 90\r\nalso\r\n");
+        input(&tunnel, exec_frame::Frame::Resize(TerminalSize { rows: 41, columns: 101 })).await;
+        assert_eq!(output(&mut tunnel).await, ("41 101\r\n".into(), String::new(), Ok(6)));
+    });
+}
+
+#[test]
+fn a_program_that_reads_no_input_ends_with_its_user() {
+    on_a_node(|| async {
+        let node = Node::with_agent().await;
+        let uid = "uid-full";
+        node.api.put(scripts(uid, "Always", 0, &[("a:app", "sleep 1000")])).await;
+        node.wait_running(uid).await;
+        let command = ["sh", "-c", "echo go; exec sleep 986"];
+        let mut tunnel = node.api.open(uid, exec_request("app", &command, true)).await;
+        assert!(matches!(tunnel.next().await, Some(Frame::Exec(_))));
+        // Until nothing on the way takes any more: pipe, supervisor, its connection, the agent, the tunnel.
+        let full = Frame::Exec(ExecFrame { frame: Some(exec_frame::Frame::Stdin(vec![b'x'; 60_000].into())) });
+        let pause = std::time::Duration::from_millis(500);
+        while tokio::time::timeout(pause, tunnel.send(full.clone())).await.is_ok() {}
+        drop(tunnel);
+        let lives = || {
+            let cmdline = |path: &std::path::Path| std::fs::read(path.join("cmdline")).unwrap_or_default();
+            entries(std::path::Path::new("/proc")).iter().any(|path| cmdline(path) == b"sleep\x00986\x00")
+        };
+        node.api.wait_for("the end of the process", || (!lives()).then_some(()), || node.agent_log()).await;
     });
 }
 

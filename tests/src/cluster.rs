@@ -159,6 +159,7 @@ impl Cluster {
             container: container.to_owned(),
             command: command.iter().map(|&word| word.to_owned()).collect(),
             stdin: false,
+            ..ExecStart::default()
         };
         let mut exec = self.client().exec(start).await.map_err(|error| error.to_string())?;
         let (mut output, mut errors) = (Vec::new(), Vec::new());

@@ -188,8 +188,10 @@ async fn pump_input(
     to_agent: mpsc::Sender<Result<minipod_proto::v1::TunnelFrame, Status>>,
 ) {
     while let Ok(Some(exec)) = inbound.message().await {
-        if matches!(exec.frame, Some(exec_frame::Frame::Stdin(_) | exec_frame::Frame::StdinClosed(_)))
-            && to_agent.send(frame(Frame::Exec(exec))).await.is_err()
+        if matches!(
+            exec.frame,
+            Some(exec_frame::Frame::Stdin(_) | exec_frame::Frame::StdinClosed(_) | exec_frame::Frame::Resize(_))
+        ) && to_agent.send(frame(Frame::Exec(exec))).await.is_err()
         {
             return;
         }

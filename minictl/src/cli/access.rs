@@ -3,14 +3,16 @@
 use std::io::{IsTerminal, Read, Write};
 
 use bytes::Bytes;
-use minipod_client::{ExecOutput, ExecStdin};
+use minipod_client::{ExecOutput, ExecStdin, ExecTerminal};
 use minipod_proto::Resource;
 use minipod_proto::v1::{ExecStart, LogsRequest, Pod};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::args::{ExecArgs, LogsArgs};
 use super::error::CliError;
 use super::session::Session;
+use super::terminal::{self, Ends, Raw};
 use super::{print_bytes, target};
 use crate::view::text::{self, LogFilter};
 
@@ -49,26 +51,39 @@ pub async fn logs(session: &Session, options: &LogsArgs) -> Result<(), CliError>
 
 /// Runs a command in a container. Its output passes as it is: whoever runs a program on a terminal wants what it draws.
 pub async fn exec(session: &Session, options: &ExecArgs) -> Result<(), CliError> {
-    if options.tty {
-        return Err(CliError::usage(
-            "terminals (-t) are not supported yet",
-            "leave out -t; with -i standard input is passed on",
-        ));
-    }
     let name = target::pod_name(&options.pod)?;
+    let tty = options.tty && options.stdin && std::io::stdin().is_terminal();
+    if options.tty && !tty {
+        note!("no terminal for the command: that needs -i, and standard input to be one");
+    }
     let start = ExecStart {
         namespace: session.namespace.clone(),
         pod: name.to_owned(),
         container: container(session, name, &options.container).await?,
         command: options.command.clone(),
         stdin: options.stdin,
+        tty,
+        size: tty.then(terminal::size),
     };
     let mut exec = session.client.exec(start).await?;
+    // From here on every way out of this function gives the terminal back as it was.
+    let (_raw, mut ends) = match exec.take_terminal() {
+        Some(remote) => {
+            tokio::spawn(follow_size(remote));
+            (Some(Raw::begin()?), Some(Ends::listen()?))
+        }
+        None => (None, None),
+    };
     if let Some(stdin) = exec.take_stdin() {
         pass_stdin(stdin);
     }
     loop {
-        match exec.next().await? {
+        // Both arms are cancel safe.
+        let output = tokio::select! {
+            output = exec.next() => output?,
+            code = ended(ends.as_mut()) => return Err(CliError::Exit(code)),
+        };
+        match output {
             ExecOutput::Stdout(data) => print_bytes(&data)?,
             ExecOutput::Stderr(data) => {
                 let mut err = std::io::stderr().lock();
@@ -79,6 +94,20 @@ pub async fn exec(session: &Session, options: &ExecArgs) -> Result<(), CliError>
             ExecOutput::Exit(code) => return Err(CliError::Exit(code)),
         }
     }
+}
+
+/// The exit code for a signal that asks minictl to end, where it listens to them.
+async fn ended(ends: Option<&mut Ends>) -> i32 {
+    match ends {
+        Some(ends) => ends.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells the process' terminal each new size of this one.
+async fn follow_size(remote: ExecTerminal) {
+    let Ok(mut changes) = signal(SignalKind::window_change()) else { return };
+    while changes.recv().await.is_some() && remote.resize(terminal::size()).await {}
 }
 
 /// A thread reads, because a read of a terminal cannot be called off; the end of the process ends it.

@@ -262,7 +262,7 @@ pub struct ExecArgs {
     /// Pass standard input on.
     #[arg(short = 'i', long)]
     pub stdin: bool,
-    /// Not supported yet.
+    /// Give the command a terminal; needs -i, and standard input to be one.
     #[arg(short = 't', long)]
     pub tty: bool,
     /// The command and its arguments, after --.

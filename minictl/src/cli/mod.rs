@@ -31,6 +31,7 @@ mod node;
 mod session;
 mod sources;
 mod target;
+mod terminal;
 mod up;
 
 use std::io::Write;

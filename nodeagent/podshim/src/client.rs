@@ -55,6 +55,8 @@ pub struct ExecSession {
     pub exited: Option<i32>,
     /// Its output may be held open by others after its end: not longer than until then.
     pub drain_until_ms: u64,
+    /// Both of its ends are a terminal's, which `outputs[0]` reads and `input` writes.
+    pub terminal: bool,
     /// Whether epoll watches each output.
     pub watched: [bool; 2],
     /// Whether epoll watches its stdin.

@@ -12,6 +12,7 @@ mod journal;
 mod logs;
 mod supervisor;
 mod sys;
+mod terminal;
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};

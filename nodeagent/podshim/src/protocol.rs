@@ -13,8 +13,8 @@ use prost::Message;
 /// The version that this build speaks, and the highest it reads.
 pub const VERSION: u16 = 1;
 /// What this build carries out, as it tells in [`State::version`]: grows with every field of a spec that an older supervisor
-/// would do harm by ignoring. 2: [`Mount::sub_path`].
-pub const ABILITIES: u32 = 2;
+/// would do harm by ignoring. 2: [`Mount::sub_path`]. 3: [`Exec::terminal`].
+pub const ABILITIES: u32 = 3;
 /// Largest message: a container's spec with the manifest's largest environment fits several times.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Most bytes of output or input in one exec frame.
@@ -420,13 +420,27 @@ pub struct Exec {
     /// Added to the container's environment.
     #[prost(string, repeated, tag = "5")]
     pub env: Vec<String>,
+    /// A terminal of this size instead of pipes; what it shows comes as stdout.
+    #[prost(message, optional, tag = "6")]
+    pub terminal: Option<Window>,
+}
+
+/// The size of a terminal, in characters; the kernel's numbers have 16 bits.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Window {
+    /// Lines.
+    #[prost(uint32, tag = "1")]
+    pub rows: u32,
+    /// Characters in a line.
+    #[prost(uint32, tag = "2")]
+    pub columns: u32,
 }
 
 /// To an exec'd process.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct ExecInput {
     /// What.
-    #[prost(oneof = "Input", tags = "1, 2, 3")]
+    #[prost(oneof = "Input", tags = "1, 2, 3, 4")]
     pub input: Option<Input>,
 }
 
@@ -442,6 +456,9 @@ pub enum Input {
     /// A signal by number.
     #[prost(int32, tag = "3")]
     Signal(i32),
+    /// Its terminal has another size now. Ignored by one without a terminal.
+    #[prost(message, tag = "4")]
+    Resize(Window),
 }
 
 // -------------------------------------------------------------------------------------------------------- responses

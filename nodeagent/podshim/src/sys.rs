@@ -313,6 +313,38 @@ pub fn prlimit(resource: u32, new: Option<(u64, u64)>) -> Result<(u64, u64)> {
     Ok((old.rlim_cur, old.rlim_max))
 }
 
+/// Opens the other side of a terminal by its master, whatever the file system shows now. Not as controlling terminal.
+pub fn open_terminal_peer(master: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: the argument is a number; the answer is a new descriptor or an error.
+    let fd = Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) })?;
+    // SAFETY: the kernel just made it, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Lets a terminal be opened by its master; a fresh one is locked.
+pub fn unlock_terminal(master: BorrowedFd<'_>) -> Result<()> {
+    let locked: libc::c_int = 0;
+    // SAFETY: the kernel reads one int where there is one.
+    Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const locked) })?;
+    Ok(())
+}
+
+/// Tells a terminal its size; its foreground processes get SIGWINCH if that is news.
+pub fn set_terminal_size(terminal: BorrowedFd<'_>, rows: u16, columns: u16) -> Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the kernel reads one winsize where there is one.
+    Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })?;
+    Ok(())
+}
+
+/// Makes stdin the controlling terminal of this session.
+pub fn control_by_stdin() -> Result<()> {
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) })?;
+    Ok(())
+}
+
 /// The size of a pipe, as a wish.
 pub fn widen_pipe(pipe: BorrowedFd<'_>, bytes: libc::c_int) {
     // SAFETY: numbers only; a refusal leaves the pipe as it is.

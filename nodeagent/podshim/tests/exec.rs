@@ -4,8 +4,8 @@ mod support;
 
 use std::time::Duration;
 
-use minipod_podshim::protocol::{Capabilities, Empty, Fault, Input, Output, SandboxSpec, User};
-use support::{Pod, alive, until};
+use minipod_podshim::protocol::{Capabilities, Empty, Fault, Input, Output, SandboxSpec, User, Window};
+use support::{Pod, Process, alive, until};
 
 fn pod_with(script: &str) -> Pod {
     let mut pod = Pod::new();
@@ -151,4 +151,103 @@ fn a_shared_pid_namespace_works_too() {
     let (out, _, _) = host.exec("a", &["sh", "-c", "echo $$"], false).expect("runs").finish();
     assert!(String::from_utf8_lossy(&out).trim().parse::<u32>().expect("a pid") > 1);
     host.stop();
+}
+
+/// What came of a program on a terminal until `until` was in it.
+fn shown(process: &mut Process, until: &str) -> String {
+    let mut text = String::new();
+    while !text.contains(until) {
+        match process.next() {
+            Output::Stdout(data) => text.push_str(&String::from_utf8_lossy(&data)),
+            other => panic!("{other:?} instead of {until:?} after {text:?}"),
+        }
+    }
+    text
+}
+
+#[test]
+fn a_terminal_is_the_containers_own_and_has_the_size_that_it_is_told() {
+    let mut pod = Pod::new();
+    let mut spec = pod.spec("a", "sleep 1000");
+    spec.user = Some(User { uid: 1000, gid: 1000, groups: vec![] });
+    pod.start(spec);
+    let script = "trap 'stty size' WINCH; tty; stty size; echo $TERM; echo x >$(tty) && echo open; \
+                  while read line; do echo got $line; done; echo end >&2; exit 5";
+    let window = Window { rows: 33, columns: 44 };
+    let mut process = pod.exec_on("a", &["sh", "-c", script], true, Some(window)).expect("runs");
+    let begin = shown(&mut process, "open");
+    assert!(begin.contains("/dev/pts/0\r\n33 44\r\nxterm\r\n"), "{begin:?}");
+    process.input(Input::Resize(Window { rows: 50, columns: 132 }));
+    process.input(Input::Stdin(b"one\n".to_vec()));
+    let then = shown(&mut process, "50 132\r\n");
+    let then = if then.contains("got one") { then } else { then + &shown(&mut process, "got one") };
+    // It echoes what is typed, and both outputs are one.
+    assert!(then.contains("one\r\n"), "{then:?}");
+    process.input(Input::StdinClosed(Empty {}));
+    let (out, err, code) = process.finish();
+    assert_eq!((String::from_utf8_lossy(&out).trim(), err.len(), code), ("end", 0, 5));
+}
+
+#[test]
+fn keys_are_signals_on_a_terminal_and_its_end_is_theirs() {
+    let pod = pod_with("sleep 1000");
+    let window = Window { rows: 24, columns: 80 };
+    let mut process = pod.exec_on("a", &["sh", "-c", "echo go; exec sleep 1001"], true, Some(window)).expect("runs");
+    shown(&mut process, "go");
+    process.input(Input::Stdin(vec![3]));
+    assert_eq!(process.finish().2, 128 + libc::SIGINT);
+    // Its user goes away: nothing of the session stays.
+    let script = "sleep 1002 & echo go; wait";
+    let mut process = pod.exec_on("a", &["sh", "-c", script], false, Some(window)).expect("runs");
+    shown(&mut process, "go");
+    let pid = process.pid;
+    drop(process);
+    until("the process of a user who is gone", || alive(pid), |alive| !alive);
+    let (out, _, _) =
+        pod.exec("a", &["sh", "-c", "for p in /proc/[0-9]*; do cat $p/cmdline; done"], false).expect("runs").finish();
+    assert!(!String::from_utf8_lossy(&out).contains("sleep\x001002"), "{}", String::from_utf8_lossy(&out));
+    // A large output comes whole although the terminal ends with its program.
+    let script = "stty -opost; head -c 3000000 /dev/zero | tr '\\0' x";
+    let (out, _, code) = pod.exec_on("a", &["sh", "-c", script], false, Some(window)).expect("runs").finish();
+    assert_eq!((out.len(), code), (3_000_000, 0));
+}
+
+#[test]
+fn a_container_without_terminals_is_refused_one() {
+    let mut pod = Pod::new();
+    // One that may mount puts a file of its own where the terminals were.
+    let mut spec = pod.spec("a", "mount -t tmpfs none /dev/pts; echo trap >/dev/pts/ptmx; sleep 1000");
+    let all = (1 << 22) - 1;
+    spec.capabilities = Some(Capabilities { bounding: all, permitted: all, effective: all, ..Capabilities::default() });
+    pod.start(spec);
+    let window = Window { rows: 24, columns: 80 };
+    let refused = until(
+        "the container to have no terminals",
+        || pod.exec_on("a", &["true"], false, Some(window)).err(),
+        Option::is_some,
+    );
+    let refused = refused.expect("refused");
+    assert_eq!((refused.fault(), refused.object.as_str()), (Fault::Container, "/dev/pts/ptmx"));
+}
+
+#[test]
+fn a_full_input_does_not_hide_that_the_user_has_gone() {
+    let pod = pod_with("sleep 1000");
+    let mut process = pod.exec("a", &["sleep", "1001"], true).expect("runs");
+    let pid = process.pid;
+    // More than the supervisor and the pipe take, and less than would hold up this test.
+    for _ in 0..6 {
+        process.input(Input::Stdin(vec![b'x'; 60_000]));
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(alive(pid));
+    drop(process);
+    until("the process of a user who is gone", || alive(pid), |alive| !alive);
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pod.shim.id())).expect("stat");
+        stat.rsplit(' ').nth(52 - 14).and_then(|ticks| ticks.parse::<u64>().ok()).expect("utime")
+    };
+    let before = ticks();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(ticks() - before < 10, "the supervisor spins");
 }

@@ -14,7 +14,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::Outcome;
-use crate::shim::{ExecOutput, Shim, ShimError};
+use crate::shim::{ExecOutput, ExecStreams, Shim, ShimError};
 
 /// Of what a probe says, this much is kept (Kubernetes' value).
 const MAX_OUTPUT_BYTES: usize = 10 << 10;
@@ -83,11 +83,12 @@ async fn exec(target: &Target, action: &ExecAction) -> Outcome {
     let Some(shim) = &target.shim else {
         return Outcome::Unknown("the pod's supervisor is not connected".to_owned());
     };
-    let mut process = match shim.exec(&target.container.name, target.attempt, &action.command, false).await {
-        Ok(process) => process,
-        Err(error @ ShimError::Refused(_)) => return Outcome::Failure(crate::report::chain(&error)),
-        Err(error) => return Outcome::Unknown(crate::report::chain(&error)),
-    };
+    let mut process =
+        match shim.exec(&target.container.name, target.attempt, &action.command, ExecStreams::default()).await {
+            Ok(process) => process,
+            Err(error @ ShimError::Refused(_)) => return Outcome::Failure(crate::report::chain(&error)),
+            Err(error) => return Outcome::Unknown(crate::report::chain(&error)),
+        };
     let mut output = Vec::new();
     loop {
         match process.next().await {

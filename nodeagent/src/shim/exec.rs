@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use minipod_podshim::protocol::{
-    self, Ask, Empty, ExecInput as WireInput, Input, MAX_DATA_BYTES, Output, Request, Say, put_frame,
+    self, Ask, Empty, ExecInput as WireInput, Input, MAX_DATA_BYTES, Output, Request, Say, Window, put_frame,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::ShimError;
 use super::connection::Frames;
@@ -16,6 +16,15 @@ use super::connection::Frames;
 /// Input between the user's stream and the connection; each at most what one tunnel frame holds (64 KiB). A program that
 /// does not read its stdin holds its user back.
 const INPUT_QUEUE: usize = 4;
+
+/// The streams of a program to be run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExecStreams {
+    /// Its input will be sent; else it has none.
+    pub stdin: bool,
+    /// A terminal of this size instead of pipes; its output all comes as stdout.
+    pub terminal: Option<Window>,
+}
 
 /// What an exec'd process says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +46,8 @@ pub enum ExecInput {
     StdinClosed,
     /// Kill it.
     Kill,
+    /// Its terminal has another size now.
+    Resize(Window),
 }
 
 /// An exec'd process. Dropping it kills the process.
@@ -50,6 +61,8 @@ pub struct ExecProcess {
 #[derive(Debug)]
 pub struct ExecOutputs {
     frames: Frames<OwnedReadHalf>,
+    /// Its end tells the feeding of input, which may wait for the process just now.
+    _reader: oneshot::Sender<()>,
 }
 
 /// What goes into an exec'd process.
@@ -70,8 +83,9 @@ impl ExecProcess {
         match answer {
             Some(Say::ExecOutput(protocol::ExecOutput { output: Some(Output::Started(_)) })) => {
                 let (sender, receiver) = mpsc::channel(INPUT_QUEUE);
-                tokio::spawn(feed(writer, receiver));
-                Ok(Self { outputs: ExecOutputs { frames }, inputs: ExecInputs { sender } })
+                let (reader, reader_gone) = oneshot::channel();
+                tokio::spawn(feed(writer, receiver, reader_gone));
+                Ok(Self { outputs: ExecOutputs { frames, _reader: reader }, inputs: ExecInputs { sender } })
             }
             Some(Say::Refused(refused)) => Err(ShimError::Refused(refused)),
             Some(_) => Err(ShimError::Unexpected { operation: "exec" }),
@@ -127,7 +141,11 @@ impl ExecInputs {
 
 /// Writes input until there is no more. It holds the connection's writing half: its end does not end the connection, the
 /// reading half does.
-async fn feed(mut writer: OwnedWriteHalf, mut inputs: mpsc::Receiver<ExecInput>) {
+async fn feed(
+    mut writer: OwnedWriteHalf,
+    mut inputs: mpsc::Receiver<ExecInput>,
+    mut reader_gone: oneshot::Receiver<()>,
+) {
     while let Some(input) = inputs.recv().await {
         let mut bytes = Vec::new();
         let mut put = |input| {
@@ -138,10 +156,17 @@ async fn feed(mut writer: OwnedWriteHalf, mut inputs: mpsc::Receiver<ExecInput>)
         match input {
             ExecInput::Stdin(data) => data.chunks(MAX_DATA_BYTES).for_each(|piece| put(Input::Stdin(piece.to_vec()))),
             ExecInput::StdinClosed => put(Input::StdinClosed(Empty {})),
+            ExecInput::Resize(window) => put(Input::Resize(window)),
             ExecInput::Kill => put(Input::Signal(libc::SIGKILL)),
         }
-        if writer.write_all(&bytes).await.is_err() {
-            return;
+        tokio::select! {
+            // Not cancel safe, and need not be: after the other arm nothing more is written.
+            written = writer.write_all(&bytes) => if written.is_err() {
+                return;
+            },
+            // Cancel safe. A process that reads nothing holds the writing up, and with this half the connection: it is closed, and
+            // the supervisor kills the process.
+            _ = &mut reader_gone => return,
         }
     }
     // Dropping it would shut the socket's writing side down, which the supervisor takes for the agent's going away.

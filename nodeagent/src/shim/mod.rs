@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use crate::paths::PodPaths;
 use crate::plan::model::{Ended, Run, RunState, SandboxState};
 
-pub use exec::{ExecInput, ExecInputs, ExecOutput, ExecOutputs, ExecProcess};
+pub use exec::{ExecInput, ExecInputs, ExecOutput, ExecOutputs, ExecProcess, ExecStreams};
 
 /// Requests between steps and the connection: the planner has a few steps of a pod in flight at a time.
 const CALL_QUEUE: usize = 16;
@@ -208,6 +208,8 @@ pub struct ShimState {
 
 /// The first [`protocol::ABILITIES`] with `Mount::sub_path`.
 const SUB_PATH_SINCE: u32 = 2;
+/// The first with `Exec::terminal`.
+const TERMINALS_SINCE: u32 = 3;
 
 /// What there is of a pod's supervisor.
 #[derive(Debug)]
@@ -329,9 +331,8 @@ impl Shim {
     /// # Errors
     /// See [`ShimError::is_containers_fault`].
     pub async fn start(&self, spec: ContainerSpec) -> Result<protocol::Started, ShimError> {
-        let has_sub_path = spec.mounts.iter().any(|mount| !mount.sub_path.is_empty());
-        if has_sub_path && self.0.abilities.load(Ordering::Relaxed) < SUB_PATH_SINCE {
-            return Err(ShimError::TooOld { field: "volumeMounts.subPath" });
+        if spec.mounts.iter().any(|mount| !mount.sub_path.is_empty()) {
+            self.must_know(SUB_PATH_SINCE, "volumeMounts.subPath")?;
         }
         match self.ask("start the container", Ask::Start(Box::new(spec)), ANSWER_PATIENCE).await? {
             Say::Started(started) => Ok(started),
@@ -367,12 +368,29 @@ impl Shim {
         dir.is_some_and(|dir| cleanup::look(dir).is_ok_and(|presence| presence == Presence::Never))
     }
 
+    fn must_know(&self, since: u32, field: &'static str) -> Result<(), ShimError> {
+        let known = self.0.abilities.load(Ordering::Relaxed);
+        if known < since { Err(ShimError::TooOld { field }) } else { Ok(()) }
+    }
+
     /// Runs a program in a container.
     ///
     /// # Errors
     /// [`ShimError::Refused`] when the container does not run or the program cannot be run.
-    pub async fn exec(&self, name: &str, attempt: u32, argv: &[String], stdin: bool) -> Result<ExecProcess, ShimError> {
-        let exec = protocol::Exec { name: name.to_owned(), attempt, argv: argv.to_vec(), stdin, env: Vec::new() };
+    /// [`ShimError::TooOld`] for a terminal where a supervisor is older than terminals.
+    pub async fn exec(
+        &self,
+        name: &str,
+        attempt: u32,
+        argv: &[String],
+        streams: ExecStreams,
+    ) -> Result<ExecProcess, ShimError> {
+        let ExecStreams { stdin, terminal } = streams;
+        if terminal.is_some() {
+            self.must_know(TERMINALS_SINCE, "terminals")?;
+        }
+        let exec =
+            protocol::Exec { name: name.to_owned(), attempt, argv: argv.to_vec(), stdin, env: Vec::new(), terminal };
         let began = timeout(ANSWER_PATIENCE, ExecProcess::begin(&self.0.launch_socket, exec)).await;
         began.map_err(|_| ShimError::Silent { operation: "run the program", patience: ANSWER_PATIENCE })?
     }

@@ -211,6 +211,7 @@ impl Stage {
             container: container.to_owned(),
             command: command.iter().map(|&word| word.to_owned()).collect(),
             stdin: false,
+            ..ExecStart::default()
         };
         let mut exec = self.client.exec(start).await?;
         let mut said = Vec::new();

@@ -34,6 +34,8 @@ pub struct Stdio {
     pub stdout: OwnedFd,
     /// Descriptor 2.
     pub stderr: OwnedFd,
+    /// They are a terminal, and the session's.
+    pub terminal: bool,
 }
 
 /// What every child gets.
@@ -225,5 +227,6 @@ fn begin_session(stdio: &Stdio) -> Step<()> {
     let (stdin, stdout, stderr) = (high(&stdio.stdin)?, high(&stdio.stdout)?, high(&stdio.stderr)?);
     nix::unistd::dup2_stdin(&stdin).node("set up", "stdin")?;
     nix::unistd::dup2_stdout(&stdout).node("set up", "stdout")?;
-    nix::unistd::dup2_stderr(&stderr).node("set up", "stderr")
+    nix::unistd::dup2_stderr(&stderr).node("set up", "stderr")?;
+    if stdio.terminal { sys::control_by_stdin().node("take", "the terminal") } else { Ok(()) }
 }

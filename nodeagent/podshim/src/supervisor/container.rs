@@ -76,6 +76,11 @@ impl Container {
         &self.group
     }
 
+    /// Its first process in the node's PID namespace.
+    pub fn pid(&self) -> u32 {
+        self.started.pid
+    }
+
     /// Its first process.
     pub fn init_fd(&self) -> Result<std::os::fd::OwnedFd, Failure> {
         let gone = || Failure::node("find", "the container's process", Errno::ESRCH);
@@ -248,7 +253,11 @@ impl Supervisor {
         let into_pids = if self.sandbox.shares_pids() { Some(self.pause_fd()?) } else { None };
         let cgroups: Vec<(String, PathBuf)> = group.directories();
         let shared = self.sandbox.shared_namespaces();
-        let common = Common { joins, stdio: Stdio { stdin, stdout, stderr }, reporter: Reporter(reporter.into()) };
+        let common = Common {
+            joins,
+            stdio: Stdio { stdin, stdout, stderr, terminal: false },
+            reporter: Reporter(reporter.into()),
+        };
         let role = Role::Container(spec.name.clone());
         let pid = self.in_pid_namespace_of(into_pids, |this| {
             this.fork(role, namespaces, (common, report), |common| {

@@ -2,20 +2,26 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use minipod_podshim::protocol::{Exec, ExecInput, ExecOutput, Fault, Input, MAX_DATA_BYTES, Output, Refused, Say};
+use minipod_podshim::protocol::{
+    Exec, ExecInput, ExecOutput, Fault, Input, MAX_DATA_BYTES, Output, Refused, Say, Window,
+};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sched::CloneFlags;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
+use super::container::Container;
 use super::sandbox::{Tap as _, cgroup_refused, null};
 use super::{Asker, Role, Supervisor, Token, now_ms, refused};
 use crate::child::report::{Failure, Reporter, errno_of};
 use crate::child::{self, Common, ExecChild, Stdio};
 use crate::client::ExecSession;
+use crate::terminal;
 
 /// Input that may wait for a process which does not read it, before its connection is not read any more.
 const INPUT_BYTES: usize = 256 << 10;
+/// What ends the input at a terminal.
+const END_OF_TRANSMISSION: u8 = 4;
 /// How long others may hold an ended process' output open.
 const DRAIN_MS: u64 = 500;
 
@@ -75,24 +81,24 @@ impl Supervisor {
     ) -> Result<ExecSession, Failure> {
         let wrong = |error: std::io::Error| Failure::node("make a pipe", "", errno_of(&error));
         let (report, reporter) = crate::pipe().map_err(wrong)?;
-        let ((out, stdout), (err, stderr)) = (crate::pipe().map_err(wrong)?, crate::pipe().map_err(wrong)?);
-        let (stdin, input) = if exec.stdin {
-            let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| wrong(errno.into()))?;
-            fcntl(write.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|errno| wrong(errno.into()))?;
-            (read, Some(write))
-        } else {
-            (null()?, None)
+        let (stdio, ends) = match &exec.terminal {
+            Some(window) => self.terminal_streams(&exec.name, *window, exec.stdin)?,
+            None => pipe_streams(exec.stdin).map_err(wrong)?,
         };
+        let mut env = exec.env.clone();
+        if stdio.terminal && !spec.env.iter().any(|pair| pair.starts_with("TERM=")) {
+            env.push("TERM=xterm".to_owned());
+        }
         let into_pids = if self.sandbox.host_pids() {
             None
         } else {
             Some(init.try_clone().map_err(|error| Failure::node("copy a descriptor", "", errno_of(&error)))?)
         };
         let namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP | self.sandbox.shared_namespaces();
-        let common = Common { joins, stdio: Stdio { stdin, stdout, stderr }, reporter: Reporter(reporter.into()) };
+        let common = Common { joins, stdio, reporter: Reporter(reporter.into()) };
         let pid = self.in_pid_namespace_of(into_pids, |this| {
             this.fork(Role::Exec(asker.client), CloneFlags::empty(), (common, report), |common| {
-                let child = ExecChild { spec: &spec, argv: &exec.argv, env: &exec.env, init: init.as_fd(), namespaces };
+                let child = ExecChild { spec: &spec, argv: &exec.argv, env: &env, init: init.as_fd(), namespaces };
                 child::exec(&child, common)
             })
         })?;
@@ -100,15 +106,30 @@ impl Supervisor {
             pid,
             request: asker.request,
             started: false,
-            outputs: [Some(out), Some(err)],
-            input,
+            outputs: ends.outputs,
+            input: ends.input,
             waiting_input: Vec::new(),
             input_ends: false,
             exited: None,
             drain_until_ms: 0,
+            terminal: exec.terminal.is_some(),
             watched: [false; 2],
             input_watched: false,
         })
+    }
+
+    /// A terminal of the container's own, so that its programs find it under the name that they are told.
+    fn terminal_streams(&self, name: &str, window: Window, stdin: bool) -> Result<(Stdio, Ends), Failure> {
+        let container = self.containers.get(name);
+        let owner = container.and_then(|container| container.spec.user.as_ref()).map_or(0, |user| user.uid);
+        let pid = container.map_or(0, Container::pid);
+        let (master, terminal) = terminal::open_in(pid, owner, window)?;
+        let wrong = |error: std::io::Error| Failure::node("copy a descriptor", "", errno_of(&error));
+        let copy = |fd: &OwnedFd| fd.try_clone().map_err(wrong);
+        let input = if stdin { Some(copy(&master)?) } else { None };
+        let (stdin, stdout) = (copy(&terminal)?, copy(&terminal)?);
+        let stdio = Stdio { stdin, stdout, stderr: terminal, terminal: true };
+        Ok((stdio, Ends { outputs: [Some(master), None], input }))
     }
 
     /// Its program runs, or it never will.
@@ -189,13 +210,25 @@ impl Supervisor {
         let Some(session) = self.clients.get_mut(&asker.client).and_then(|client| client.exec.as_mut()) else { return };
         match input.input {
             Some(Input::Stdin(data)) if session.input.is_some() => session.waiting_input.extend_from_slice(&data),
-            Some(Input::StdinClosed(_)) => session.input_ends = true,
+            Some(Input::StdinClosed(_)) if !session.input_ends => {
+                session.input_ends = true;
+                if session.terminal && session.input.is_some() {
+                    // A terminal has no end, only the character that a person would type.
+                    session.waiting_input.push(END_OF_TRANSMISSION);
+                }
+            }
             Some(Input::Signal(signal)) => {
                 if let Some(child) = self.children.get(&session.pid) {
                     let _ = child.pidfd.signal(signal);
                 }
             }
-            Some(Input::Stdin(_)) | None => {}
+            Some(Input::Resize(window)) => {
+                if let (true, [Some(master), _]) = (session.terminal, &session.outputs) {
+                    // A terminal that has just ended needs no size.
+                    let _ = terminal::resize(master.as_fd(), window);
+                }
+            }
+            Some(Input::Stdin(_) | Input::StdinClosed(_)) | None => {}
         }
         self.write_input(asker.client);
     }
@@ -247,6 +280,25 @@ impl Supervisor {
             client.finishing = true;
         }
     }
+}
+
+/// The supervisor's ends of a program's streams.
+struct Ends {
+    outputs: [Option<OwnedFd>; 2],
+    input: Option<OwnedFd>,
+}
+
+fn pipe_streams(with_input: bool) -> std::io::Result<(Stdio, Ends)> {
+    let ((out, stdout), (err, stderr)) = (crate::pipe()?, crate::pipe()?);
+    let (stdin, input) = if with_input {
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        fcntl(write.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        (read, Some(write))
+    } else {
+        (null().map_err(|failure| std::io::Error::from_raw_os_error(failure.0.errno))?, None)
+    };
+    let stdio = Stdio { stdin, stdout, stderr, terminal: false };
+    Ok((stdio, Ends { outputs: [Some(out), Some(err)], input }))
 }
 
 fn said(output: Output) -> Say {

@@ -229,7 +229,7 @@ impl Supervisor {
             }
             for event in events.iter().take(count) {
                 if let Some(token) = Token::unpack(event.data()) {
-                    self.serve(token);
+                    self.serve(token, event.events());
                 }
             }
             self.on_time();
@@ -240,12 +240,12 @@ impl Supervisor {
         Ok(())
     }
 
-    fn serve(&mut self, token: Token) {
+    fn serve(&mut self, token: Token, events: EpollFlags) {
         match token {
             Token::Listener => self.accept(),
             Token::Child => self.reap(),
             Token::Logs => self.take_closed_logs(),
-            Token::Client(number) => self.serve_client(number),
+            Token::Client(number) => self.serve_client(number, events),
             Token::Report(pid) => self.read_report(pid),
             Token::Output(number, which) => self.read_output(number, which),
             Token::Input(number) => self.write_input(number),
@@ -300,12 +300,17 @@ impl Supervisor {
         }
     }
 
-    fn serve_client(&mut self, number: u64) {
+    fn serve_client(&mut self, number: u64, events: EpollFlags) {
         let mut buffer = std::mem::take(&mut self.buffer);
         if let Some(client) = self.clients.get_mut(&number)
             && client.interest.contains(EpollFlags::EPOLLIN)
         {
             client.receive(&mut buffer);
+        } else if events.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR)
+            && let Some(client) = self.clients.get_mut(&number)
+        {
+            // The other side has gone while input waits for a program that reads none: nobody is there to read on for.
+            client.broken = true;
         }
         self.buffer = buffer;
         self.buffer.clear();

@@ -121,7 +121,7 @@ impl Supervisor {
     ) -> Result<u32, Failure> {
         let wrong = |error: std::io::Error| Failure::node("make a pipe", "", child::report::errno_of(&error));
         let (report, reporter) = crate::pipe().map_err(wrong)?;
-        let stdio = Stdio { stdin: null()?, stdout: null()?, stderr: null()? };
+        let stdio = Stdio { stdin: null()?, stdout: null()?, stderr: null()?, terminal: false };
         let common = Common { joins, stdio, reporter: Reporter(reporter.into()) };
         let program = self.pause_program.try_clone().map_err(wrong)?;
         let steps = |common: &mut Common| child::pause(&PauseChild { spec, program: &program }, common);

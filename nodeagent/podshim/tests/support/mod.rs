@@ -306,9 +306,19 @@ impl Pod {
     }
 
     pub fn exec(&self, name: &str, argv: &[&str], stdin: bool) -> Result<Process, Refused> {
+        self.exec_on(name, argv, stdin, None)
+    }
+
+    pub fn exec_on(
+        &self,
+        name: &str,
+        argv: &[&str],
+        stdin: bool,
+        terminal: Option<Window>,
+    ) -> Result<Process, Refused> {
         let mut agent = Agent::connect(self.dir.path());
         let argv = argv.iter().map(|word| (*word).to_owned()).collect();
-        agent.send(Ask::Exec(Exec { name: name.into(), attempt: 0, argv, stdin, env: vec![] }));
+        agent.send(Ask::Exec(Exec { name: name.into(), attempt: 0, argv, stdin, env: vec![], terminal }));
         match agent.next().and_then(|response| response.say) {
             Some(Say::ExecOutput(ExecOutput { output: Some(Output::Started(pid)) })) => Ok(Process { agent, pid }),
             Some(Say::Refused(refused)) => Err(refused),
