@@ -9,7 +9,7 @@ use minipod_proto::v1::images_client::ImagesClient;
 use minipod_proto::v1::pod_access_client::PodAccessClient;
 use minipod_proto::v1::{
     ExecFrame, ExecStart, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadStart, ImageLoadSummary,
-    LogChunk, LogsRequest, TerminalSize, exec_frame, image_load_request,
+    LogChunk, LogsRequest, PortFrame, PortStart, TerminalSize, exec_frame, image_load_request, port_frame,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -138,7 +138,85 @@ impl Exec {
     }
 }
 
+/// What comes from a program in a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PortEvent {
+    /// Bytes.
+    Data(Bytes),
+    /// It sends no more. It may still read.
+    Closed,
+}
+
+/// From a program in a pod. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct PortReader {
+    frames: Streaming<PortFrame>,
+    operation: Operation,
+}
+
+impl PortReader {
+    /// What comes next; `None` when both directions have ended. Cancel safe.
+    ///
+    /// # Errors
+    /// When nothing listens there, or the connection broke.
+    pub async fn next(&mut self) -> Result<Option<PortEvent>, ClientError> {
+        loop {
+            match self.frames.message().await {
+                Ok(Some(PortFrame { frame: Some(port_frame::Frame::Data(data)) })) => {
+                    return Ok(Some(PortEvent::Data(data)));
+                }
+                Ok(Some(PortFrame { frame: Some(port_frame::Frame::Closed(_)) })) => {
+                    return Ok(Some(PortEvent::Closed));
+                }
+                // Only clients send a start; what this build does not know is passed over.
+                Ok(Some(PortFrame { frame: Some(port_frame::Frame::Start(_)) | None })) => {}
+                Ok(None) => return Ok(None),
+                Err(status) => return Err(ClientError::from_status(self.operation.clone(), &status)),
+            }
+        }
+    }
+}
+
+/// To a program in a pod. Dropping it ends this direction.
+#[derive(Debug)]
+pub struct PortWriter {
+    frames: mpsc::Sender<PortFrame>,
+}
+
+impl PortWriter {
+    /// Sends bytes; waits while the program does not read. `false`: the connection is over.
+    pub async fn send(&self, data: Bytes) -> bool {
+        self.frames.send(port_frame(port_frame::Frame::Data(data))).await.is_ok()
+    }
+
+    /// Says that no more will be sent.
+    pub async fn close(self) {
+        // When the connection is over there is nobody to tell.
+        let _ = self.frames.send(port_frame(port_frame::Frame::Closed(true))).await;
+    }
+}
+
 impl Client {
+    /// Connects to a port of a pod's loopback interface. That nothing listens there is told by the first [`PortReader::next`].
+    ///
+    /// # Errors
+    /// `NotFound` for the pod, and what any call can meet.
+    pub async fn port_forward(&self, start: PortStart) -> Result<(PortReader, PortWriter), ClientError> {
+        let what = format!("Pod {}/{}", start.namespace, start.pod);
+        let operation = Operation::new("connect to a port of", what);
+        let call = |channel| {
+            let (sender, receiver) = mpsc::channel(STDIN_FRAMES);
+            // The channel is new and empty: there is room for the first frame.
+            let _ = sender.try_send(port_frame(port_frame::Frame::Start(start.clone())));
+            async move {
+                let answer = PodAccessClient::new(channel).port_forward(ReceiverStream::new(receiver)).await?;
+                Ok(answer.map(|frames| (frames, sender)))
+            }
+        };
+        let (frames, sender) = self.call(operation.clone(), Retry::NeverSent, call).await?;
+        Ok((PortReader { frames, operation }, PortWriter { frames: sender }))
+    }
+
     /// Reads a container's log.
     ///
     /// # Errors
@@ -226,6 +304,10 @@ impl Client {
         };
         self.call(Operation::new("list", "images"), Retry::Always, call).await
     }
+}
+
+fn port_frame(frame: port_frame::Frame) -> PortFrame {
+    PortFrame { frame: Some(frame) }
 }
 
 fn frame(frame: exec_frame::Frame) -> ExecFrame {

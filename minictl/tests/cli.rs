@@ -256,6 +256,82 @@ async fn logs_pass_raw_to_what_is_no_terminal() {
 }
 
 #[tokio::test]
+async fn logs_of_many() {
+    let fake = fake().await;
+    for name in ["a", "b"] {
+        let mut pod = running(name);
+        pod.meta_mut().labels.insert("app".into(), "web".into());
+        fake.put(pod);
+        fake.log(&format!("default/{name}/main"), &format!("one of {name}\ntwo of {name}\n"));
+    }
+    let many = minictl(&fake, &["logs", "-l", "app=web", "-c", "main", "--prefix"]).await;
+    let want = "[pod/a/main] one of a\n[pod/a/main] two of a\n[pod/b/main] one of b\n[pod/b/main] two of b\n";
+    assert_eq!(ok(&many), want);
+    assert!(fake.log_requests().iter().all(|request| request.tail_lines == Some(10)));
+    ok(&minictl(&fake, &["logs", "a", "--since-time=2026-01-31T12:00:00Z", "--tail=-1"]).await);
+    let request = fake.log_requests().pop().unwrap();
+    assert_eq!((request.since_time.map(|time| time.seconds), request.tail_lines), (Some(1_769_860_800), None));
+    let few = minictl(&fake, &["logs", "-f", "-l", "app=web", "--max-log-requests=1"]).await;
+    assert!(few.code == Some(2) && few.stderr.contains("--max-log-requests=2"), "{}", few.stderr);
+    for wrong in [&["logs"][..], &["logs", "a", "-l", "app=web"], &["logs", "a", "--since-time=noon"]] {
+        assert_eq!(minictl(&fake, wrong).await.code, Some(2), "{wrong:?}");
+    }
+    let none = minictl(&fake, &["logs", "-l", "app=none"]).await;
+    assert!(none.code == Some(0) && none.stderr.contains("no pods match"), "{}", none.stderr);
+}
+
+/// Closes the child when the test ends, however it ends.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn port_forward_carries_connections_and_tells_what_goes_wrong() {
+    let fake = fake().await;
+    fake.put(running("a"));
+    let missing = minictl(&fake, &["port-forward", "nobody", ":7"]).await;
+    assert!(missing.code == Some(1) && missing.stderr.contains("nobody"), "{}", missing.stderr);
+    assert_eq!(minictl(&fake, &["port-forward", "a", "7:x"]).await.code, Some(2));
+
+    let mut child = Running(command(&fake.url(), &["port-forward", "a", ":7", ":9"]).spawn().expect("minictl starts"));
+    let (stdout, stderr) = (child.0.stdout.take().expect("piped"), child.0.stderr.take().expect("piped"));
+    let serving = tokio::task::spawn_blocking(move || {
+        let mut lines = std::io::BufRead::lines(std::io::BufReader::new(stdout)).map(|line| line.expect("UTF-8"));
+        let mut port = |remote: &str| {
+            let line = lines.next().expect("a line for each port");
+            let address = line.strip_prefix("Forwarding from ").and_then(|line| line.strip_suffix(remote));
+            address.unwrap_or_else(|| panic!("{line}")).to_owned()
+        };
+        let (echo, closed) = (port(" -> 7"), port(" -> 9"));
+        for text in ["first", "second"] {
+            let mut stream = std::net::TcpStream::connect(&echo).expect("it listens");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            stream.write_all(text.as_bytes()).expect("sent");
+            stream.shutdown(std::net::Shutdown::Write).expect("half closed");
+            let mut answer = String::new();
+            std::io::Read::read_to_string(&mut stream, &mut answer).expect("answered and closed");
+            assert_eq!(answer, text);
+        }
+        let mut stream = std::net::TcpStream::connect(&closed).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        // The end, or a reset: nothing in any case.
+        let mut nothing = Vec::new();
+        let _ = std::io::Read::read_to_end(&mut stream, &mut nothing);
+        assert!(nothing.is_empty());
+        let mut told = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stderr), &mut told).expect("UTF-8");
+        told
+    });
+    let told = tokio::time::timeout(PATIENCE, serving).await.expect("in time").expect("as expected");
+    assert!(told.contains("port 9") && told.contains("nothing listens"), "{told}");
+}
+
+#[tokio::test]
 async fn exec_passes_input_output_and_the_exit_code() {
     let fake = fake().await;
     fake.put(running("a"));
@@ -267,8 +343,8 @@ async fn exec_passes_input_output_and_the_exit_code() {
     assert_eq!(minictl(&fake, &["exec", "a", "--", "exit", "42"]).await.code, Some(42));
     let unknown = minictl(&fake, &["exec", "a", "--", "nope"]).await;
     assert!(unknown.code == Some(1) && unknown.stderr.contains("no such file"), "{}", unknown.stderr);
-    let tty = minictl(&fake, &["exec", "-it", "a", "--", "sh"]).await;
-    assert!(tty.code == Some(2) && tty.stderr.contains("not supported yet"), "{}", tty.stderr);
+    let tty = minictl(&fake, &["exec", "-it", "a", "--", "exit", "3"]).await;
+    assert!(tty.code == Some(3) && tty.stderr.contains("no terminal for the command"), "{}", tty.stderr);
 }
 
 #[tokio::test]

@@ -137,7 +137,7 @@ async fn try_session(agent: &Arc<Agent>) -> Result<std::convert::Infallible, Ses
     agent.send_changed_node_status();
     agent.connected(true);
     tracing::info!(server = %agent.config.server, "session with the API server is up");
-    serve(agent, &client, response.into_inner(), sender, heartbeat_ms).await
+    serve(agent, response.into_inner(), sender, heartbeat_ms).await
 }
 
 async fn register(agent: &Arc<Agent>, client: &mut NodesClient<Channel>) -> Result<RegisterResponse, SessionError> {
@@ -158,7 +158,6 @@ fn wrap(message: Out) -> AgentMessage {
 /// Both directions of an open session.
 async fn serve(
     agent: &Arc<Agent>,
-    client: &NodesClient<Channel>,
     mut incoming: tonic::Streaming<ServerMessage>,
     sender: mpsc::Sender<AgentMessage>,
     heartbeat_ms: u64,
@@ -175,7 +174,7 @@ async fn serve(
                 let message = message.map_err(call("session"))?;
                 let ended = || tonic::Status::unavailable("the API server ended the session");
                 last_heard = Instant::now();
-                receive(agent, client, message.ok_or_else(ended).map_err(call("session"))?).await;
+                receive(agent, message.ok_or_else(ended).map_err(call("session"))?).await;
             }
             // Cancel safe: the outbox keeps the wake-up; a message is only taken once there is room for it.
             permit = next_to_send(agent, &sender) => match permit {
@@ -227,7 +226,7 @@ async fn refresh(agent: &Arc<Agent>, concerns: impl Fn(&Pod) -> bool + Send + 's
     let _ = tokio::task::spawn_blocking(move || agent.refresh_volumes(concerns)).await;
 }
 
-async fn receive(agent: &Arc<Agent>, client: &NodesClient<Channel>, message: ServerMessage) {
+async fn receive(agent: &Arc<Agent>, message: ServerMessage) {
     match message.message {
         Some(In::Snapshot(list)) => {
             agent.sources.settle();
@@ -267,7 +266,7 @@ async fn receive(agent: &Arc<Agent>, client: &NodesClient<Channel>, message: Ser
             }
         }
         Some(In::Heartbeat(_)) | None => {}
-        Some(In::OpenStream(open)) => crate::streams::open(agent, client.clone(), open),
+        Some(In::OpenStream(open)) => crate::streams::open(agent, open),
         Some(In::Routes(routes)) => agent.use_routes(routes).await,
     }
 }

@@ -1,4 +1,6 @@
-//! Logs, exec and images: the API server asks on the session, the agent dials a tunnel and serves the request on it.
+//! Logs, exec, ports and images: the API server asks on the session, the agent dials a tunnel and serves the request on it.
+
+mod ports;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,17 +11,17 @@ use minipod_proto::v1::open_stream::Request;
 use minipod_proto::v1::tunnel_frame::Frame;
 use minipod_proto::v1::{
     ExecFrame, ExecStart, ImageInfo, ImageListResponse, ImageLoadResponse, ImageLoadStart, LogsRequest, OpenStream,
-    TerminalSize, TunnelEnd, TunnelFrame, exec_frame,
+    TerminalSize, Time, TunnelEnd, TunnelFrame, exec_frame,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use crate::agent::Agent;
 use crate::image::{ImageError, ImageRecord, LoadOptions};
 use crate::logs::{LogOptions, read_log};
+use crate::session::{SessionError, endpoint};
 use crate::shim::{ExecInput, ExecInputs, ExecOutput, ExecStreams, ShimError};
 use crate::want::{Uid, find_container};
 use crate::worker::PodView;
@@ -35,11 +37,11 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Answers an OpenStream in a task of its own.
-pub fn open(agent: &Arc<Agent>, client: NodesClient<Channel>, open: OpenStream) {
+pub fn open(agent: &Arc<Agent>, open: OpenStream) {
     let agent = agent.clone();
     tokio::spawn(async move {
         let id = open.stream_id.clone();
-        if let Err(status) = serve(&agent, client, open).await {
+        if let Err(status) = serve(&agent, open).await {
             tracing::warn!(stream = id, error = status.message(), "a tunnel broke");
         }
     });
@@ -52,14 +54,22 @@ struct Tunnel {
 }
 
 impl Tunnel {
-    async fn dial(mut client: NodesClient<Channel>, id: String) -> Result<Self, Status> {
+    /// On a connection of its own: what a slow user leaves unread fills a connection's window, and on the session's one it would
+    /// hold up the node's heartbeats.
+    async fn dial(server: &str, id: String) -> Result<Self, Status> {
+        let failed = |error: SessionError| Status::unavailable(crate::report::chain(&error));
+        let connected = endpoint(server).map_err(failed)?.connect().await;
+        let mut client = NodesClient::new(connected.map_err(SessionError::Connect).map_err(failed)?);
         let (sender, receiver) = mpsc::channel(FRAME_QUEUE);
         // The channel was just made: it has room.
         let _ = sender.send(frame(Frame::Open(id))).await;
-        let response = tokio::time::timeout(OPEN_TIMEOUT, client.tunnel(ReceiverStream::new(receiver)))
-            .await
-            .map_err(|_| Status::deadline_exceeded("the API server did not take the tunnel"))??;
+        let response = client.tunnel(ReceiverStream::new(receiver)).await?;
         Ok(Self { sender, incoming: response.into_inner() })
+    }
+
+    /// So much input was passed on.
+    async fn taken(&self, bytes: usize) -> Result<(), Status> {
+        if bytes == 0 { Ok(()) } else { self.send(Frame::Taken(bytes as u64)).await }
     }
 
     async fn send(&self, content: Frame) -> Result<(), Status> {
@@ -84,12 +94,17 @@ fn frame(content: Frame) -> TunnelFrame {
     TunnelFrame { frame: Some(content) }
 }
 
-async fn serve(agent: &Arc<Agent>, client: NodesClient<Channel>, open: OpenStream) -> Result<(), Status> {
-    let mut tunnel = Tunnel::dial(client, open.stream_id).await?;
+async fn serve(agent: &Arc<Agent>, open: OpenStream) -> Result<(), Status> {
+    let dial = tokio::time::timeout(OPEN_TIMEOUT, Tunnel::dial(&agent.config.server, open.stream_id)).await;
+    let mut tunnel = dial.map_err(|_| Status::deadline_exceeded("the API server did not take the tunnel"))??;
     let outcome = match limit(&agent.streams) {
         Ok(_permit) => match open.request {
             Some(Request::Logs(request)) => logs(agent, &mut tunnel, &open.pod_uid, &request).await,
             Some(Request::Exec(start)) => exec(agent, &mut tunnel, &open.pod_uid, start).await,
+            Some(Request::Port(start)) => match find_pod(agent, &open.pod_uid) {
+                Ok((_, view)) => ports::forward(&mut tunnel, &view, &start).await,
+                Err(status) => Err(status),
+            },
             Some(Request::ImageLoad(start)) => image_load(agent, &mut tunnel, start).await,
             Some(Request::ImageList(_)) => image_list(agent, &tunnel).await,
             None => {
@@ -112,11 +127,17 @@ fn limit(streams: &Arc<Semaphore>) -> Result<tokio::sync::OwnedSemaphorePermit, 
     streams.clone().try_acquire_owned().map_err(busy)
 }
 
-/// The pod with its runs and supervisor, and the container that is meant.
-fn find(agent: &Agent, uid: &str, container: &str) -> Result<(Uid, PodView, String), Status> {
+/// The pod with its runs and supervisor.
+fn find_pod(agent: &Agent, uid: &str) -> Result<(Uid, PodView), Status> {
     let gone = || Status::not_found("the pod is not on its node (any more)");
     let uid = Uid::parse(uid).ok_or_else(gone)?;
     let view = agent.view(&uid).ok_or_else(gone)?;
+    Ok((uid, view))
+}
+
+/// The same, and the container that is meant.
+fn find(agent: &Agent, uid: &str, container: &str) -> Result<(Uid, PodView, String), Status> {
+    let (uid, view) = find_pod(agent, uid)?;
     if !container.is_empty() {
         let known = find_container(&view.pod, container).is_some();
         let unknown = || Status::invalid_argument(format!("the pod has no container {container:?}"));
@@ -150,7 +171,8 @@ async fn logs(agent: &Agent, tunnel: &mut Tunnel, uid: &str, request: &LogsReque
         )));
     }
     let unsigned = |value: Option<i64>| value.map(|value| u64::try_from(value).unwrap_or(0));
-    let since = unsigned(request.since_seconds).and_then(|s| SystemTime::now().checked_sub(Duration::from_secs(s)));
+    let ago = unsigned(request.since_seconds).and_then(|s| SystemTime::now().checked_sub(Duration::from_secs(s)));
+    let since = request.since_time.map_or(ago, |time| Some(moment(time)));
     let options = LogOptions {
         follow: request.follow,
         tail_lines: unsigned(request.tail_lines),
@@ -174,6 +196,13 @@ async fn logs(agent: &Agent, tunnel: &mut Tunnel, uid: &str, request: &LogsReque
             },
         }
     }
+}
+
+/// Before 1970 there are no logs.
+fn moment(time: Time) -> SystemTime {
+    let seconds = u64::try_from(time.seconds).unwrap_or(0);
+    let nanos = u32::try_from(time.nanos).unwrap_or(0).min(999_999_999);
+    SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos)).unwrap_or_else(SystemTime::now)
 }
 
 // ------------------------------------------------------------------------------------------------------------ exec
@@ -216,7 +245,11 @@ async fn exec(agent: &Agent, tunnel: &mut Tunnel, uid: &str, start: ExecStart) -
             },
             // Cancel safe: input is only taken once there is room for it, and `message` keeps a partly read frame.
             input = next_input(&inputs, &mut tunnel.incoming) => match input {
-                Some((permit, input)) => permit.send(input),
+                Some((permit, input)) => {
+                    let bytes = if let ExecInput::Stdin(data) = &input { data.len() } else { 0 };
+                    permit.send(input);
+                    tunnel.taken(bytes).await?;
+                }
                 // Dropping its outputs kills the process.
                 None => return Err(Status::cancelled("the user is gone")),
             },

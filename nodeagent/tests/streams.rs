@@ -4,7 +4,10 @@ mod support;
 
 use minipod_proto::v1::open_stream::Request;
 use minipod_proto::v1::tunnel_frame::Frame;
-use minipod_proto::v1::{ExecFrame, ExecStart, ImageListRequest, LogsRequest, TerminalSize, TunnelEnd, exec_frame};
+use minipod_proto::v1::{
+    ExecFrame, ExecStart, ImageListRequest, LogsRequest, PortFrame, PortStart, TerminalSize, TunnelEnd, exec_frame,
+    port_frame,
+};
 use support::fake_api::Tunnel;
 use support::*;
 
@@ -30,6 +33,7 @@ async fn output(tunnel: &mut Tunnel) -> (String, String, Result<i32, String>) {
                 other => panic!("{other:?}"),
             },
             Some(Frame::End(TunnelEnd { message, .. })) => break Err(message),
+            Some(Frame::Taken(_)) => {}
             other => panic!("{other:?}"),
         }
     };
@@ -118,10 +122,22 @@ fn a_program_that_reads_no_input_ends_with_its_user() {
         let command = ["sh", "-c", "echo go; exec sleep 986"];
         let mut tunnel = node.api.open(uid, exec_request("app", &command, true)).await;
         assert!(matches!(tunnel.next().await, Some(Frame::Exec(_))));
-        // Until nothing on the way takes any more: pipe, supervisor, its connection, the agent, the tunnel.
+        // As an API server does: a bounded number of bytes that were not taken. At last nobody takes any more.
         let full = Frame::Exec(ExecFrame { frame: Some(exec_frame::Frame::Stdin(vec![b'x'; 60_000].into())) });
         let pause = std::time::Duration::from_millis(500);
-        while tokio::time::timeout(pause, tunnel.send(full.clone())).await.is_ok() {}
+        let (mut sent, mut taken) = (0_u64, 0_u64);
+        loop {
+            while sent - taken <= 180_000 {
+                tunnel.send(full.clone()).await;
+                sent += 60_000;
+            }
+            match tokio::time::timeout(pause, tunnel.next()).await {
+                Ok(Some(Frame::Taken(bytes))) => taken += bytes,
+                Ok(other) => panic!("{other:?}"),
+                Err(_) => break,
+            }
+        }
+        assert!(taken < sent, "the program took all of {sent} bytes");
         drop(tunnel);
         let lives = || {
             let cmdline = |path: &std::path::Path| std::fs::read(path.join("cmdline")).unwrap_or_default();
@@ -180,5 +196,83 @@ fn logs_are_read_and_followed_to_the_end() {
             Some(Frame::Images(list)) => assert_eq!(list.images.len(), 2),
             other => panic!("{other:?}"),
         }
+    });
+}
+
+async fn port(node: &Node, uid: &str, port: u32) -> Tunnel {
+    node.api.open(uid, Request::Port(PortStart { port, ..PortStart::default() })).await
+}
+
+fn port_frame(frame: port_frame::Frame) -> Frame {
+    Frame::Port(PortFrame { frame: Some(frame) })
+}
+
+/// What comes until the program has ended its direction.
+async fn received(tunnel: &mut Tunnel) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        match tunnel.next().await {
+            Some(Frame::Port(PortFrame { frame: Some(port_frame::Frame::Data(data)) })) => {
+                bytes.extend_from_slice(&data)
+            }
+            Some(Frame::Port(PortFrame { frame: Some(port_frame::Frame::Closed(_)) })) => return bytes,
+            Some(Frame::Taken(_)) => {}
+            other => panic!("{other:?} after {:?}", String::from_utf8_lossy(&bytes)),
+        }
+    }
+}
+
+#[test]
+fn connections_reach_the_pods_localhost() {
+    on_a_node(|| async {
+        let node = Node::with_agent().await;
+        let uid = "uid-port";
+        let script = "yes | head -c 3000000 >/v/big; httpd -p 127.0.0.1:8081 -h /v; \
+                      nc -ll -p 8080 -e sh -c 'wc -c; echo bye' & \
+                      until nc -w 1 127.0.0.1 8080 </dev/null; do sleep 0.02; done; echo up; wait";
+        node.api.put(scripts(uid, "Always", 0, &[("a:app", script)])).await;
+        node.wait_running(uid).await;
+        node.wait_log(uid, "app", "up").await;
+        // Several at once, each with its half closed before the answer comes. Not more than eight: with twenty, the queue of busybox'
+        // nc overflows (ListenOverflows counts it without minipod too), and two runs of four saw one connection reset. That the
+        // overflow is the cause of the reset was not shown: nc alone did not reset one in a hundred.
+        let mut tunnels = Vec::new();
+        for count in 1..=8_usize {
+            let tunnel = port(&node, uid, 8080).await;
+            tunnel.send(port_frame(port_frame::Frame::Data(vec![b'x'; count].into()))).await;
+            tunnels.push((count, tunnel));
+        }
+        for (count, mut tunnel) in tunnels {
+            tunnel.send(port_frame(port_frame::Frame::Closed(true))).await;
+            let answer = received(&mut tunnel).await;
+            assert_eq!(String::from_utf8_lossy(&answer), format!("{count}\nbye\n"));
+            let end = tunnel.next().await;
+            assert!(matches!(end, Some(Frame::End(TunnelEnd { code: 0, .. }))), "{end:?}");
+        }
+        // What listens on localhost only, and more than all buffers hold.
+        let mut tunnel = port(&node, uid, 8081).await;
+        tunnel.send(port_frame(port_frame::Frame::Data("GET /big HTTP/1.0\r\n\r\n".into()))).await;
+        let answer = received(&mut tunnel).await;
+        assert!(answer.starts_with(b"HTTP/1.") && answer.len() > 3_000_000, "{} bytes", answer.len());
+        for (number, part) in
+            [(9, "nothing in the pod listens there"), (0, "not between 1 and 65535"), (65_536, "not between")]
+        {
+            let mut tunnel = port(&node, uid, number).await;
+            match tunnel.next().await {
+                Some(Frame::End(TunnelEnd { code, message })) => {
+                    assert!(code != 0 && message.contains(part), "{message}")
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        // The user goes away: the program sees the end.
+        let counts = || {
+            let cmdline = |path: &std::path::Path| std::fs::read(path.join("cmdline")).unwrap_or_default();
+            entries(std::path::Path::new("/proc")).iter().any(|path| cmdline(path) == b"wc\0-c\0")
+        };
+        let tunnel = port(&node, uid, 8080).await;
+        node.api.wait_for("the program to serve", || counts().then_some(()), || node.agent_log()).await;
+        drop(tunnel);
+        node.api.wait_for("the program's end", || (!counts()).then_some(()), || node.agent_log()).await;
     });
 }

@@ -8,11 +8,12 @@ use minipod_proto::{
     Kind,
     v1::{
         ExecFrame, ExecStart, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadStart,
-        ImageLoadSummary, LogChunk, LogsRequest, Pod, TunnelEnd, exec_frame, image_list_summary, image_load_request,
-        image_load_summary, images_server, open_stream::Request as Ask, pod_access_server, tunnel_frame::Frame,
+        ImageLoadSummary, LogChunk, LogsRequest, Pod, PortFrame, PortStart, TunnelEnd, TunnelFrame, exec_frame,
+        image_list_summary, image_load_request, image_load_summary, images_server, open_stream::Request as Ask,
+        pod_access_server, port_frame, tunnel_frame::Frame,
     },
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -32,6 +33,9 @@ const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 const UNPACK: Duration = Duration::from_secs(300);
 /// A node that takes no byte of an image for so long is given up.
 const STALL: Duration = Duration::from_secs(60);
+/// Input that an agent has not passed on yet. Below the 1 MiB that its stream takes unread, so that the end of the stream gets through
+/// to an agent whose program reads nothing.
+const INPUT_BYTES: usize = 256 << 10;
 /// A node lists its images within this time.
 const LISTING: Duration = Duration::from_secs(15);
 
@@ -50,6 +54,13 @@ impl AccessApi {
 
     /// The pod, its node, and the container that is meant.
     async fn find(&self, namespace: &str, name: &str, container: &str) -> Result<(Pod, String, String), ApiError> {
+        let (pod, node) = self.find_pod(namespace, name).await?;
+        let container = container_of(&pod, &keys::object_key(Kind::Pod, namespace, name)?, container)?;
+        Ok((pod, node, container))
+    }
+
+    /// The pod and its node.
+    async fn find_pod(&self, namespace: &str, name: &str) -> Result<(Pod, String), ApiError> {
         let key = keys::object_key(Kind::Pod, namespace, name)?;
         let entry = self.registry.read(Kind::Pod, &key).await?;
         let pod = entry
@@ -57,8 +68,7 @@ impl AccessApi {
             .ok_or(ApiError::NotFound { kind: Kind::Pod, key: key.clone() })?;
         let node = pod.node_name().map(str::to_owned);
         let node = node.ok_or_else(|| ApiError::Precondition(format!("pod {key} is not bound to a node yet")))?;
-        let container = container_of(&pod, &key, container)?;
-        Ok((pod, node, container))
+        Ok((pod, node))
     }
 
     fn ready_nodes(&self, wanted: &[String]) -> Result<Vec<String>, ApiError> {
@@ -81,6 +91,14 @@ impl AccessApi {
     }
 }
 
+fn check_not_ended(pod: &Pod, namespace: &str, name: &str) -> Result<(), ApiError> {
+    let phase = &pod.status().phase;
+    if phase == "Running" || phase == "Pending" {
+        return Ok(());
+    }
+    Err(ApiError::Precondition(format!("pod {namespace}/{name} has ended: {phase}")))
+}
+
 fn container_of(pod: &Pod, key: &str, wanted: &str) -> Result<String, ApiError> {
     let names = || pod.spec().all_containers().map(|container| container.name.as_str()).collect::<Vec<_>>().join(", ");
     match (wanted, pod.spec().containers.as_slice()) {
@@ -98,6 +116,7 @@ fn container_of(pod: &Pod, key: &str, wanted: &str) -> Result<String, ApiError> 
 impl pod_access_server::PodAccess for AccessApi {
     type LogsStream = ReceiverStream<Result<LogChunk, Status>>;
     type ExecStream = ReceiverStream<Result<ExecFrame, Status>>;
+    type PortForwardStream = ReceiverStream<Result<PortFrame, Status>>;
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
         let mut request = request.into_inner();
@@ -121,18 +140,86 @@ impl pod_access_server::PodAccess for AccessApi {
             return Err(ApiError::Invalid("start.command: empty; say what to run".into()).into());
         }
         let (pod, node, container) = self.find(&start.namespace, &start.pod, &start.container).await?;
-        if pod.status().phase != "Running" && pod.status().phase != "Pending" {
-            let phase = &pod.status().phase;
-            return Err(
-                ApiError::Precondition(format!("pod {}/{} has ended: {phase}", start.namespace, start.pod)).into()
-            );
-        }
+        check_not_ended(&pod, &start.namespace, &start.pod)?;
         start.container = container;
         let uid = &pod.metadata.unwrap_or_default().uid;
         let tunnel = self.tunnels.open(&node, Ask::Exec(start), uid).await?;
         let (out, receiver) = mpsc::channel(READY);
-        tokio::spawn(pump_exec(tunnel, inbound, out));
+        tokio::spawn(pump(tunnel, inbound, out));
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<Streaming<PortFrame>>,
+    ) -> Result<Response<Self::PortForwardStream>, Status> {
+        let mut inbound = request.into_inner();
+        let first = tokio::time::timeout(FIRST_MESSAGE, inbound.message()).await;
+        let start: PortStart = match first {
+            Ok(Ok(Some(PortFrame { frame: Some(port_frame::Frame::Start(start)) }))) => start,
+            _ => return Err(ApiError::Invalid("frame: a connection begins with start".into()).into()),
+        };
+        if !(1..=u32::from(u16::MAX)).contains(&start.port) {
+            let port = start.port;
+            return Err(ApiError::Invalid(format!("start.port: {port} is not between 1 and 65535")).into());
+        }
+        let (pod, node) = self.find_pod(&start.namespace, &start.pod).await?;
+        check_not_ended(&pod, &start.namespace, &start.pod)?;
+        let uid = &pod.metadata.unwrap_or_default().uid;
+        let tunnel = self.tunnels.open(&node, Ask::Port(start), uid).await?;
+        let (out, receiver) = mpsc::channel(READY);
+        tokio::spawn(pump(tunnel, inbound, out));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// What flows both ways between a user and an agent.
+trait TwoWay: Sized + Send + 'static {
+    /// Of a tunnel's frame, if it is of this kind.
+    fn from_agent(frame: Frame) -> Option<Self>;
+    /// For the tunnel, if a user may send it.
+    fn from_user(self) -> Option<Frame>;
+    /// Bytes of input in it.
+    fn weight(&self) -> usize;
+    /// Says that the user sends no more.
+    fn closed() -> Frame;
+}
+
+impl TwoWay for ExecFrame {
+    fn from_agent(frame: Frame) -> Option<Self> {
+        if let Frame::Exec(exec) = frame { Some(exec) } else { None }
+    }
+
+    fn from_user(self) -> Option<Frame> {
+        use exec_frame::Frame::{Resize, Stdin, StdinClosed};
+        matches!(self.frame, Some(Stdin(_) | StdinClosed(_) | Resize(_))).then_some(Frame::Exec(self))
+    }
+
+    fn weight(&self) -> usize {
+        if let Some(exec_frame::Frame::Stdin(data)) = &self.frame { data.len() } else { 0 }
+    }
+
+    fn closed() -> Frame {
+        Frame::Exec(ExecFrame { frame: Some(exec_frame::Frame::StdinClosed(true)) })
+    }
+}
+
+impl TwoWay for PortFrame {
+    fn from_agent(frame: Frame) -> Option<Self> {
+        if let Frame::Port(port) = frame { Some(port) } else { None }
+    }
+
+    fn from_user(self) -> Option<Frame> {
+        use port_frame::Frame::{Closed, Data};
+        matches!(self.frame, Some(Data(_) | Closed(_))).then_some(Frame::Port(self))
+    }
+
+    fn weight(&self) -> usize {
+        if let Some(port_frame::Frame::Data(data)) = &self.frame { data.len() } else { 0 }
+    }
+
+    fn closed() -> Frame {
+        Frame::Port(PortFrame { frame: Some(port_frame::Frame::Closed(true)) })
     }
 }
 
@@ -156,10 +243,11 @@ async fn pump_logs(mut tunnel: Tunnel, out: mpsc::Sender<Result<LogChunk, Status
     }
 }
 
-async fn pump_exec(mut tunnel: Tunnel, inbound: Streaming<ExecFrame>, out: mpsc::Sender<Result<ExecFrame, Status>>) {
+async fn pump<T: TwoWay>(mut tunnel: Tunnel, inbound: Streaming<T>, out: mpsc::Sender<Result<T, Status>>) {
     let to_agent = tunnel.outbound.clone();
     // Apart from the other direction: a process that does not read its input must not hold up its output.
-    let input = tokio::spawn(pump_input(inbound, to_agent));
+    let credit = Arc::new(Semaphore::new(INPUT_BYTES));
+    let input = tokio::spawn(pump_input(inbound, to_agent, Arc::clone(&credit)));
     loop {
         // Both arms are cancel safe.
         let next = tokio::select! {
@@ -167,8 +255,16 @@ async fn pump_exec(mut tunnel: Tunnel, inbound: Streaming<ExecFrame>, out: mpsc:
             () = out.closed() => break,
         };
         let sent = match next {
-            Ok(Some(Frame::Exec(exec))) => out.send(Ok(exec)).await,
-            Ok(Some(_)) => Ok(()),
+            Ok(Some(Frame::Taken(bytes))) => {
+                // Never more than at first, whatever an agent says.
+                let missing = INPUT_BYTES.saturating_sub(credit.available_permits());
+                credit.add_permits(usize::try_from(bytes).unwrap_or(usize::MAX).min(missing));
+                Ok(())
+            }
+            Ok(Some(frame)) => match T::from_agent(frame) {
+                Some(content) => out.send(Ok(content)).await,
+                None => Ok(()),
+            },
             Ok(None) => break,
             Err(status) => {
                 // The user may be gone; then there is nobody to tell.
@@ -183,22 +279,24 @@ async fn pump_exec(mut tunnel: Tunnel, inbound: Streaming<ExecFrame>, out: mpsc:
     input.abort();
 }
 
-async fn pump_input(
-    mut inbound: Streaming<ExecFrame>,
-    to_agent: mpsc::Sender<Result<minipod_proto::v1::TunnelFrame, Status>>,
+async fn pump_input<T: TwoWay>(
+    mut inbound: Streaming<T>,
+    to_agent: mpsc::Sender<Result<TunnelFrame, Status>>,
+    credit: Arc<Semaphore>,
 ) {
-    while let Ok(Some(exec)) = inbound.message().await {
-        if matches!(
-            exec.frame,
-            Some(exec_frame::Frame::Stdin(_) | exec_frame::Frame::StdinClosed(_) | exec_frame::Frame::Resize(_))
-        ) && to_agent.send(frame(Frame::Exec(exec))).await.is_err()
+    while let Ok(Some(content)) = inbound.message().await {
+        let weight = u32::try_from(content.weight().min(INPUT_BYTES)).unwrap_or(0);
+        // Closed by nobody: it waits until the agent takes more, or this task is ended.
+        let Ok(permit) = credit.acquire_many(weight).await else { return };
+        permit.forget();
+        if let Some(content) = content.from_user()
+            && to_agent.send(frame(content)).await.is_err()
         {
             return;
         }
     }
     // The user sends no more, or has gone; a process that still runs sees the end of its input.
-    let closed = ExecFrame { frame: Some(exec_frame::Frame::StdinClosed(true)) };
-    let _ = to_agent.send(frame(Frame::Exec(closed))).await;
+    let _ = to_agent.send(frame(T::closed())).await;
 }
 
 /// A piece of an image on its way to one node.

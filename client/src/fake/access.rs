@@ -9,7 +9,7 @@ use minipod_proto::v1::images_server::Images;
 use minipod_proto::v1::pod_access_server::PodAccess;
 use minipod_proto::v1::{
     ExecFrame, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadSummary, LogChunk,
-    LogsRequest, exec_frame::Frame, image_list_summary, image_load_request, image_load_summary,
+    LogsRequest, PortFrame, exec_frame::Frame, image_list_summary, image_load_request, image_load_summary, port_frame,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,6 +24,7 @@ const EXEC_QUEUE: usize = 4;
 impl PodAccess for Shared {
     type LogsStream = Pin<Box<dyn Stream<Item = Result<LogChunk, Status>> + Send>>;
     type ExecStream = Pin<Box<dyn Stream<Item = Result<ExecFrame, Status>> + Send>>;
+    type PortForwardStream = Pin<Box<dyn Stream<Item = Result<PortFrame, Status>> + Send>>;
 
     /// The text that the test set, in pieces of seven bytes.
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
@@ -37,6 +38,33 @@ impl PodAccess for Shared {
         let pieces: Vec<_> = log.chunks(7).map(|piece| Ok(LogChunk { data: log.slice_ref(piece) })).collect();
         let pieces = stream::iter(pieces);
         Ok(Response::new(if follow { Box::pin(pieces.chain(stream::pending())) } else { Box::pin(pieces) }))
+    }
+
+    /// An echo on port 7; nothing listens on any other.
+    async fn port_forward(
+        &self,
+        request: Request<Streaming<PortFrame>>,
+    ) -> Result<Response<Self::PortForwardStream>, Status> {
+        let mut input = request.into_inner();
+        drop(self.call("port_forward")?);
+        let Some(PortFrame { frame: Some(port_frame::Frame::Start(start)) }) = input.message().await? else {
+            return Err(Status::invalid_argument("the first frame must be start"));
+        };
+        let (sender, receiver) = mpsc::channel(EXEC_QUEUE);
+        tokio::spawn(async move {
+            if start.port != 7 {
+                let refused = Status::failed_precondition(format!("nothing listens on port {}", start.port));
+                let _ = sender.send(Err(refused)).await;
+                return;
+            }
+            while let Ok(Some(frame)) = input.message().await {
+                let last = matches!(frame.frame, Some(port_frame::Frame::Closed(_)));
+                if sender.send(Ok(frame)).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
     /// Knows `cat`, `exit N`, `echo TEXT`, `err TEXT`; everything else cannot be started.

@@ -1,20 +1,20 @@
-//! `logs` and `exec`.
+//! `exec`, and which container is meant where none is named.
 
 use std::io::{IsTerminal, Read, Write};
 
 use bytes::Bytes;
 use minipod_client::{ExecOutput, ExecStdin, ExecTerminal};
 use minipod_proto::Resource;
-use minipod_proto::v1::{ExecStart, LogsRequest, Pod};
+use minipod_proto::v1::{ExecStart, Pod};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::args::{ExecArgs, LogsArgs};
+use super::args::ExecArgs;
 use super::error::CliError;
 use super::session::Session;
 use super::terminal::{self, Ends, Raw};
 use super::{print_bytes, target};
-use crate::view::text::{self, LogFilter};
+use crate::view::text;
 
 /// Bytes of one read of standard input.
 const PIECE: usize = 32 << 10;
@@ -22,32 +22,6 @@ const PIECE: usize = 32 << 10;
 const PIECES: usize = 2;
 /// Which container is meant where none is named.
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
-
-/// Prints a container's log. To a terminal, control characters are shown, except colours; to anything else every byte passes.
-pub async fn logs(session: &Session, options: &LogsArgs) -> Result<(), CliError> {
-    let name = target::pod_name(&options.pod)?;
-    let container = container(session, name, &options.container).await?;
-    let request = LogsRequest {
-        namespace: session.namespace.clone(),
-        pod: name.to_owned(),
-        container,
-        follow: options.follow,
-        previous: options.previous,
-        tail_lines: options.tail,
-        since_seconds: options.since.map(|since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX)),
-        timestamps: options.timestamps,
-        limit_bytes: options.limit_bytes,
-    };
-    let mut logs = session.client.logs(request).await?;
-    let mut filter = (std::io::stdout().is_terminal() && !options.raw).then(LogFilter::default);
-    while let Some(piece) = logs.next().await? {
-        match &mut filter {
-            Some(filter) => print_bytes(&filter.push(&piece))?,
-            None => print_bytes(&piece)?,
-        }
-    }
-    filter.map_or(Ok(()), |mut filter| print_bytes(&filter.finish()))
-}
 
 /// Runs a command in a container. Its output passes as it is: whoever runs a program on a terminal wants what it draws.
 pub async fn exec(session: &Session, options: &ExecArgs) -> Result<(), CliError> {
@@ -139,7 +113,7 @@ fn pass_stdin(stdin: ExecStdin) {
 }
 
 /// The container that is meant, and says so when there was a choice.
-async fn container(session: &Session, pod: &str, named: &str) -> Result<String, CliError> {
+pub async fn container(session: &Session, pod: &str, named: &str) -> Result<String, CliError> {
     if !named.is_empty() {
         return Ok(named.to_owned());
     }
@@ -154,7 +128,8 @@ async fn container(session: &Session, pod: &str, named: &str) -> Result<String, 
     Ok(chosen)
 }
 
-fn choose(pod: &Pod) -> String {
+/// The container that a command on this pod is about when none is named.
+pub fn choose(pod: &Pod) -> String {
     let annotated = pod.meta().annotations.get(DEFAULT_CONTAINER).filter(|name| pod.spec().container(name).is_some());
     let first = pod.spec().containers.first().map(|container| &container.name);
     annotated.or(first).cloned().unwrap_or_default()

@@ -1,9 +1,13 @@
 //! The command line.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use minipod_proto::v1::Time;
+
+use super::forward::Ports;
 
 /// minictl: pods on a cluster of Linux machines.
 #[derive(Debug, Parser)]
@@ -58,6 +62,8 @@ pub enum Command {
     Logs(LogsArgs),
     /// Run a command in a container; its exit code becomes that of minictl.
     Exec(ExecArgs),
+    /// Listen here, and carry each connection to a port of a pod's localhost.
+    PortForward(ForwardArgs),
     /// Images in the nodes' stores.
     #[command(subcommand)]
     Image(ImageCommand),
@@ -225,7 +231,19 @@ pub struct DeleteArgs {
 #[derive(Debug, Args)]
 pub struct LogsArgs {
     /// The pod.
-    pub pod: String,
+    pub pod: Option<String>,
+    /// Of the pods with these labels instead, such as app=web.
+    #[arg(short = 'l', long, value_name = "SELECTOR", default_value = "", hide_default_value = true)]
+    pub selector: String,
+    /// Of every container, init containers first.
+    #[arg(long, conflicts_with = "container")]
+    pub all_containers: bool,
+    /// Every line begins with its pod and container.
+    #[arg(long)]
+    pub prefix: bool,
+    /// How many logs may be followed at once.
+    #[arg(long, value_name = "NUMBER", default_value_t = 5)]
+    pub max_log_requests: usize,
     /// The container [default: that of the annotation kubectl.kubernetes.io/default-container, else the first].
     #[arg(short, long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub container: String,
@@ -235,12 +253,15 @@ pub struct LogsArgs {
     /// Of the run before the present one.
     #[arg(short, long)]
     pub previous: bool,
-    /// Only the last lines.
-    #[arg(long, value_name = "LINES", value_parser = clap::value_parser!(i64).range(0..))]
+    /// Only the last lines; -1: all [default: 10 of each with -l, else all].
+    #[arg(long, value_name = "LINES", allow_hyphen_values = true, value_parser = clap::value_parser!(i64).range(-1..))]
     pub tail: Option<i64>,
     /// Only what is newer than this, such as 30s, 5m or 2h.
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub since: Option<Duration>,
+    /// Only what is newer than this moment, such as 2026-01-31T12:00:00Z.
+    #[arg(long, value_name = "TIME", conflicts_with = "since")]
+    pub since_time: Option<Time>,
     /// Every line with its time.
     #[arg(long)]
     pub timestamps: bool,
@@ -250,6 +271,18 @@ pub struct LogsArgs {
     /// To a terminal too, pass every byte as it is. Without this, control characters other than colours are shown instead of obeyed.
     #[arg(long)]
     pub raw: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ForwardArgs {
+    /// The pod.
+    pub pod: String,
+    /// LOCAL:REMOTE, REMOTE (the same here), or :REMOTE (any free port here).
+    #[arg(required = true, value_name = "[LOCAL:]REMOTE")]
+    pub ports: Vec<Ports>,
+    /// Where to listen. Beyond localhost, everybody who reaches this machine reaches the pod.
+    #[arg(long, value_name = "ADDRESS", default_value = "localhost", value_parser = super::forward::address)]
+    pub address: IpAddr,
 }
 
 #[derive(Debug, Args)]

@@ -24,9 +24,11 @@ mod delete;
 mod demo;
 mod error;
 mod fit;
+mod forward;
 mod get;
 mod image;
 mod inspect;
+mod logs;
 mod node;
 mod session;
 mod sources;
@@ -99,7 +101,8 @@ async fn connected(session: &Session, command: Command) -> Result<(), CliError> 
         Command::Why { pod, output } => inspect::why(session, &pod, output).await,
         Command::Fit(options) => fit::run(session, &options).await,
         Command::Delete(options) => delete::run(session, &options).await,
-        Command::Logs(options) => access::logs(session, &options).await,
+        Command::Logs(options) => logs::logs(session, &options).await,
+        Command::PortForward(options) => forward::forward(session, &options).await,
         Command::Exec(options) => access::exec(session, &options).await,
         Command::Image(command) => image::run(session, &command).await,
         Command::Node(command) => node::run(session, &command).await,

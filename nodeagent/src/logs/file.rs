@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::LogError;
 use super::lines::Entry;
@@ -72,16 +72,36 @@ impl LogFile {
         Ok(true)
     }
 
+    /// The file to begin with: the oldest one that is left, or the one in which the last lines begin.
     fn open(&mut self) -> Result<bool, LogError> {
-        let file = match File::open(&self.path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-            file => file.map_err(self.error("open"))?,
-        };
-        self.position = match self.tail_lines.take() {
-            Some(lines) => start_of_tail(&file, lines).map_err(self.error("read"))?,
-            None => 0,
-        };
-        self.file = Some(file);
+        let mut first: Option<(File, u64)> = None;
+        let mut wanted = self.tail_lines;
+        let mut last = None;
+        // From the newest: a rotation meanwhile shows a file twice, and the other way round would hide one.
+        for number in 0..=MAX_ROTATED {
+            let file = match File::open(rotated(&self.path, number)) {
+                // Between the two renames of a rotation the newest is missing.
+                Err(error) if error.kind() == ErrorKind::NotFound && number == 0 => continue,
+                Err(error) if error.kind() == ErrorKind::NotFound => break,
+                file => file.map_err(self.error("open"))?,
+            };
+            let about = file.metadata().map_err(self.error("look at"))?;
+            if last.replace((about.dev(), about.ino())) == Some((about.dev(), about.ino())) {
+                continue;
+            }
+            let Some(lines) = &mut wanted else {
+                first = Some((file, 0));
+                continue;
+            };
+            let (start, found) = start_of_tail(&file, *lines).map_err(self.error("read"))?;
+            *lines -= found;
+            first = Some((file, start));
+            if *lines == 0 {
+                break;
+            }
+        }
+        let Some((file, position)) = first else { return Ok(false) };
+        (self.file, self.position, self.tail_lines) = (Some(file), position, None);
         Ok(true)
     }
 
@@ -115,9 +135,7 @@ impl LogFile {
     fn successor(&self, ours: &std::fs::Metadata) -> io::Result<Option<File>> {
         let mut newer = File::open(&self.path)?;
         for number in 1..=MAX_ROTATED {
-            let mut name = self.path.clone().into_os_string();
-            name.push(format!(".{number}"));
-            let older = match File::open(&name) {
+            let older = match File::open(rotated(&self.path, number)) {
                 Err(error) if error.kind() == ErrorKind::NotFound => break,
                 older => older?,
             };
@@ -132,14 +150,24 @@ impl LogFile {
     }
 }
 
-/// Rotated files that are looked through.
-const MAX_ROTATED: u32 = 32;
+/// Rotated files that are looked through: the supervisor keeps at most so many.
+const MAX_ROTATED: u32 = 100;
 
-/// Where the last `lines` lines begin, found from the end block by block.
-fn start_of_tail(file: &File, lines: u64) -> io::Result<u64> {
+/// The name of a log that was rotated so many times.
+fn rotated(path: &Path, number: u32) -> PathBuf {
+    if number == 0 {
+        return path.to_owned();
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
+}
+
+/// Where the last `lines` lines begin, found from the end block by block; and how many of them there are.
+fn start_of_tail(file: &File, lines: u64) -> io::Result<(u64, u64)> {
     let length = file.metadata()?.len();
     if lines == 0 {
-        return Ok(length);
+        return Ok((length, 0));
     }
     let mut buffer = vec![0; BLOCK_BYTES + HEAD_BYTES];
     let (mut found, mut end, mut start) = (0, length, length);
@@ -159,7 +187,7 @@ fn start_of_tail(file: &File, lines: u64) -> io::Result<u64> {
             // A piece belongs to the line that ends after it; an unfinished line at the very end is one too.
             if Entry::parse(head).is_none_or(|entry| entry.is_last) || start == length {
                 if found == lines {
-                    return Ok(start);
+                    return Ok((start, lines));
                 }
                 found += 1;
             }
@@ -167,7 +195,7 @@ fn start_of_tail(file: &File, lines: u64) -> io::Result<u64> {
         }
         end = begin;
     }
-    Ok(start)
+    Ok((start, found))
 }
 
 fn byte_at(file: &File, at: u64) -> io::Result<Option<u8>> {

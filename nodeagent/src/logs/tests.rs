@@ -154,3 +154,33 @@ async fn a_reader_that_goes_ends_the_following() {
     let ended = tokio::time::timeout(Duration::from_secs(10), gone).await;
     assert!(ended.expect("the reading ends").is_err(), "its future was dropped");
 }
+
+#[tokio::test]
+async fn rotated_files_are_read_too() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let log = dir.path().join("0.log");
+    let name = |number: u32| dir.path().join(format!("0.log.{number}"));
+    for (path, from, to) in [(name(2), 0, 10), (name(1), 10, 20), (log.clone(), 20, 30)] {
+        append(&path, &numbers(from, to));
+    }
+    let lines = |from: u32| (from..30).map(|n| format!("line {n}\n")).collect::<String>();
+    assert_eq!(collect(&log, LogOptions::default()).await, lines(0));
+    for tail in [0, 1, 9, 10, 11, 19, 20, 21, 29, 30, 31] {
+        let options = LogOptions { tail_lines: Some(tail), ..LogOptions::default() };
+        let tail = u32::try_from(tail).expect("small");
+        assert_eq!(collect(&log, options).await, lines(30_u32.saturating_sub(tail)), "the last {tail}");
+    }
+    // Following begins there as well, and goes on.
+    let options = LogOptions { follow: true, tail_lines: Some(15), ..LogOptions::default() };
+    let mut chunks = read_log(log.clone(), options, std::future::pending());
+    assert_eq!(until(&mut chunks, "line 29\n").await, lines(15));
+    append(&log, &numbers(30, 31));
+    assert_eq!(until(&mut chunks, "line 30\n").await, "line 30\n");
+    // Between the two renames of a rotation the newest file is missing.
+    fs::remove_file(&log).expect("removed");
+    let options = LogOptions { tail_lines: Some(2), ..LogOptions::default() };
+    assert_eq!(collect(&log, options).await, "line 18\nline 19\n");
+    // A file that was seen under two names, as in a rotation meanwhile, comes once.
+    fs::hard_link(name(1), &log).expect("linked");
+    assert_eq!(collect(&log, LogOptions::default()).await, (0..20).map(|n| format!("line {n}\n")).collect::<String>());
+}

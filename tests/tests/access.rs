@@ -1,0 +1,95 @@
+//! A hand in a pod, through the whole cluster: ports, terminals, logs.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use minipod_client::ExecOutput;
+use minipod_proto::v1::{ExecStart, TerminalSize};
+use minipod_tests::cluster::{Cluster, bin_dir, pod, text};
+use minipod_tests::wait;
+
+const MANIFEST: &str = "apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {app: web}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: server
+    image: minipod.local/busybox
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, 'mkdir /www; echo hello from inside >/www/index.html; echo serving; exec httpd -f -p 127.0.0.1:80 -h /www']
+  - name: other
+    image: minipod.local/busybox
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, 'echo beside it; exec sleep infinity']
+";
+
+/// Killed with the test.
+struct Forward(Child);
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// An HTTP answer of what minictl forwards to.
+fn ask(address: &str) -> std::io::Result<String> {
+    let mut stream = std::net::TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ports_terminals_and_logs_of_a_pod() {
+    let cluster = Cluster::start(&[("node-a", "1Gi")]).await;
+    cluster.create(pod(MANIFEST)).await;
+    cluster.until_phase("web", "Running").await;
+
+    let want = "[pod/web/server] serving\n[pod/web/other] beside it\n";
+    wait::until("both logs", || async {
+        let logs = cluster.minictl(&["logs", "-l", "app=web", "--all-containers", "--prefix"]);
+        if text(&logs.stdout) == want { Ok(()) } else { Err(format!("{}{}", text(&logs.stdout), text(&logs.stderr))) }
+    })
+    .await;
+
+    let mut command = Command::new(bin_dir().join("minictl"));
+    command.args(["port-forward", "web", ":80"]).env("MINIPOD_SERVER", cluster.local.server());
+    let mut forward = Forward(command.stdout(Stdio::piped()).spawn().expect("minictl starts"));
+    let mut line = String::new();
+    BufReader::new(forward.0.stdout.take().expect("piped")).read_line(&mut line).expect("UTF-8");
+    let address = line.trim().strip_prefix("Forwarding from ").and_then(|line| line.strip_suffix(" -> 80"));
+    let address = address.unwrap_or_else(|| panic!("{line:?}")).to_owned();
+    wait::until("the pod's page", || async {
+        let answer = ask(&address).map_err(|error| error.to_string())?;
+        if answer.ends_with("hello from inside\n") { Ok(()) } else { Err(answer) }
+    })
+    .await;
+
+    let start = ExecStart {
+        namespace: "default".to_owned(),
+        pod: "web".to_owned(),
+        container: "other".to_owned(),
+        command: ["sh", "-c", "tty; stty size; exit 3"].map(str::to_owned).to_vec(),
+        stdin: true,
+        tty: true,
+        size: Some(TerminalSize { rows: 31, columns: 97 }),
+    };
+    let mut exec = cluster.client().exec(start).await.expect("exec");
+    let mut shown = Vec::new();
+    let code = loop {
+        match exec.next().await.expect("output") {
+            ExecOutput::Stdout(data) | ExecOutput::Stderr(data) => shown.extend_from_slice(&data),
+            ExecOutput::Exit(code) => break code,
+        }
+    };
+    assert_eq!((text(&shown).as_str(), code), ("/dev/pts/0\r\n31 97\r\n", 3));
+    drop(forward);
+    cluster.delete_completely("web").await;
+    cluster.local.stop().expect("taken down");
+}
