@@ -20,6 +20,7 @@ pub const BASE: &[Need] = &[
     need("protobuf-compiler", "protoc", "compiles proto/"),
     need("libprotobuf-dev", "/usr/include/google/protobuf/descriptor.proto", "the well-known .proto files"),
     need("etcd-server", "etcd", "the store"),
+    need("etcd-client", "etcdctl", "the tests of the store's protocol"),
     need("busybox-static", "busybox", "the image minipod.local/busybox"),
     need("netcat-openbsd", "nc.openbsd", "unix sockets in the image minipod.local/toolbox"),
     need("iproute2", "ip", "a network namespace per node"),
