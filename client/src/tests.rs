@@ -339,7 +339,14 @@ async fn logs_come_in_pieces() {
 
 fn start(command: &[&str], stdin: bool) -> ExecStart {
     let command = command.iter().map(|word| (*word).to_owned()).collect();
-    ExecStart { namespace: "default".into(), pod: "a".into(), container: "c".into(), command, stdin, ..ExecStart::default() }
+    ExecStart {
+        namespace: "default".into(),
+        pod: "a".into(),
+        container: "c".into(),
+        command,
+        stdin,
+        ..ExecStart::default()
+    }
 }
 
 #[tokio::test]

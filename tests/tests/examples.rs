@@ -210,17 +210,17 @@ async fn sidecar_starts_before_the_app_ends_after_it_and_does_not_hold_the_pod_o
 async fn an_ambassador_answers_for_an_app_that_listens_on_localhost_alone() {
     let cluster = Cluster::start(&NODES).await;
     cluster.create(pod(&example("ambassador.yaml"))).await;
-    cluster.create(filler("visitor", "64Mi", "node-a")).await;
-    cluster.until_phase("visitor", "Running").await;
     let served = wait::until("the pod to be ready", || async {
         let pod = cluster.pod("ambassador").await?;
         let ready = pod.condition("Ready").is_some_and(|condition| condition.status == "True");
         if ready { Ok(pod) } else { Err(format!("{:#?}", pod.status())) }
     })
     .await;
+    cluster.create(filler("visitor", "64Mi", served.node_name().expect("it is bound"))).await;
+    cluster.until_phase("visitor", "Running").await;
     let ask = async |port: u16| {
         let url = format!("http://{}:{port}/", served.status().pod_ip);
-        cluster.exec("visitor", "sleep", &["wget", "-q", "-T", "3", "-O", "-", &url]).await
+        cluster.exec("visitor", "sleep", &["wget", "-q", "-O", "-", &url]).await
     };
     for _ in 0..3 {
         assert_eq!(ask(80).await.as_deref(), Ok("hello from an app that knows only localhost\n"));
