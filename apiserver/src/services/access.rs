@@ -178,7 +178,7 @@ trait TwoWay: Sized + Send + 'static {
     /// Of a tunnel's frame, if it is of this kind.
     fn from_agent(frame: Frame) -> Option<Self>;
     /// For the tunnel, if a user may send it.
-    fn from_user(self) -> Option<Frame>;
+    fn into_frame(self) -> Option<Frame>;
     /// Bytes of input in it.
     fn weight(&self) -> usize;
     /// Says that the user sends no more.
@@ -190,7 +190,7 @@ impl TwoWay for ExecFrame {
         if let Frame::Exec(exec) = frame { Some(exec) } else { None }
     }
 
-    fn from_user(self) -> Option<Frame> {
+    fn into_frame(self) -> Option<Frame> {
         use exec_frame::Frame::{Resize, Stdin, StdinClosed};
         matches!(self.frame, Some(Stdin(_) | StdinClosed(_) | Resize(_))).then_some(Frame::Exec(self))
     }
@@ -209,7 +209,7 @@ impl TwoWay for PortFrame {
         if let Frame::Port(port) = frame { Some(port) } else { None }
     }
 
-    fn from_user(self) -> Option<Frame> {
+    fn into_frame(self) -> Option<Frame> {
         use port_frame::Frame::{Closed, Data};
         matches!(self.frame, Some(Data(_) | Closed(_))).then_some(Frame::Port(self))
     }
@@ -289,7 +289,7 @@ async fn pump_input<T: TwoWay>(
         // Closed by nobody: it waits until the agent takes more, or this task is ended.
         let Ok(permit) = credit.acquire_many(weight).await else { return };
         permit.forget();
-        if let Some(content) = content.from_user()
+        if let Some(content) = content.into_frame()
             && to_agent.send(frame(content)).await.is_err()
         {
             return;

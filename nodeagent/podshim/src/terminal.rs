@@ -44,7 +44,7 @@ fn check_multiplexer(file: &OwnedFd) -> Step<()> {
     let about = fstat(file).node("look at", "/dev/pts/ptmx")?;
     let is_device = SFlag::from_bits_truncate(about.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFCHR;
     let kind = fstatfs(file).node("look at", "/dev/pts/ptmx")?.filesystem_type().0;
-    if is_device && (major(about.st_rdev), minor(about.st_rdev)) == PTMX && i64::from(kind) == DEVPTS_MAGIC {
+    if is_device && (major(about.st_rdev), minor(about.st_rdev)) == PTMX && kind == DEVPTS_MAGIC {
         return Ok(());
     }
     let failure = Failure::container("make a terminal", "/dev/pts/ptmx", Errno::ENODEV);
