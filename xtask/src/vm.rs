@@ -69,7 +69,7 @@ pub fn test(filters: &[&str]) -> Result<(), String> {
 /// The selection that belongs to every `cargo xtask test`.
 ///
 /// # Errors
-/// As [`test`].
+/// As [`test()`].
 pub fn quick() -> Result<(), String> {
     suites(SELECTION, &[], QUICK)
 }
