@@ -82,6 +82,7 @@ impl Plane {
             "--log-level=error".to_owned(),
         ];
         self.spawn("etcd", Path::new("etcd"), &arguments)?;
+        self.wait("etcd", || std::net::TcpStream::connect(&client).ok())?;
         Ok(vec![format!("--store=etcd://{client}")])
     }
 
