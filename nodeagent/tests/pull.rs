@@ -15,7 +15,7 @@ use minipod_nodeagent::image::pull::{Credentials, Progress, PullError, Puller, R
 use minipod_nodeagent::image::{Digest, ImageRecord, ImageStore, StoreOptions};
 use minipod_proto::v1::{ObjectMeta, Secret, server_message::Message as ToAgent};
 use sha2::{Digest as _, Sha256};
-use support::{Node, container, on_a_node, pod, terminated};
+use support::{Node, container, ended, on_a_node, pod, terminated};
 use tokio::sync::watch;
 
 fn store(dir: &Path) -> Arc<ImageStore> {
@@ -453,8 +453,7 @@ fn a_pod_brings_its_own_credentials() {
         };
         node.api.put_source("registry", ToAgent::Secret(secret)).await;
         node.api.put(manifest("uid-open", "registry")).await;
-        let ended = |status: &_| terminated(container(status, "app")).is_some();
-        let status = node.wait("uid-open", "its end", ended).await;
+        let status = node.wait("uid-open", "its end", ended("app")).await;
         assert_eq!(terminated(container(&status, "app")).map(|end| end.exit_code), Some(0));
         for uid in ["uid-closed", "uid-open"] {
             node.api.delete(uid, 0).await;

@@ -3,11 +3,7 @@
 mod support;
 
 use minipod_proto::v1::PodStatus;
-use support::{Node, container, on_a_node, pod, terminated, waiting_reason};
-
-fn ended(name: &'static str) -> impl Fn(&PodStatus) -> bool {
-    move |status| terminated(container(status, name)).is_some()
-}
+use support::{Node, container, ended, on_a_node, pod, waiting_reason};
 
 #[test]
 fn system_calls_are_filtered_as_the_manifest_says() {

@@ -2,12 +2,7 @@
 
 mod support;
 
-use minipod_proto::v1::PodStatus;
-use support::{Node, container, on_a_node, pod, terminated};
-
-fn ended(name: &'static str) -> impl Fn(&PodStatus) -> bool {
-    move |status| terminated(container(status, name)).is_some()
-}
+use support::{Node, container, ended, on_a_node, pod, terminated};
 
 #[test]
 fn paths_of_the_node_and_parts_of_volumes() {

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use minipod_proto::v1::{Container, Pod, SeccompProfile};
 
+use crate::container::process::is_privileged;
 use bpf::{Action, TooLong};
 use profile::{Facts, Profile, ProfileError};
 
@@ -36,7 +37,7 @@ pub enum Choice {
 #[must_use]
 pub fn choice(pod: &Pod, container: &Container, node_default: bool) -> Choice {
     let own = container.security_context.as_ref();
-    if own.and_then(|context| context.privileged) == Some(true) {
+    if own.is_some_and(is_privileged) {
         return Choice::Unconfined;
     }
     let of_pod = || pod.spec.as_ref()?.security_context.as_ref()?.seccomp_profile.as_ref();

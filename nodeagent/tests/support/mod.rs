@@ -422,6 +422,11 @@ pub fn terminated(status: &minipod_proto::v1::ContainerStatus) -> Option<&minipo
     status.state.as_ref()?.terminated.as_ref()
 }
 
+/// Whether the container of that name has ended.
+pub fn ended(name: &'static str) -> impl Fn(&PodStatus) -> bool {
+    move |status| terminated(container(status, name)).is_some()
+}
+
 pub fn last(status: &minipod_proto::v1::ContainerStatus) -> Option<&minipod_proto::v1::ContainerStateTerminated> {
     status.last_state.as_ref()?.terminated.as_ref()
 }
