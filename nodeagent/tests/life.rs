@@ -228,6 +228,31 @@ fn a_dead_sandbox_or_supervisor_is_made_anew() {
 }
 
 #[test]
+fn how_a_container_ended_outlives_agent_and_supervisor() {
+    on_a_node(|| async {
+        let mut node = Node::with_agent().await;
+        let uid = "uid-last-words";
+        let app = "until [ -e /v/go ]; do sleep 0.02; done; exit 7";
+        node.api.put(scripts(uid, "Never", 0, &[("a:app", app), ("a:other", "sleep 1000")])).await;
+        node.wait_running(uid).await;
+        node.end(Signal::SIGKILL);
+        // Nobody listens when it ends, and then the one who saw it dies.
+        let shim = node.shim_pid(uid);
+        std::fs::write(node.data_dir().join("pods").join(uid).join("volumes/v/go"), b"").expect("tell it");
+        let left = || (node.processes(uid).len() == 1).then_some(());
+        node.api.wait_for("its end in the supervisor's state", left, || node.agent_log()).await;
+        kill_9(shim);
+        node.start(&[]);
+        let status = node.wait(uid, "both ended", |status| ended("app")(status) && ended("other")(status)).await;
+        let code = |name| terminated(container(&status, name)).map(|ended| ended.exit_code);
+        assert_eq!((code("app"), code("other")), (Some(7), Some(137)));
+        node.api.delete(uid, 0).await;
+        node.wait_finished(uid).await;
+        node.wait_gone(uid).await;
+    });
+}
+
+#[test]
 fn a_forgotten_pod_goes_and_its_name_can_be_taken_again() {
     on_a_node(|| async {
         let node = Node::with_agent().await;

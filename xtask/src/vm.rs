@@ -39,6 +39,7 @@ const ALL: &[Suite] = &[
     suite("minipod-podshim", "containers", &[]),
     suite("minipod-podshim", "life", &[]),
     suite("minipod-podshim", "exec", &[]),
+    suite("minipod-podshim", "attach", &[]),
     suite("minipod-nodeagent", "life", &[]),
     suite("minipod-nodeagent", "probes", &[]),
     suite("minipod-nodeagent", "streams", &[]),
@@ -49,9 +50,7 @@ const ALL: &[Suite] = &[
 const SELECTION: &[Suite] = &[
     suite("minipod-podshim", "", &["cgroup::"]),
     // The race is half a minute of exchanging links, which is the same under both versions.
-    // `big_output` FAILS here, most likely because podshim gives a container's output 2 s after its end (DRAIN_MS), whether it still flows or
-    // not, and an emulated processor needs longer. `vm-test` without `--quick` runs it.
-    suite("minipod-podshim", "containers", &["--skip", "exchanged_for_a_link", "--skip", "big_output"]),
+    suite("minipod-podshim", "containers", &["--skip", "exchanged_for_a_link"]),
     suite("minipod-podshim", "life", &[]),
 ];
 

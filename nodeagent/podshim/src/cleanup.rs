@@ -11,7 +11,7 @@ use prost::Message;
 
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::process::{boot_id, same_process};
-use crate::protocol::{Event, State, files, take_frame};
+use crate::protocol::{Ended, Event, State, files, take_frame};
 
 /// How long a killed supervisor may take to let its lock go.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -79,6 +79,12 @@ pub fn kept_events(dir: &Path) -> Vec<Event> {
     let acknowledged = kept_state(dir).map_or(0, |state| state.acknowledged);
     let all = std::iter::from_fn(|| take_frame::<Event>(&mut bytes).ok().flatten());
     all.filter(|event| event.sequence > acknowledged).collect()
+}
+
+/// Ends that the supervisor saw and whose output was not written down in full when it died: they are no events yet.
+#[must_use]
+pub fn kept_ends(dir: &Path) -> Vec<Ended> {
+    kept_state(dir).into_iter().flat_map(|state| state.runs).filter_map(|run| run.leaving).collect()
 }
 
 /// Kills what runs of the pod, the supervisor too if it hangs, and removes its cgroups and its files in `dir`. Blocks for
@@ -150,7 +156,7 @@ fn lock_of_dead(dir: &Path) -> Result<Option<Flock<File>>, CleanupError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Ended, Happened, put_frame};
+    use crate::protocol::{Happened, Run, put_frame};
 
     #[test]
     fn a_lock_tells_the_living_from_the_dead() {
@@ -176,8 +182,11 @@ mod tests {
             put_frame(&Event { sequence, happened: Some(Happened::Ended(ended)) }, &mut bytes).expect("short");
         }
         std::fs::write(dir.path().join(files::EVENTS), &bytes[..bytes.len() - 1]).expect("write");
-        let state = State { acknowledged: 1, ..State::default() };
+        let leaving = Ended { name: "y".into(), exit_code: 7, ..Ended::default() };
+        let runs = vec![Run::default(), Run { leaving: Some(leaving.clone()), ..Run::default() }];
+        let state = State { acknowledged: 1, runs, ..State::default() };
         std::fs::write(dir.path().join(files::STATE), state.encode_to_vec()).expect("write");
         assert_eq!(kept_events(dir.path()).iter().map(|event| event.sequence).collect::<Vec<_>>(), [2]);
+        assert_eq!(kept_ends(dir.path()), [leaving]);
     }
 }

@@ -7,6 +7,8 @@ use std::os::unix::net::UnixStream;
 use minipod_podshim::protocol::{FrameError, Request, Response, Say, put_frame, take_frame};
 use nix::sys::epoll::EpollFlags;
 
+use crate::supervisor::drain::Drain;
+
 /// What may wait to be sent before nothing more is produced for a connection: a slow reader costs so much and no more.
 pub const OUT_BYTES: usize = 256 << 10;
 /// What is read from a connection at once.
@@ -34,7 +36,7 @@ pub struct Client {
     pub interest: EpollFlags,
 }
 
-/// The exec'd process of a connection.
+/// The exec'd process of a connection, or a container's that it is attached to.
 #[derive(Debug)]
 pub struct ExecSession {
     /// In the node's PID namespace.
@@ -53,8 +55,12 @@ pub struct ExecSession {
     pub input_ends: bool,
     /// How it ended.
     pub exited: Option<i32>,
-    /// Its output may be held open by others after its end: not longer than until then.
-    pub drain_until_ms: u64,
+    /// The wait for the rest of its output, from its end on.
+    pub drain: Option<Drain>,
+    /// Bytes of output that were read.
+    pub read_bytes: u64,
+    /// Not a process of its own: the streams of this container's first process.
+    pub attached: Option<String>,
     /// Both of its ends are a terminal's, which `outputs[0]` reads and `input` writes.
     pub terminal: bool,
     /// Whether epoll watches each output.

@@ -4,12 +4,17 @@
 //! exec'd processes go on. The supervisor's children are made by clone3 from the main thread and use malloc; if this thread
 //! held malloc's lock at that moment they would hang. So the thread allocates nothing and frees nothing after it has begun:
 //! everything it works with is made by the main thread, sent as a pointer through a pipe, and sent back to be freed.
+//!
+//! Who is attached to a container gets a copy of its output through pipes of its own (taps). A reader that is slow holds the container
+//! back for [`TAP_PATIENCE_MS`] at most; then it loses output until it has read all that it was given.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minipod_podshim::protocol::LogSpec;
@@ -19,7 +24,9 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
 
+use crate::supervisor::drain::Flow;
 use crate::sys;
+use crate::tap::{self, Tap};
 
 /// A longer line is written in pieces, as the field does.
 const MAX_LINE_BYTES: usize = 16 << 10;
@@ -37,6 +44,12 @@ const MAX_FILES: u32 = 100;
 const REST_MS: u16 = 1_000;
 /// Event of the pipe with new tasks.
 const NEW_TASKS: u64 = u64::MAX;
+/// Who may be attached to one container at a time.
+pub const MAX_TAPS: usize = 8;
+/// How long one piece of output may wait for those who are attached.
+const TAP_PATIENCE_MS: u64 = 200;
+/// Bytes of a message to the thread: three numbers.
+const MESSAGE_BYTES: usize = 3 * size_of::<usize>();
 
 /// One container's output.
 #[derive(Debug)]
@@ -45,6 +58,23 @@ pub struct Task {
     id: u64,
     sink: Sink,
     streams: [Stream; 2],
+    progress: Arc<Progress>,
+}
+
+/// How far a container's output has come; the supervisor looks at it when the container has ended.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes that were read and written down.
+    bytes: AtomicU64,
+    /// Bit n: somebody could still write to stream n.
+    open: AtomicU8,
+}
+
+impl Progress {
+    /// As it is now.
+    pub fn flow(&self) -> Flow {
+        Flow { bytes: self.bytes.load(Ordering::Relaxed), held_open: self.open.load(Ordering::Relaxed) != 0 }
+    }
 }
 
 #[derive(Debug)]
@@ -53,14 +83,22 @@ struct Stream {
     pipe: Option<File>,
     /// The begin of a line whose end did not come yet.
     carry: Vec<u8>,
+    taps: [Option<Tap>; MAX_TAPS],
+}
+
+impl Stream {
+    fn new(name: &'static [u8], pipe: Option<OwnedFd>) -> Self {
+        let pipe = pipe.map(File::from);
+        Self { name, pipe, carry: Vec::with_capacity(MAX_LINE_BYTES), taps: [const { None }; MAX_TAPS] }
+    }
 }
 
 impl Task {
-    /// Opens the log.
+    /// Opens the log of what is written to two pipes; of a terminal, which comes later, where there are none.
     ///
     /// # Errors
     /// When the file cannot be opened, or is not a file but a link.
-    pub fn open(id: u64, spec: &LogSpec, stdout: OwnedFd, stderr: OwnedFd) -> io::Result<Box<Self>> {
+    pub fn open(id: u64, spec: &LogSpec, pipes: Option<[OwnedFd; 2]>) -> io::Result<Box<Self>> {
         let kept = spec.max_files.clamp(1, MAX_FILES);
         let name = |number: u32| match number {
             0 => CString::new(spec.path.as_str()),
@@ -69,9 +107,20 @@ impl Task {
         let names = (0..kept.max(2)).map(name).collect::<Result<Vec<_>, _>>()?;
         let file = open_log(names.first().ok_or(Errno::EINVAL)?)?;
         let sink = Sink { size: file.metadata()?.size(), file, names, max_bytes: spec.max_bytes, keep: kept > 1 };
-        let stream =
-            |name, pipe: OwnedFd| Stream { name, pipe: Some(pipe.into()), carry: Vec::with_capacity(MAX_LINE_BYTES) };
-        Ok(Box::new(Self { id, sink, streams: [stream(b"stdout", stdout), stream(b"stderr", stderr)] }))
+        let [stdout, stderr] = pipes.map_or([None, None], |pipes| pipes.map(Some));
+        let streams = [Stream::new(b"stdout", stdout), Stream::new(b"stderr", stderr)];
+        Ok(Box::new(Self { id, sink, streams, progress: Arc::default() }))
+    }
+
+    /// What a terminal shows is the container's output. Reading it must not block.
+    pub fn read_terminal(&mut self, terminal: OwnedFd) {
+        let [stdout, _] = &mut self.streams;
+        stdout.pipe = Some(terminal.into());
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
     }
 }
 
@@ -119,8 +168,26 @@ impl Logger {
     /// # Errors
     /// When the thread is gone.
     pub fn add(&mut self, task: Box<Task>) -> io::Result<()> {
-        let pointer = Box::into_raw(task).expose_provenance().to_ne_bytes();
-        self.new.write_all(&pointer)
+        let id = task.id as usize;
+        self.send([Box::into_raw(task).expose_provenance(), id, 0])
+    }
+
+    /// Lets the pipes have a copy of what the task's streams bring from now on. They end with the streams; at once if the task has
+    /// ended or has too many already.
+    ///
+    /// # Errors
+    /// When the thread is gone.
+    pub fn tap(&mut self, id: u64, pipes: [OwnedFd; 2]) -> io::Result<()> {
+        let [stdout, stderr] = pipes.map(|pipe| pipe.into_raw_fd().cast_unsigned() as usize);
+        self.send([0, id as usize, stdout << 32 | stderr])
+    }
+
+    fn send(&mut self, message: [usize; 3]) -> io::Result<()> {
+        let mut bytes = [0; MESSAGE_BYTES];
+        for (place, number) in bytes.chunks_exact_mut(size_of::<usize>()).zip(message) {
+            place.copy_from_slice(&number.to_ne_bytes());
+        }
+        self.new.write_all(&bytes)
     }
 
     /// Readable when a task has ended.
@@ -182,7 +249,7 @@ impl Thread {
                     // The other end is let go only by a supervisor that ends.
                     NEW_TASKS if !self.take_new() => return,
                     NEW_TASKS => {}
-                    data => self.serve(data),
+                    data => self.serve(data, event.events().contains(EpollFlags::EPOLLHUP)),
                 }
             }
         }
@@ -190,11 +257,20 @@ impl Thread {
 
     /// False at the end of all tasks.
     fn take_new(&mut self) -> bool {
-        let mut bytes = [0; size_of::<usize>()];
+        let mut bytes = [0; MESSAGE_BYTES];
         if self.new.read_exact(&mut bytes).is_err() {
             return false;
         }
-        let pointer = std::ptr::with_exposed_provenance_mut::<Task>(usize::from_ne_bytes(bytes));
+        let mut message = [0; 3];
+        for (number, part) in message.iter_mut().zip(bytes.as_chunks().0) {
+            *number = usize::from_ne_bytes(*part);
+        }
+        let [address, id, taps] = message;
+        if address == 0 {
+            self.take_taps(id as u64, [taps >> 32, taps & u32::MAX as usize]);
+            return true;
+        }
+        let pointer = std::ptr::with_exposed_provenance_mut::<Task>(address);
         // SAFETY: the main thread writes each pointer once, straight from Box::into_raw, and keeps no other.
         let mut task = unsafe { Box::from_raw(pointer) };
         let Some(slot) = self.slots.iter().position(Option::is_none) else {
@@ -204,7 +280,9 @@ impl Thread {
         for (number, stream) in task.streams.iter_mut().enumerate() {
             let Some(pipe) = &stream.pipe else { continue };
             let data = (slot as u64) << 1 | number as u64;
-            if self.epoll.add(pipe, EpollEvent::new(EpollFlags::EPOLLIN, data)).is_err() {
+            if self.epoll.add(pipe, EpollEvent::new(EpollFlags::EPOLLIN, data)).is_ok() {
+                task.progress.open.fetch_or(1 << number, Ordering::Relaxed);
+            } else {
                 stream.pipe = None;
             }
         }
@@ -214,23 +292,46 @@ impl Thread {
         true
     }
 
-    fn serve(&mut self, data: u64) {
+    /// Descriptors that were sent as numbers get their owners, in the task that they are for or to be closed.
+    fn take_taps(&mut self, id: u64, numbers: [usize; 2]) {
+        // SAFETY: `Logger::tap` sends the numbers of descriptors that it owned and gave away with them, each once.
+        let mut pipes = numbers.map(|number| Some(unsafe { File::from_raw_fd(number as i32) }));
+        let Some(task) = self.slots.iter_mut().flatten().find(|task| task.id == id) else { return };
+        for (stream, pipe) in task.streams.iter_mut().zip(&mut pipes) {
+            if stream.pipe.is_some()
+                && let Some(place) = stream.taps.iter_mut().find(|place| place.is_none())
+            {
+                *place = pipe.take().map(Tap::new);
+            }
+        }
+    }
+
+    fn serve(&mut self, data: u64, hung_up: bool) {
         let (slot, number) = ((data >> 1) as usize, (data & 1) as usize);
         let Some(place) = self.slots.get_mut(slot) else { return };
         let Some(task) = place else { return };
-        let Task { sink, streams, .. } = task.as_mut();
+        let Task { sink, streams, progress, .. } = task.as_mut();
         let Some(stream) = streams.get_mut(number) else { return };
         let Some(pipe) = &mut stream.pipe else { return };
+        if hung_up {
+            progress.open.fetch_and(!(1 << number), Ordering::Relaxed);
+        }
         match pipe.read(&mut self.input) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // A terminal does not block.
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
             Ok(count) if count > 0 => {
-                self.lines.take(stream.name, &mut stream.carry, self.input.get(..count).unwrap_or(&[]), sink);
+                let bytes = self.input.get(..count).unwrap_or(&[]);
+                self.lines.take(stream.name, &mut stream.carry, bytes, sink);
+                progress.bytes.fetch_add(count as u64, Ordering::Relaxed);
+                tap::pass_on(&mut stream.taps, bytes, TAP_PATIENCE_MS);
             }
-            // The end.
+            // The end; a terminal's is an error.
             _ => {
                 self.lines.finish(stream.name, &mut stream.carry, sink);
                 let _ = self.epoll.delete(&*pipe);
+                progress.open.fetch_and(!(1 << number), Ordering::Relaxed);
                 stream.pipe = None;
+                stream.taps = [const { None }; MAX_TAPS];
             }
         }
         if streams.iter().all(|stream| stream.pipe.is_none())
@@ -423,7 +524,7 @@ mod tests {
     fn sink(dir: &std::path::Path, max_bytes: u64, max_files: u32) -> Sink {
         let path = dir.join("log").to_string_lossy().into_owned();
         let (a, b) = (pipe2(OFlag::O_CLOEXEC).expect("pipe").0, pipe2(OFlag::O_CLOEXEC).expect("pipe").0);
-        Task::open(1, &LogSpec { path, max_bytes, max_files }, a, b).expect("open").sink
+        Task::open(1, &LogSpec { path, max_bytes, max_files }, Some([a, b])).expect("open").sink
     }
 
     /// The log without its times.
@@ -491,7 +592,7 @@ mod tests {
         std::os::unix::fs::symlink("/dev/null", dir.path().join("log")).expect("link");
         let path = dir.path().join("log").to_string_lossy().into_owned();
         let (a, b) = (pipe2(OFlag::O_CLOEXEC).expect("pipe").0, pipe2(OFlag::O_CLOEXEC).expect("pipe").0);
-        let opened = Task::open(1, &LogSpec { path, ..LogSpec::default() }, a, b);
+        let opened = Task::open(1, &LogSpec { path, ..LogSpec::default() }, Some([a, b]));
         assert_eq!(opened.expect_err("a link").raw_os_error(), Some(libc::ELOOP));
     }
 
@@ -503,7 +604,9 @@ mod tests {
         for id in 0..5 {
             let path = dir.path().join(format!("log-{id}")).to_string_lossy().into_owned();
             let ((a, out), (b, err)) = (pipe2(OFlag::O_CLOEXEC).expect("pipe"), pipe2(OFlag::O_CLOEXEC).expect("pipe"));
-            logger.add(Task::open(id, &LogSpec { path, ..LogSpec::default() }, a, b).expect("open")).expect("add");
+            logger
+                .add(Task::open(id, &LogSpec { path, ..LogSpec::default() }, Some([a, b])).expect("open"))
+                .expect("add");
             writers.push((File::from(out), File::from(err)));
         }
         for (number, (out, err)) in writers.iter_mut().enumerate() {

@@ -12,6 +12,7 @@ mod journal;
 mod logs;
 mod supervisor;
 mod sys;
+mod tap;
 mod terminal;
 
 use std::fs::File;

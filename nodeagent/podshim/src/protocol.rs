@@ -13,8 +13,9 @@ use prost::Message;
 /// The version that this build speaks, and the highest it reads.
 pub const VERSION: u16 = 1;
 /// What this build carries out, as it tells in [`State::version`]: grows with every field of a spec that an older supervisor
-/// would do harm by ignoring. 2: [`Mount::sub_path`]. 3: [`Exec::terminal`].
-pub const ABILITIES: u32 = 3;
+/// would do harm by ignoring. 2: [`Mount::sub_path`]. 3: [`Exec::terminal`]. 4: [`ContainerSpec::terminal`],
+/// [`ContainerSpec::stdin_once`], [`ContainerSpec::pid_of`], [`Ask::Attach`].
+pub const ABILITIES: u32 = 4;
 /// Largest message: a container's spec with the manifest's largest environment fits several times.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Most bytes of output or input in one exec frame.
@@ -169,9 +170,18 @@ pub struct ContainerSpec {
     /// A seccomp filter: classic BPF, an array of the kernel's `struct sock_filter`; empty: none.
     #[prost(bytes = "vec", tag = "17")]
     pub seccomp_filter: Vec<u8>,
-    /// Keep stdin open (an empty pipe) instead of the null device.
+    /// Keep stdin open (an empty pipe) instead of the null device; [`Ask::Attach`] fills it.
     #[prost(bool, tag = "18")]
     pub stdin: bool,
+    /// A terminal for all three streams instead of pipes, of this size at first. Its log is all stdout.
+    #[prost(message, optional, tag = "19")]
+    pub terminal: Option<Window>,
+    /// Stdin ends with the first who was attached to it.
+    #[prost(bool, tag = "20")]
+    pub stdin_once: bool,
+    /// Enter the PID namespace of this running container instead of an own one; empty: no. Without meaning where all share one.
+    #[prost(string, tag = "21")]
+    pub pid_of: String,
 }
 
 /// A process' identity in numbers.
@@ -345,7 +355,7 @@ pub struct Request {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What is asked.
-    #[prost(oneof = "Ask", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Ask", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub ask: Option<Ask>,
 }
 
@@ -379,6 +389,10 @@ pub enum Ask {
     /// For the process of this connection. Not answered.
     #[prost(message, tag = "10")]
     ExecInput(ExecInput),
+    /// Take part in the streams of a container's first process, from now on. The connection then serves this and nothing else: it is
+    /// answered like `Exec`, and its end leaves the process alone.
+    #[prost(message, tag = "11")]
+    Attach(Attach),
 }
 
 /// Nothing to say.
@@ -423,6 +437,23 @@ pub struct Exec {
     /// A terminal of this size instead of pipes; what it shows comes as stdout.
     #[prost(message, optional, tag = "6")]
     pub terminal: Option<Window>,
+}
+
+/// A running container's streams to take part in. Output that its reader does not keep up with is lost to this reader.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Attach {
+    /// The container.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Its run.
+    #[prost(uint32, tag = "2")]
+    pub attempt: u32,
+    /// Whether `ExecInput` will be sent. A container without open stdin gets none of it.
+    #[prost(bool, tag = "3")]
+    pub stdin: bool,
+    /// The size of its terminal, if it has one.
+    #[prost(message, optional, tag = "4")]
+    pub window: Option<Window>,
 }
 
 /// The size of a terminal, in characters; the kernel's numbers have 16 bits.
@@ -652,6 +683,9 @@ pub struct Run {
     /// Field 22 of /proc/PID/stat: with the pid and the boot id, the identity of the process.
     #[prost(uint64, tag = "3")]
     pub start_ticks: u64,
+    /// How its first process ended, while its end is not complete: what a supervisor that dies in between would take with it.
+    #[prost(message, optional, tag = "4")]
+    pub leaving: Option<Ended>,
 }
 
 /// Everything that the supervisor knows.

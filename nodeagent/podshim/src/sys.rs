@@ -57,7 +57,7 @@ pub unsafe fn clone3(namespaces: libc::c_int, cgroup: Option<BorrowedFd<'_>>) ->
 
 /// A descriptor that a system call just made, as a file.
 pub fn file_of(fd: libc::c_int) -> std::fs::File {
-    // SAFETY: the only caller passes the fresh result of F_DUPFD_CLOEXEC, which nobody else owns.
+    // SAFETY: callers pass the fresh result of F_DUPFD_CLOEXEC, or what a message has just brought; nobody else owns it.
     unsafe { std::fs::File::from_raw_fd(fd) }
 }
 
@@ -343,6 +343,14 @@ pub fn control_by_stdin() -> Result<()> {
     // SAFETY: numbers only.
     Errno::result(unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) })?;
     Ok(())
+}
+
+/// What lies unread in a pipe.
+pub fn unread_bytes(pipe: BorrowedFd<'_>) -> Result<u32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int where there is one.
+    Errno::result(unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
+    Ok(bytes.unsigned_abs())
 }
 
 /// The size of a pipe, as a wish.

@@ -1,10 +1,13 @@
 //! Terminals: made in a container's own devpts, whose programs may be hostile.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use minipod_podshim::protocol::Window;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::sys::stat::{Mode, SFlag, fstat, major, minor};
 use nix::sys::statfs::fstatfs;
 use nix::unistd::{Uid, fchown};
@@ -23,8 +26,13 @@ const PTMX: (u64, u64) = (5, 2);
 /// The path is resolved within the container's root, and what it leads to must be the multiplexer of a devpts: a container may
 /// have put anything in its place.
 pub fn open_in(pid: u32, owner: u32, window: Window) -> Step<(OwnedFd, OwnedFd)> {
+    open_below(&format!("/proc/{pid}/root"), owner, window)
+}
+
+/// The same below any root; `/` is that of this process.
+pub fn open_below(root: &str, owner: u32, window: Window) -> Step<(OwnedFd, OwnedFd)> {
     let path = "/dev/pts/ptmx";
-    let root = open(format!("/proc/{pid}/root").as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+    let root = open(root, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
     let root = root.node("open", "the container's root")?;
     let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
     let looked_at = openat2(&root, path, OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve));
@@ -49,6 +57,41 @@ fn check_multiplexer(file: &OwnedFd) -> Step<()> {
     }
     let failure = Failure::container("make a terminal", "/dev/pts/ptmx", Errno::ENODEV);
     Err(failure.because("the container has put something else in its place"))
+}
+
+/// Hands a terminal over to the process at the other end.
+///
+/// # Errors
+/// The system's.
+pub fn send(to: &UnixStream, terminal: &OwnedFd) -> std::io::Result<()> {
+    let fds = [terminal.as_raw_fd()];
+    let sent = sendmsg::<()>(
+        to.as_raw_fd(),
+        &[IoSlice::new(b"t")],
+        &[ControlMessage::ScmRights(&fds)],
+        MsgFlags::empty(),
+        None,
+    );
+    Ok(sent.map(|_| ())?)
+}
+
+/// Takes the terminal that was sent; does not wait for it.
+///
+/// # Errors
+/// The system's; `InvalidData` when there is none.
+pub fn receive(from: &UnixStream) -> std::io::Result<OwnedFd> {
+    let mut byte = [0];
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let mut room = nix::cmsg_space!([std::os::fd::RawFd; 1]);
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(from.as_raw_fd(), &mut parts, Some(&mut room), flags)?;
+    let mut fds = message.cmsgs()?.filter_map(|control| match control {
+        ControlMessageOwned::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let fd = fds.next().and_then(|fds| fds.first().copied());
+    let fd = fd.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::InvalidData))?;
+    Ok(sys::file_of(fd).into())
 }
 
 /// Tells a terminal its size. A size of 0 says that it is not known.

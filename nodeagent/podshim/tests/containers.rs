@@ -550,6 +550,41 @@ fn sysctls_are_the_sandboxs() {
 }
 
 #[test]
+fn output_that_flows_on_after_the_end_is_waited_for() {
+    let mut pod = Pod::with(SandboxSpec { share_pid: true, ..SandboxSpec::default() });
+    // Another container holds the first one's stdout and writes to it for longer than what stands still is waited for.
+    pod.start(pod.spec("first", "echo $$; until [ -e /go ]; do sleep 0.02; done; exit 7"));
+    let pid = until("its pid", || pod.output("first", 0), |output| output.ends_with('\n'));
+    let script = format!(
+        "exec >/proc/{}/fd/1; echo held; for n in 1 2 3 4 5 6 7 8 9 10; do sleep 0.4; echo $n; done",
+        pid.trim()
+    );
+    pod.start(pod.spec("second", &script));
+    until("the second", || pod.output("first", 0), |output| output.contains("held"));
+    let (_, _, code) = pod.exec("first", &["touch", "/go"], false).expect("runs").finish();
+    assert_eq!(code, 0);
+    assert_eq!(pod.agent.ended("first").exit_code, 7);
+    assert!(pod.output("first", 0).ends_with("held\n1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n"), "{}", pod.output("first", 0));
+    pod.stop();
+}
+
+#[test]
+fn an_end_is_known_although_the_supervisor_dies_before_it_is_told() {
+    use minipod_podshim::cleanup::{kept_ends, kept_events};
+    let mut pod = Pod::with(SandboxSpec { share_pid: true, ..SandboxSpec::default() });
+    pod.start(pod.spec("first", "echo $$; until [ -e /go ]; do sleep 0.02; done; exit 7"));
+    let pid = until("its pid", || pod.output("first", 0), |output| output.ends_with('\n'));
+    // Its output stays open, so its end is not told for a while.
+    pod.start(pod.spec("second", &format!("exec >/proc/{}/fd/1; echo held; sleep 1000", pid.trim())));
+    until("the second", || pod.output("first", 0), |output| output.contains("held"));
+    pod.exec("first", &["touch", "/go"], false).expect("runs").finish();
+    let ends = until("the end in the state", || kept_ends(pod.dir.path()), |ends| !ends.is_empty());
+    pod.shim.kill().expect("kill");
+    assert_eq!((ends[0].name.as_str(), ends[0].exit_code), ("first", 7));
+    assert!(!kept_events(pod.dir.path()).iter().any(|event| matches!(event.happened, Some(Happened::Ended(_)))));
+}
+
+#[test]
 fn big_output_arrives_whole_and_rotates() {
     let mut pod = Pod::new();
     let (ended, output) = pod.run("big", "seq 1 300000; echo end");

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use minipod_podshim::protocol::{Capabilities, Empty, Fault, Input, Output, SandboxSpec, User, Window};
-use support::{Pod, Process, alive, until};
+use support::{Pod, alive, until};
 
 fn pod_with(script: &str) -> Pod {
     let mut pod = Pod::new();
@@ -138,6 +138,23 @@ fn output_held_open_by_others_does_not_hold_the_end() {
     let pod = pod_with("sleep 1000");
     let mut process = pod.exec("a", &["sh", "-c", "echo out; sleep 1000 & exit 4"], false).expect("runs");
     assert_eq!(process.finish().2, 4);
+    // Also when they go on writing.
+    let script = "(while sleep 0.1; do echo more; done) & exit 5";
+    let mut process = pod.exec("a", &["sh", "-c", script], false).expect("runs");
+    assert_eq!(process.finish().2, 5);
+}
+
+#[test]
+fn a_slow_reader_gets_what_was_written_before_the_end() {
+    let pod = pod_with("sleep 1000");
+    // As much as all buffers hold, so that the program ends before anything is read.
+    let mut process = pod.exec("a", &["sh", "-c", "head -c 400000 /dev/zero; exit 3"], false).expect("runs");
+    let pid = process.pid;
+    // More than the supervisor ever waits for what stands still.
+    std::thread::sleep(Duration::from_millis(1_500));
+    let (out, _, code) = process.finish();
+    assert_eq!((out.len(), code), (400_000, 3));
+    assert!(!alive(pid));
 }
 
 #[test]
@@ -153,18 +170,6 @@ fn a_shared_pid_namespace_works_too() {
     host.stop();
 }
 
-/// What came of a program on a terminal until `until` was in it.
-fn shown(process: &mut Process, until: &str) -> String {
-    let mut text = String::new();
-    while !text.contains(until) {
-        match process.next() {
-            Output::Stdout(data) => text.push_str(&String::from_utf8_lossy(&data)),
-            other => panic!("{other:?} instead of {until:?} after {text:?}"),
-        }
-    }
-    text
-}
-
 #[test]
 fn a_terminal_is_the_containers_own_and_has_the_size_that_it_is_told() {
     let mut pod = Pod::new();
@@ -175,15 +180,15 @@ fn a_terminal_is_the_containers_own_and_has_the_size_that_it_is_told() {
                   while [ \"$line\" != bye ]; do read line; echo got $line; done; echo end >&2; exit 5";
     let window = Window { rows: 33, columns: 44 };
     let mut process = pod.exec_on("a", &["sh", "-c", script], true, Some(window)).expect("runs");
-    let begin = shown(&mut process, "open");
+    let begin = process.shown("open");
     assert!(begin.contains("/dev/pts/0\r\n33 44\r\nxterm\r\n"), "{begin:?}");
     process.input(Input::Resize(Window { rows: 50, columns: 132 }));
     // The signal ends a `read` of the shell; an empty line ends one that began just before it came.
     process.input(Input::Stdin(b"\n".to_vec()));
-    shown(&mut process, "50 132\r\n");
+    process.shown("50 132\r\n");
     process.input(Input::Stdin(b"one\n".to_vec()));
     // It echoes what is typed, and both outputs are one.
-    let then = shown(&mut process, "got one\r\n");
+    let then = process.shown("got one\r\n");
     assert_eq!(then.matches("one\r\n").count(), 2, "{then:?}");
     process.input(Input::Stdin(b"bye\n".to_vec()));
     let (out, err, code) = process.finish();
@@ -196,13 +201,13 @@ fn keys_are_signals_on_a_terminal_and_its_end_is_theirs() {
     let pod = pod_with("sleep 1000");
     let window = Window { rows: 24, columns: 80 };
     let mut process = pod.exec_on("a", &["sh", "-c", "echo go; exec sleep 1001"], true, Some(window)).expect("runs");
-    shown(&mut process, "go");
+    process.shown("go");
     process.input(Input::Stdin(vec![3]));
     assert_eq!(process.finish().2, 128 + libc::SIGINT);
     // Its user goes away: nothing of the session stays.
     let script = "sleep 1002 & echo go; wait";
     let mut process = pod.exec_on("a", &["sh", "-c", script], false, Some(window)).expect("runs");
-    shown(&mut process, "go");
+    process.shown("go");
     let pid = process.pid;
     drop(process);
     until("the process of a user who is gone", || alive(pid), |alive| !alive);

@@ -72,11 +72,12 @@ pub struct ExecInputs {
 }
 
 impl ExecProcess {
-    pub(super) async fn begin(socket: &Path, exec: protocol::Exec) -> Result<Self, ShimError> {
+    /// `ask` is one that a connection then serves: an exec or an attach.
+    pub(super) async fn begin(socket: &Path, ask: Ask) -> Result<Self, ShimError> {
         let gone = |error: std::io::Error| ShimError::Gone(error.to_string());
         let (reader, mut writer) = UnixStream::connect(socket).await.map_err(gone)?.into_split();
         let mut bytes = Vec::new();
-        put_frame(&Request { id: 1, ask: Some(Ask::Exec(exec)) }, &mut bytes)?;
+        put_frame(&Request { id: 1, ask: Some(ask) }, &mut bytes)?;
         writer.write_all(&bytes).await.map_err(gone)?;
         let mut frames = Frames::new(reader);
         let answer = frames.next().await?.and_then(|response| response.say);

@@ -210,6 +210,8 @@ pub struct ShimState {
 const SUB_PATH_SINCE: u32 = 2;
 /// The first with `Exec::terminal`.
 const TERMINALS_SINCE: u32 = 3;
+/// The first with terminals of containers, `stdinOnce`, `ContainerSpec::pid_of` and `Ask::Attach`.
+const ATTACH_SINCE: u32 = 4;
 
 /// What there is of a pod's supervisor.
 #[derive(Debug)]
@@ -334,6 +336,15 @@ impl Shim {
         if spec.mounts.iter().any(|mount| !mount.sub_path.is_empty()) {
             self.must_know(SUB_PATH_SINCE, "volumeMounts.subPath")?;
         }
+        for (asked, field) in [
+            (spec.terminal.is_some(), "tty"),
+            (spec.stdin_once, "stdinOnce"),
+            (!spec.pid_of.is_empty(), "targetContainerName"),
+        ] {
+            if asked {
+                self.must_know(ATTACH_SINCE, field)?;
+            }
+        }
         match self.ask("start the container", Ask::Start(Box::new(spec)), ANSWER_PATIENCE).await? {
             Say::Started(started) => Ok(started),
             _ => Err(ShimError::Unexpected { operation: "start" }),
@@ -391,8 +402,21 @@ impl Shim {
         }
         let exec =
             protocol::Exec { name: name.to_owned(), attempt, argv: argv.to_vec(), stdin, env: Vec::new(), terminal };
-        let began = timeout(ANSWER_PATIENCE, ExecProcess::begin(&self.0.launch_socket, exec)).await;
+        let began = timeout(ANSWER_PATIENCE, ExecProcess::begin(&self.0.launch_socket, Ask::Exec(exec))).await;
         began.map_err(|_| ShimError::Silent { operation: "run the program", patience: ANSWER_PATIENCE })?
+    }
+
+    /// Takes part in the streams of a container's first process: its output from now on, its input where that is open. Dropping
+    /// the answer leaves the process alone.
+    ///
+    /// # Errors
+    /// [`ShimError::Refused`] when the container does not run; [`ShimError::TooOld`] where a supervisor is older than this.
+    pub async fn attach(&self, name: &str, attempt: u32, streams: ExecStreams) -> Result<ExecProcess, ShimError> {
+        self.must_know(ATTACH_SINCE, "attaching to containers")?;
+        let ExecStreams { stdin, terminal } = streams;
+        let attach = protocol::Attach { name: name.to_owned(), attempt, stdin, window: terminal };
+        let began = timeout(ANSWER_PATIENCE, ExecProcess::begin(&self.0.launch_socket, Ask::Attach(attach))).await;
+        began.map_err(|_| ShimError::Silent { operation: "attach to the container", patience: ANSWER_PATIENCE })?
     }
 
     /// Lets the supervisor forget all events up to this one: they are written down.
@@ -421,10 +445,17 @@ pub fn remove_cgroups(launch: &Launch) -> Result<(), ShimError> {
     Ok(cleanup::remove_cgroups(&launch.cgroup_root, &launch.uid)?)
 }
 
-/// Events that a dead supervisor wrote and that were never acknowledged, so that true exit codes outlive it.
+/// What a dead supervisor saw and the agent does not know, so that true exit codes outlive it: events that were never
+/// acknowledged, and ends that it had not told yet because their output was not complete.
 #[must_use]
 pub fn last_words(paths: &PodPaths) -> Vec<ShimEvent> {
-    cleanup::kept_events(&paths.run).into_iter().filter_map(event_of).collect()
+    let events = cleanup::kept_events(&paths.run).into_iter().filter_map(event_of);
+    let ends = cleanup::kept_ends(&paths.run).into_iter();
+    events.chain(ends.map(|ended| ShimEvent { sequence: None, what: end_of(ended) })).collect()
+}
+
+fn end_of(ended: protocol::Ended) -> What {
+    What::Ended { ended: ended_of(&ended), name: ended.name, attempt: ended.attempt, sandbox: ended.sandbox }
 }
 
 // ------------------------------------------------------------------------------------------- from the wire to the plan
@@ -479,9 +510,7 @@ fn event_of(event: protocol::Event) -> Option<ShimEvent> {
             sandbox: started.sandbox,
             wall_ms: started.started_wall_ms,
         },
-        Happened::Ended(ended) => {
-            What::Ended { ended: ended_of(&ended), name: ended.name, attempt: ended.attempt, sandbox: ended.sandbox }
-        }
+        Happened::Ended(ended) => end_of(ended),
         Happened::SandboxEnded(ended) => {
             if !ended.message.is_empty() {
                 tracing::warn!(sandbox = ended.sandbox, error = ended.message, "a sandbox ended");

@@ -12,10 +12,11 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use minipod_podshim::cgroup::Joins;
-use minipod_podshim::protocol::{ContainerSpec, SandboxSpec, Sysctl};
+use minipod_podshim::protocol::{ContainerSpec, SandboxSpec, Sysctl, Window};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -23,7 +24,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, execve, setsid, write};
 
 use self::report::{ChildSays, Context as _, Failure, Reporter, Step, c_text};
-use crate::sys;
+use crate::{sys, terminal};
 
 /// A child's standard descriptors.
 #[derive(Debug)]
@@ -69,6 +70,8 @@ pub struct ContainerChild<'a> {
     pub namespaces: CloneFlags,
     /// Its groups by controller.
     pub cgroups: Vec<(String, PathBuf)>,
+    /// Where its terminal goes; none: it has pipes.
+    pub console: Option<UnixStream>,
 }
 
 /// A further process of a container.
@@ -142,9 +145,27 @@ pub fn container(child: &ContainerChild<'_>, common: &mut Common) -> Step<Infall
     identity::set_oom_score(spec.oom_score_adj, &mut common.reporter)?;
     umask(Mode::from_bits_truncate(0o022));
     rootfs::enter(spec, &child.cgroups)?;
+    let mut more_env = Vec::new();
+    if let (Some(window), Some(console)) = (spec.terminal, &child.console) {
+        take_terminal(spec, window, (console, &mut common.stdio))?;
+        if !spec.env.iter().any(|pair| pair.starts_with("TERM=")) {
+            more_env.push("TERM=xterm".to_owned());
+        }
+    }
     let cwd = if spec.cwd.is_empty() { "/" } else { spec.cwd.as_str() };
     rootfs::make_cwd(cwd)?;
-    become_program(spec, (cwd, &spec.argv, &[]), common)
+    become_program(spec, (cwd, &spec.argv, &more_env), common)
+}
+
+/// Makes a terminal in the container's own devpts, and sends the supervisor its master.
+fn take_terminal(spec: &ContainerSpec, window: Window, (console, stdio): (&UnixStream, &mut Stdio)) -> Step<()> {
+    let owner = spec.user.as_ref().map_or(0, |user| user.uid);
+    let (master, stdin) = terminal::open_below("/", owner, window)?;
+    terminal::send(console, &master).node("hand over", "the terminal")?;
+    let copy = || stdin.try_clone().node("copy", "the terminal");
+    let (stdout, stderr) = (copy()?, copy()?);
+    *stdio = Stdio { stdin, stdout, stderr, terminal: true };
+    Ok(())
 }
 
 /// The steps of an exec'd process.

@@ -1,28 +1,35 @@
 //! Containers: from their spec to a process, to their end.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use minipod_podshim::cgroup::Group;
 use minipod_podshim::process::{Pidfd, start_ticks};
 use minipod_podshim::protocol::{
-    ContainerSpec, Ended, Fault, Happened, Kill, Refused, Rootfs, Run, SandboxPhase, Say, Started,
+    ContainerSpec, Ended, Fault, Happened, Kill, LogSpec, Refused, Rootfs, Run, SandboxPhase, Say, Started,
 };
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sched::CloneFlags;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
+use super::drain::{Drain, Flow, Patience};
 use super::sandbox::{Tap as _, cgroup_refused, null};
 use super::{Asker, MAX_CONTAINERS, Role, Supervisor, Token, now_ms, refused, wall_ms};
 use crate::child::report::{Failure, Reporter, errno_of};
 use crate::child::{self, Common, ContainerChild, Stdio};
-use crate::logs::{Logger, Task};
+use crate::logs::{Logger, Progress, Task};
+use crate::terminal;
 
-/// How long an ended container's output and group may take to be complete. Others may hold its pipe open, and a disk may
-/// stall: its end is told all the same.
-const DRAIN_MS: u64 = 2_000;
+/// How long an ended container's output is waited for. Others may hold its pipe open, and a disk may stall: its end is told all the
+/// same.
+pub(super) const DRAIN: Patience = Patience { idle_ms: 2_000, held_ms: 20_000 };
+/// How long an ended container's killed processes may take to leave its group before its end is told.
+const LEAVE_MS: u64 = 2_000;
 /// What a container may write before the log thread has read it.
-const PIPE_BYTES: i32 = 256 << 10;
+pub(super) const PIPE_BYTES: i32 = 256 << 10;
 
 /// The newest run of a container.
 #[derive(Debug)]
@@ -36,11 +43,25 @@ pub struct Container {
     kill_at_ms: Option<u64>,
     waiters: Vec<Asker>,
     /// The number of its open log.
-    log: Option<u64>,
-    /// Kept open, so that a container which reads stdin waits instead of seeing its end.
-    _stdin: Option<std::os::fd::OwnedFd>,
+    pub log: Option<u64>,
+    /// How far that is.
+    progress: Option<Arc<Progress>>,
+    /// Kept open, so that a container which reads stdin waits instead of seeing its end. Of one with a terminal: its master.
+    pub stdin: Option<OwnedFd>,
+    /// Until its program runs: where its terminal comes from, and the log that waits for it.
+    console: Option<(UnixStream, Option<Box<Task>>)>,
     /// A second handle on its first process.
     init: Option<Pidfd>,
+}
+
+/// What stays with the supervisor of a container that was begun.
+#[derive(Debug, Default)]
+struct Made {
+    pid: u32,
+    log: Option<u64>,
+    progress: Option<Arc<Progress>>,
+    stdin: Option<OwnedFd>,
+    console: Option<(UnixStream, Option<Box<Task>>)>,
 }
 
 #[derive(Debug)]
@@ -50,7 +71,7 @@ enum Phase {
     /// Its program runs.
     Running,
     /// Its first process is gone; the rest is not complete.
-    Ending { ended: Ended, until_ms: u64 },
+    Ending { ended: Ended, since_ms: u64, drain: Drain },
     /// It is over.
     Ended(Ended),
 }
@@ -82,7 +103,7 @@ impl Container {
     }
 
     /// Its first process.
-    pub fn init_fd(&self) -> Result<std::os::fd::OwnedFd, Failure> {
+    pub fn init_fd(&self) -> Result<OwnedFd, Failure> {
         let gone = || Failure::node("find", "the container's process", Errno::ESRCH);
         let copy = self.init.as_ref().ok_or_else(gone)?.as_fd().try_clone_to_owned();
         copy.map_err(|error| Failure::node("copy a descriptor", "", errno_of(&error)))
@@ -92,19 +113,27 @@ impl Container {
     pub fn deadline_ms(&self) -> Option<u64> {
         match self.phase {
             Phase::Starting | Phase::Running => self.kill_at_ms,
-            Phase::Ending { until_ms, .. } => Some(until_ms),
+            Phase::Ending { since_ms, ref drain, .. } => {
+                let leave_ms = since_ms + LEAVE_MS;
+                Some(if self.log.is_some() { drain.deadline_ms() } else { leave_ms })
+            }
             Phase::Ended(_) => None,
         }
     }
 
     /// As the state tells it; none until its program runs.
     pub fn as_run(&self) -> Option<Run> {
-        let ended = match &self.phase {
+        let (ended, leaving) = match &self.phase {
             Phase::Starting => return None,
-            Phase::Running | Phase::Ending { .. } => None,
-            Phase::Ended(ended) => Some(ended.clone()),
+            Phase::Running => (None, None),
+            Phase::Ending { ended, .. } => (None, Some(ended.clone())),
+            Phase::Ended(ended) => (Some(ended.clone()), None),
         };
-        Some(Run { started: Some(self.started.clone()), ended, start_ticks: self.start_ticks })
+        Some(Run { started: Some(self.started.clone()), ended, start_ticks: self.start_ticks, leaving })
+    }
+
+    fn flow(&self) -> Flow {
+        self.progress.as_ref().map_or(Flow { bytes: 0, held_open: false }, |progress| progress.flow())
     }
 
     /// Kills everything in it.
@@ -176,7 +205,7 @@ impl Supervisor {
             .and_then(|()| group.joins())
             .map_err(|error| cgroup_refused(&error))?;
         let made = self.make_container(&spec, &group, joins);
-        let (pid, log, stdin) = match made {
+        let made = match made {
             Ok(made) => made,
             Err(failure) => {
                 let _ = group.remove();
@@ -187,7 +216,7 @@ impl Supervisor {
             name: spec.name.clone(),
             attempt: spec.attempt,
             sandbox: self.sandbox.attempt(),
-            pid,
+            pid: made.pid,
             started_wall_ms: wall_ms(),
             warnings: Vec::new(),
         };
@@ -202,73 +231,120 @@ impl Supervisor {
         };
         let container = Container {
             started,
-            start_ticks: start_ticks(pid).unwrap_or(0),
+            start_ticks: start_ticks(made.pid).unwrap_or(0),
             group,
             phase: Phase::Starting,
             kill_at_ms: None,
             waiters: vec![asker],
-            log,
-            _stdin: stdin,
-            init: Pidfd::open(pid).ok(),
+            log: made.log,
+            progress: made.progress,
+            stdin: made.stdin,
+            console: made.console,
+            init: Pidfd::open(made.pid).ok(),
             spec: kept,
         };
         self.containers.insert(container.spec.name.clone(), container);
         Ok(())
     }
 
-    /// The process, the number of its log, and the other end of its stdin.
     fn make_container(
         &mut self,
         spec: &ContainerSpec,
         group: &Group,
         joins: minipod_podshim::cgroup::Joins,
-    ) -> Result<(u32, Option<u64>, Option<std::os::fd::OwnedFd>), Failure> {
+    ) -> Result<Made, Failure> {
         let wrong = |error: std::io::Error| Failure::node("make a pipe", "", errno_of(&error));
         let (report, reporter) = crate::pipe().map_err(wrong)?;
-        let plain_pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| wrong(errno.into()));
-        let (stdin, kept_stdin) = if spec.stdin {
-            let (read, write) = plain_pipe()?;
-            (read, Some(write))
-        } else {
-            (null()?, None)
-        };
-        let (stdout, stderr, log) = match &spec.log {
-            Some(log) => {
-                let ((out, stdout), (err, stderr)) = (plain_pipe()?, plain_pipe()?);
-                crate::sys::widen_pipe(out.as_fd(), PIPE_BYTES);
-                let number = self.next_number;
-                self.next_number += 1;
-                let task = Task::open(number, log, out, err);
-                let task = task.map_err(|error| Failure::node("open log", &log.path, errno_of(&error)))?;
-                self.add_log(task).map_err(|error| Failure::node("begin log", &log.path, errno_of(&error)))?;
-                (stdout, stderr, Some(number))
-            }
-            None => (null()?, null()?, None),
-        };
+        let (stdio, console, mut made) = self.streams(spec)?;
         let pause = self.pause_fd()?;
         let mut namespaces = CloneFlags::CLONE_NEWNS;
-        if !self.sandbox.shares_pids() && !self.sandbox.host_pids() {
+        let into_pids = if self.sandbox.shares_pids() {
+            Some(self.pause_fd()?)
+        } else if self.sandbox.host_pids() {
+            None
+        } else if spec.pid_of.is_empty() {
             namespaces |= CloneFlags::CLONE_NEWPID;
-        }
-        let into_pids = if self.sandbox.shares_pids() { Some(self.pause_fd()?) } else { None };
+            None
+        } else {
+            Some(self.target_fd(&spec.pid_of)?)
+        };
         let cgroups: Vec<(String, PathBuf)> = group.directories();
         let shared = self.sandbox.shared_namespaces();
-        let common = Common {
-            joins,
-            stdio: Stdio { stdin, stdout, stderr, terminal: false },
-            reporter: Reporter(reporter.into()),
-        };
+        let common = Common { joins, stdio, reporter: Reporter(reporter.into()) };
         let role = Role::Container(spec.name.clone());
-        let pid = self.in_pid_namespace_of(into_pids, |this| {
+        made.pid = self.in_pid_namespace_of(into_pids, |this| {
             this.fork(role, namespaces, (common, report), |common| {
-                let child = ContainerChild { spec, pause: pause.as_fd(), namespaces: shared, cgroups };
+                let child = ContainerChild { spec, pause: pause.as_fd(), namespaces: shared, cgroups, console };
                 child::container(&child, common)
             })
         })?;
-        Ok((pid, log, kept_stdin))
+        Ok(made)
     }
 
-    fn pause_fd(&self) -> Result<std::os::fd::OwnedFd, Failure> {
+    /// A container's streams: the child's ends, where it sends its terminal to, and what stays here.
+    fn streams(&mut self, spec: &ContainerSpec) -> Result<(Stdio, Option<UnixStream>, Made), Failure> {
+        let wrong = |error: std::io::Error| Failure::node("make a pipe", "", errno_of(&error));
+        let plain_pipe = || nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| wrong(errno.into()));
+        let mut made = Made::default();
+        let number = self.next_number;
+        self.next_number += 1;
+        let open = |log: &LogSpec, pipes| {
+            let task = Task::open(number, log, pipes);
+            task.map_err(|error| Failure::node("open log", &log.path, errno_of(&error)))
+        };
+        if spec.terminal.is_some() {
+            let task = spec.log.as_ref().map(|log| open(log, None)).transpose()?;
+            (made.log, made.progress) = (task.as_ref().map(|_| number), task.as_ref().map(|task| task.progress()));
+            let (here, there) = UnixStream::pair().map_err(wrong)?;
+            made.console = Some((here, task));
+            // The terminal takes their place in the child.
+            return Ok((
+                Stdio { stdin: null()?, stdout: null()?, stderr: null()?, terminal: false },
+                Some(there),
+                made,
+            ));
+        }
+        let stdin = if spec.stdin {
+            let (read, write) = plain_pipe()?;
+            fcntl(write.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|errno| wrong(errno.into()))?;
+            made.stdin = Some(write);
+            read
+        } else {
+            null()?
+        };
+        let Some(log) = &spec.log else {
+            return Ok((Stdio { stdin, stdout: null()?, stderr: null()?, terminal: false }, None, made));
+        };
+        let ((out, stdout), (err, stderr)) = (plain_pipe()?, plain_pipe()?);
+        crate::sys::widen_pipe(out.as_fd(), PIPE_BYTES);
+        let task = open(log, Some([out, err]))?;
+        (made.log, made.progress) = (Some(number), Some(task.progress()));
+        self.add_log(task).map_err(|error| Failure::node("begin log", &log.path, errno_of(&error)))?;
+        Ok((Stdio { stdin, stdout, stderr, terminal: false }, None, made))
+    }
+
+    /// The terminal that the child has made, and its log.
+    fn take_console(&mut self, name: &str) -> Result<(), Failure> {
+        let Some(container) = self.containers.get_mut(name) else { return Ok(()) };
+        let Some((console, task)) = container.console.take() else { return Ok(()) };
+        let wrong = |error: std::io::Error| Failure::node("take the terminal of", name, errno_of(&error));
+        let master = terminal::receive(&console).map_err(wrong)?;
+        container.stdin = Some(master.try_clone().map_err(wrong)?);
+        if let Some(mut task) = task {
+            task.read_terminal(master);
+            self.add_log(task).map_err(wrong)?;
+        }
+        Ok(())
+    }
+
+    fn target_fd(&self, name: &str) -> Result<OwnedFd, Failure> {
+        let target = self.containers.get(name).filter(|container| container.runs());
+        let gone =
+            || Failure::node("enter the processes of container", name, Errno::ESRCH).because("it is not running");
+        target.ok_or_else(gone)?.init_fd()
+    }
+
+    fn pause_fd(&self) -> Result<OwnedFd, Failure> {
         let gone = || Failure::node("find", "the infra container", Errno::ESRCH);
         let pause = self.children.get(&self.sandbox.pid).ok_or_else(gone)?;
         let copy = pause.pidfd.as_fd().try_clone_to_owned();
@@ -295,6 +371,16 @@ impl Supervisor {
 
     /// A container's program runs, or it never will.
     pub(super) fn container_runs(&mut self, (name, pid): (&str, u32), failed: Option<Refused>, warnings: Vec<String>) {
+        if failed.is_none()
+            && self.containers.get(name).is_some_and(|known| known.started.pid == pid)
+            && let Err(Failure(refused)) = self.take_console(name)
+        {
+            // Its program runs already: without its output, rather than not at all.
+            eprintln!("{} {}: errno {}", refused.step, refused.object, refused.errno);
+            if let Some(container) = self.containers.get_mut(name) {
+                (container.log, container.progress) = (None, None);
+            }
+        }
         let Some(container) = self.containers.get_mut(name).filter(|known| known.started.pid == pid) else { return };
         let waiters = std::mem::take(&mut container.waiters);
         container.started.warnings = warnings;
@@ -335,7 +421,17 @@ impl Supervisor {
         };
         container.init = None;
         container.kill_at_ms = None;
-        container.phase = Phase::Ending { ended, until_ms: now_ms() + DRAIN_MS };
+        // Not its terminal: what it shows last is read from it.
+        container.stdin = None;
+        let (now_ms, flow) = (now_ms(), container.flow());
+        container.phase = Phase::Ending {
+            ended,
+            since_ms: now_ms,
+            drain: Drain::begin(DRAIN, Flow { held_open: true, ..flow }, now_ms),
+        };
+        // Should this process die before the end is complete, its exit code is known all the same.
+        self.state_changed = true;
+        self.end_attached(name, exit_code);
     }
 
     /// Announces ends that are complete: the group empty and removed, the output written.
@@ -343,11 +439,12 @@ impl Supervisor {
         let now_ms = now_ms();
         let mut again = false;
         for container in self.containers.values_mut() {
-            let Phase::Ending { ended, until_ms } = &mut container.phase else { continue };
-            let late = *until_ms <= now_ms;
-            if container.log.is_some() && !late {
+            let flow = container.flow();
+            let Phase::Ending { ended, since_ms, drain } = &mut container.phase else { continue };
+            if container.log.is_some() && !drain.is_given_up(flow, now_ms) {
                 continue;
             }
+            let late = *since_ms + LEAVE_MS <= now_ms;
             ended.oom |= container.group.oom_kills() > 0;
             if container.group.remove().is_err() {
                 if !late {

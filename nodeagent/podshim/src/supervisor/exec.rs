@@ -7,23 +7,25 @@ use minipod_podshim::protocol::{
 };
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::container::Container;
+use super::drain::{Drain, Flow, Patience};
 use super::sandbox::{Tap as _, cgroup_refused, null};
 use super::{Asker, Role, Supervisor, Token, now_ms, refused};
 use crate::child::report::{Failure, Reporter, errno_of};
 use crate::child::{self, Common, ExecChild, Stdio};
-use crate::client::ExecSession;
+use crate::client::{Client, ExecSession};
 use crate::terminal;
 
 /// Input that may wait for a process which does not read it, before its connection is not read any more.
 const INPUT_BYTES: usize = 256 << 10;
 /// What ends the input at a terminal.
-const END_OF_TRANSMISSION: u8 = 4;
-/// How long others may hold an ended process' output open.
-const DRAIN_MS: u64 = 500;
+pub(super) const END_OF_TRANSMISSION: u8 = 4;
+/// How long an ended process' output is waited for. What it has written is there at once; only others can make it last.
+const DRAIN: Patience = Patience { idle_ms: 500, held_ms: 5_000 };
 
 impl ExecSession {
     /// Whether more input can be taken.
@@ -31,15 +33,44 @@ impl ExecSession {
         self.waiting_input.len() < INPUT_BYTES
     }
 
-    /// When to stop waiting for its output.
-    pub fn deadline_ms(&self) -> Option<u64> {
-        self.exited.map(|_| self.drain_until_ms)
+    fn flow(&self) -> Flow {
+        Flow { bytes: self.read_bytes, held_open: self.outputs.iter().flatten().any(|pipe| !is_hung_up(pipe)) }
     }
 
-    fn is_over(&self, now_ms: u64) -> bool {
-        let drained = self.outputs.iter().all(Option::is_none);
-        self.started && self.exited.is_some() && (drained || self.drain_until_ms <= now_ms)
+    /// Its process has ended.
+    pub fn ended(&mut self, code: i32, patience: Patience) {
+        self.exited = Some(code);
+        self.drain = Some(Drain::begin(patience, self.flow(), now_ms()));
     }
+
+    fn is_over(&mut self, room: bool, now_ms: u64) -> bool {
+        if !self.started || self.exited.is_none() {
+            return false;
+        }
+        let flow = self.flow();
+        match &mut self.drain {
+            _ if self.outputs.iter().all(Option::is_none) => true,
+            Some(drain) if !room => {
+                drain.wait_for_reader(now_ms);
+                false
+            }
+            Some(drain) => drain.is_given_up(flow, now_ms),
+            None => true,
+        }
+    }
+}
+
+/// When to stop waiting for a connection's process. While its reader is slow there is no such time: what it gives room for is read.
+pub(super) fn deadline_ms(client: &Client) -> Option<u64> {
+    let exec = client.exec.as_ref().filter(|_| client.has_room())?;
+    exec.drain.as_ref().map(Drain::deadline_ms)
+}
+
+/// Whether nobody can write any more; what was written may wait all the same.
+fn is_hung_up(pipe: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::empty())];
+    let asked = poll(&mut fds, PollTimeout::ZERO);
+    asked.is_ok() && fds.iter().any(|fd| fd.revents().is_some_and(|seen| seen.contains(PollFlags::POLLHUP)))
 }
 
 impl Supervisor {
@@ -111,7 +142,9 @@ impl Supervisor {
             waiting_input: Vec::new(),
             input_ends: false,
             exited: None,
-            drain_until_ms: 0,
+            drain: None,
+            read_bytes: 0,
+            attached: None,
             terminal: exec.terminal.is_some(),
             watched: [false; 2],
             input_watched: false,
@@ -146,7 +179,7 @@ impl Supervisor {
             None => {
                 session.started = true;
                 let pid = session.pid;
-                client.say(request, said(Output::Started(pid)));
+                client.say(request, started(pid));
             }
         }
     }
@@ -169,6 +202,7 @@ impl Supervisor {
         let mut data = vec![0; MAX_DATA_BYTES];
         match nix::unistd::read(&*pipe, &mut data) {
             Ok(count) if count > 0 => {
+                session.read_bytes += count as u64;
                 data.truncate(count);
                 data.shrink_to_fit();
                 client.say(request, said(if which == 0 { Output::Stdout(data) } else { Output::Stderr(data) }));
@@ -207,17 +241,22 @@ impl Supervisor {
     }
 
     pub(super) fn exec_input(&mut self, asker: Asker, input: ExecInput) {
+        let attached = self.clients.get(&asker.client).and_then(|client| client.exec.as_ref()?.attached.clone());
+        let once = attached.as_ref().is_none_or(|name| self.containers.get(name).is_some_and(|c| c.spec.stdin_once));
+        if let (Some(name), Some(Input::Resize(window))) = (&attached, &input.input) {
+            return self.resize_terminal(name, *window);
+        }
         let Some(session) = self.clients.get_mut(&asker.client).and_then(|client| client.exec.as_mut()) else { return };
         match input.input {
             Some(Input::Stdin(data)) if session.input.is_some() => session.waiting_input.extend_from_slice(&data),
             Some(Input::StdinClosed(_)) if !session.input_ends => {
                 session.input_ends = true;
-                if session.terminal && session.input.is_some() {
+                if session.terminal && session.input.is_some() && once {
                     // A terminal has no end, only the character that a person would type.
                     session.waiting_input.push(END_OF_TRANSMISSION);
                 }
             }
-            Some(Input::Signal(signal)) => {
+            Some(Input::Signal(signal)) if attached.is_none() => {
                 if let Some(child) = self.children.get(&session.pid) {
                     let _ = child.pidfd.signal(signal);
                 }
@@ -228,7 +267,7 @@ impl Supervisor {
                     let _ = terminal::resize(master.as_fd(), window);
                 }
             }
-            Some(Input::Stdin(_) | Input::StdinClosed(_)) | None => {}
+            Some(Input::Stdin(_) | Input::StdinClosed(_) | Input::Signal(_)) | None => {}
         }
         self.write_input(asker.client);
     }
@@ -253,20 +292,26 @@ impl Supervisor {
             // What nobody reads is dropped; what comes later too.
             (session.input, session.input_watched) = (None, false);
             session.waiting_input = Vec::new();
+            if let Some(name) = session.attached.clone().filter(|_| session.input_ends) {
+                self.release_stdin(&name, true);
+            }
         }
     }
 
     pub(super) fn exec_ended(&mut self, number: u64, code: i32) {
         if let Some(session) = self.clients.get_mut(&number).and_then(|client| client.exec.as_mut()) {
-            session.exited = Some(code);
-            session.drain_until_ms = now_ms() + DRAIN_MS;
+            session.ended(code, DRAIN);
         }
     }
 
     /// Tells the ends of processes whose output was all sent, or is held open for too long.
     pub(super) fn end_drained_execs(&mut self, now_ms: u64) {
         for client in self.clients.values_mut() {
-            let Some(session) = client.exec.as_mut().filter(|session| session.is_over(now_ms)) else { continue };
+            let room = client.has_room();
+            let Some(session) = client.exec.as_mut() else { continue };
+            if !session.is_over(room, now_ms) {
+                continue;
+            }
             for (pipe, watched) in session.outputs.iter().zip(session.watched) {
                 if let Some(pipe) = pipe
                     && watched
@@ -299,6 +344,11 @@ fn pipe_streams(with_input: bool) -> std::io::Result<(Stdio, Ends)> {
     };
     let stdio = Stdio { stdin, stdout, stderr, terminal: false };
     Ok((stdio, Ends { outputs: [Some(out), Some(err)], input }))
+}
+
+/// The program runs.
+pub(super) fn started(pid: u32) -> Say {
+    said(Output::Started(pid))
 }
 
 fn said(output: Output) -> Say {

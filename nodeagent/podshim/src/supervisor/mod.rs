@@ -4,7 +4,9 @@
 //! log thread's hand-backs, exec'd processes' streams, and one timeout that is the nearest of all deadlines. Nothing in the loop
 //! waits, but the very end (`stop`).
 
+mod attach;
 mod container;
+pub mod drain;
 mod exec;
 mod sandbox;
 
@@ -264,7 +266,7 @@ impl Supervisor {
 
     fn nearest_deadline(&self) -> Option<u64> {
         let kills = self.containers.values().filter_map(Container::deadline_ms);
-        let drains = self.clients.values().filter_map(|client| client.exec.as_ref()?.deadline_ms());
+        let drains = self.clients.values().filter_map(exec::deadline_ms);
         kills.chain(drains).chain(self.settle_at_ms).min()
     }
 
@@ -365,6 +367,7 @@ impl Supervisor {
             }
             Ask::Exec(exec) => self.exec(asker, &exec),
             Ask::ExecInput(input) => self.exec_input(asker, input),
+            Ask::Attach(attach) => self.attach(asker, &attach),
         }
     }
 
@@ -430,8 +433,12 @@ impl Supervisor {
     fn close(&mut self, number: u64) {
         let Some(client) = self.clients.remove(&number) else { return };
         let _ = self.epoll.delete(&client.stream);
-        if let Some(exec) = &client.exec
-            && exec.exited.is_none()
+        let Some(exec) = &client.exec else { return };
+        if let Some(name) = &exec.attached {
+            if exec.input.is_some() && !exec.input_ends {
+                self.release_stdin(name, false);
+            }
+        } else if exec.exited.is_none()
             && let Some(child) = self.children.get(&exec.pid)
         {
             // Its user is gone: so is the reason for it.

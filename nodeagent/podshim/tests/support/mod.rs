@@ -118,13 +118,17 @@ impl Agent {
         }
     }
 
-    /// The end of a run; events of others on the way are dropped.
+    /// The end of a run; events of others stay for who asks for them.
     pub fn ended(&mut self, name: &str) -> Ended {
+        let mut others = VecDeque::new();
         loop {
-            if let Some(Happened::Ended(ended)) = self.event().happened
-                && ended.name == name
-            {
-                return ended;
+            match self.event() {
+                Event { happened: Some(Happened::Ended(ended)), .. } if ended.name == name => {
+                    others.append(&mut self.events);
+                    self.events = others;
+                    return ended;
+                }
+                other => others.push_back(other),
             }
         }
     }
@@ -326,6 +330,17 @@ impl Pod {
         }
     }
 
+    /// Takes part in a container's streams.
+    pub fn attach(&self, name: &str, stdin: bool, window: Option<Window>) -> Result<Process, Refused> {
+        let mut agent = Agent::connect(self.dir.path());
+        agent.send(Ask::Attach(Attach { name: name.into(), attempt: 0, stdin, window }));
+        match agent.next().and_then(|response| response.say) {
+            Some(Say::ExecOutput(ExecOutput { output: Some(Output::Started(pid)) })) => Ok(Process { agent, pid }),
+            Some(Say::Refused(refused)) => Err(refused),
+            other => panic!("neither started nor refused: {other:?}"),
+        }
+    }
+
     /// What the supervisor wrote to stderr.
     pub fn complaints(&self) -> String {
         fs::read_to_string(self.dir.path().join("shim.log")).unwrap_or_default()
@@ -377,6 +392,18 @@ impl Process {
             Some(Say::ExecOutput(ExecOutput { output: Some(output) })) => output,
             other => panic!("no output: {other:?}"),
         }
+    }
+
+    /// What came on stdout until `until` was in it.
+    pub fn shown(&mut self, until: &str) -> String {
+        let mut text = String::new();
+        while !text.contains(until) {
+            match self.next() {
+                Output::Stdout(data) => text.push_str(&String::from_utf8_lossy(&data)),
+                other => panic!("{other:?} instead of {until:?} after {text:?}"),
+            }
+        }
+        text
     }
 
     /// All output to the end: stdout, stderr, exit code.
