@@ -8,8 +8,9 @@ use futures_util::{Stream, StreamExt, stream};
 use minipod_proto::v1::images_client::ImagesClient;
 use minipod_proto::v1::pod_access_client::PodAccessClient;
 use minipod_proto::v1::{
-    ExecFrame, ExecStart, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadStart, ImageLoadSummary,
-    LogChunk, LogsRequest, PortFrame, PortStart, TerminalSize, exec_frame, image_load_request, port_frame,
+    AttachStart, ExecFrame, ExecStart, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadStart,
+    ImageLoadSummary, LogChunk, LogsRequest, PortFrame, PortStart, TerminalSize, exec_frame, image_load_request,
+    port_frame,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -59,6 +60,7 @@ pub struct Exec {
     frames: Streaming<ExecFrame>,
     stdin: Option<mpsc::Sender<ExecFrame>>,
     terminal: Option<mpsc::Sender<ExecFrame>>,
+    _held: Option<mpsc::Sender<ExecFrame>>,
     operation: Operation,
 }
 
@@ -122,6 +124,7 @@ impl Exec {
                     }
                     // Only clients send these.
                     exec_frame::Frame::Start(_)
+                    | exec_frame::Frame::Attach(_)
                     | exec_frame::Frame::Stdin(_)
                     | exec_frame::Frame::StdinClosed(_)
                     | exec_frame::Frame::Resize(_) => {}
@@ -249,7 +252,31 @@ impl Client {
         };
         let (frames, stdin) = self.call(operation.clone(), Retry::NeverSent, call).await?;
         let terminal = with_terminal.then(|| stdin.clone());
-        Ok(Exec { frames, stdin: with_stdin.then_some(stdin), terminal, operation })
+        Ok(Exec { frames, stdin: with_stdin.then_some(stdin), terminal, _held: None, operation })
+    }
+
+    /// Takes part in the streams of a container's own process, from now on. What comes is as of [`Client::exec`]; dropping it leaves
+    /// the process alone. `tty`: the container has a terminal, whose size [`Exec::take_terminal`] can change.
+    ///
+    /// # Errors
+    /// `NotFound` for the pod or container, `Invalid` when a container must be named, and what any call can meet.
+    pub async fn attach(&self, start: AttachStart, tty: bool) -> Result<Exec, ClientError> {
+        let operation = Operation::new("attach to", format!("Pod {}/{}", start.namespace, start.pod));
+        let with_stdin = start.stdin;
+        let call = |channel| {
+            let (sender, receiver) = mpsc::channel(STDIN_FRAMES);
+            // The channel is new and empty: there is room for the first frame.
+            let _ = sender.try_send(frame(exec_frame::Frame::Attach(start.clone())));
+            async move {
+                let answer = PodAccessClient::new(channel).attach(ReceiverStream::new(receiver)).await?;
+                Ok(answer.map(|frames| (frames, sender)))
+            }
+        };
+        let (frames, sender) = self.call(operation.clone(), Retry::NeverSent, call).await?;
+        let terminal = tty.then(|| sender.clone());
+        // Held while the streams are used: the end of this side would be the end of the input.
+        let (stdin, held) = if with_stdin { (Some(sender), None) } else { (None, Some(sender)) };
+        Ok(Exec { frames, stdin, terminal, _held: held, operation })
     }
 
     /// Loads an image archive into nodes. `data` is the file's bytes in pieces of at most a few hundred KiB; when it yields an

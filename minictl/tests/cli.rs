@@ -348,6 +348,24 @@ async fn exec_passes_input_output_and_the_exit_code() {
 }
 
 #[tokio::test]
+async fn attach_passes_input_and_output_as_the_manifest_has_them() {
+    let fake = fake().await;
+    let mut pod = running("a");
+    pod.spec_mut().containers[0].stdin = true;
+    let name = pod.spec().containers[0].name.clone();
+    fake.put(pod);
+    let cat = minictl_with_input(&fake, &["attach", "-i", "a", "-c", &name], &vec![b'y'; 200_000]).await;
+    assert_eq!((cat.code, cat.stdout.len()), (Some(5), 200_000), "{}", cat.stderr);
+    let output = minictl(&fake, &["attach", "a", "-c", &name]).await;
+    assert_eq!((output.code, output.stdout.as_str()), (Some(4), "attached\n"));
+    fake.put(running("b"));
+    let closed = minictl(&fake, &["attach", "-it", "b"]).await;
+    assert!(closed.stderr.contains("takes no input") && closed.stderr.contains("has no terminal"), "{}", closed.stderr);
+    assert_eq!(closed.code, Some(4));
+    assert_eq!(minictl(&fake, &["attach", "nobody"]).await.code, Some(1));
+}
+
+#[tokio::test]
 async fn images_are_loaded_and_listed() {
     let (fake, dir) = (fake().await, tempfile::tempdir().unwrap());
     let path = file(dir.path(), "image.tar", &"z".repeat(1 << 20));

@@ -1,4 +1,4 @@
-//! Logs, exec, ports and images: the API server asks on the session, the agent dials a tunnel and serves the request on it.
+//! Logs, exec, attach, ports and images: the API server asks on the session, the agent dials a tunnel and serves the request on it.
 
 mod ports;
 
@@ -10,8 +10,8 @@ use minipod_proto::v1::nodes_client::NodesClient;
 use minipod_proto::v1::open_stream::Request;
 use minipod_proto::v1::tunnel_frame::Frame;
 use minipod_proto::v1::{
-    ExecFrame, ExecStart, ImageInfo, ImageListResponse, ImageLoadResponse, ImageLoadStart, LogsRequest, OpenStream,
-    TerminalSize, Time, TunnelEnd, TunnelFrame, exec_frame,
+    AttachStart, ExecFrame, ExecStart, ImageInfo, ImageListResponse, ImageLoadResponse, ImageLoadStart, LogsRequest,
+    OpenStream, TerminalSize, Time, TunnelEnd, TunnelFrame, exec_frame,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::StreamExt;
@@ -22,7 +22,7 @@ use crate::agent::Agent;
 use crate::image::{ImageError, ImageRecord, LoadOptions};
 use crate::logs::{LogOptions, read_log};
 use crate::session::{SessionError, endpoint};
-use crate::shim::{ExecInput, ExecInputs, ExecOutput, ExecStreams, ShimError};
+use crate::shim::{ExecInput, ExecInputs, ExecOutput, ExecProcess, ExecStreams, Shim, ShimError};
 use crate::want::{Uid, find_container};
 use crate::worker::PodView;
 
@@ -101,6 +101,7 @@ async fn serve(agent: &Arc<Agent>, open: OpenStream) -> Result<(), Status> {
         Ok(_permit) => match open.request {
             Some(Request::Logs(request)) => logs(agent, &mut tunnel, &open.pod_uid, &request).await,
             Some(Request::Exec(start)) => exec(agent, &mut tunnel, &open.pod_uid, start).await,
+            Some(Request::Attach(start)) => attach(agent, &mut tunnel, &open.pod_uid, start).await,
             Some(Request::Port(start)) => match find_pod(agent, &open.pod_uid) {
                 Ok((_, view)) => ports::forward(&mut tunnel, &view, &start).await,
                 Err(status) => Err(status),
@@ -207,16 +208,33 @@ fn moment(time: Time) -> SystemTime {
 
 // ------------------------------------------------------------------------------------------------------------ exec
 
-async fn exec(agent: &Agent, tunnel: &mut Tunnel, uid: &str, start: ExecStart) -> Result<(), Status> {
-    let (_, view, container) = find(agent, uid, &start.container)?;
+/// The supervisor and the run of a container that runs.
+fn running(agent: &Agent, uid: &str, container: &str) -> Result<(Shim, String, u32), Status> {
+    let (_, view, container) = find(agent, uid, container)?;
     let run = view.runs.get(&container).filter(|run| run.running);
     let not_running = || Status::failed_precondition(format!("container {container:?} is not running"));
     let attempt = run.ok_or_else(not_running)?.attempt;
     let shim = view.shim.clone().ok_or_else(not_running)?;
+    Ok((shim, container, attempt))
+}
+
+async fn exec(agent: &Agent, tunnel: &mut Tunnel, uid: &str, start: ExecStart) -> Result<(), Status> {
+    let (shim, container, attempt) = running(agent, uid, &start.container)?;
     if start.command.is_empty() {
         return Err(Status::invalid_argument("no command"));
     }
-    let process = match shim.exec(&container, attempt, &start.command, exec_streams(&start)).await {
+    carry(tunnel, shim.exec(&container, attempt, &start.command, exec_streams(&start)).await).await
+}
+
+async fn attach(agent: &Agent, tunnel: &mut Tunnel, uid: &str, start: AttachStart) -> Result<(), Status> {
+    let (shim, container, attempt) = running(agent, uid, &start.container)?;
+    let streams = ExecStreams { stdin: start.stdin, terminal: start.size.map(window) };
+    carry(tunnel, shim.attach(&container, attempt, streams).await).await
+}
+
+/// Carries a process' streams until it ends or its user goes.
+async fn carry(tunnel: &mut Tunnel, began: Result<ExecProcess, ShimError>) -> Result<(), Status> {
+    let process = match began {
         Ok(process) => process,
         Err(error @ ShimError::Refused { .. }) => {
             let text = crate::report::chain(&error);
@@ -250,7 +268,7 @@ async fn exec(agent: &Agent, tunnel: &mut Tunnel, uid: &str, start: ExecStart) -
                     permit.send(input);
                     tunnel.taken(bytes).await?;
                 }
-                // Dropping its outputs kills the process.
+                // Dropping its outputs kills an exec'd process.
                 None => return Err(Status::cancelled("the user is gone")),
             },
             // Cancel safe: a level. Seen also while a process that reads nothing holds the input back.

@@ -5,8 +5,8 @@ mod support;
 use minipod_proto::v1::open_stream::Request;
 use minipod_proto::v1::tunnel_frame::Frame;
 use minipod_proto::v1::{
-    ExecFrame, ExecStart, ImageListRequest, LogsRequest, PortFrame, PortStart, TerminalSize, TunnelEnd, exec_frame,
-    port_frame,
+    AttachStart, ExecFrame, ExecStart, ImageListRequest, LogsRequest, PortFrame, PortStart, TerminalSize, TunnelEnd,
+    exec_frame, port_frame,
 };
 use support::fake_api::Tunnel;
 use support::*;
@@ -109,6 +109,40 @@ fn programs_run_on_terminals() {
         assert_eq!(shown, "/dev/pts/0\r\n30 90\r\nalso\r\n");
         input(&tunnel, exec_frame::Frame::Resize(TerminalSize { rows: 41, columns: 101 })).await;
         assert_eq!(output(&mut tunnel).await, ("41 101\r\n".into(), String::new(), Ok(6)));
+    });
+}
+
+#[test]
+fn users_take_part_in_a_containers_streams() {
+    on_a_node(|| async {
+        let node = Node::with_agent().await;
+        let uid = "uid-attach";
+        let script = "echo begun; tty; while read line; do echo got $line; [ $line = bye ] && exit 6; done";
+        let mut pod = scripts(uid, "Never", 0, &[("a:app", script)]);
+        let app = &mut pod.spec.as_mut().expect("spec").containers[0];
+        (app.stdin, app.tty) = (true, true);
+        node.api.put(pod).await;
+        node.wait_running(uid).await;
+        node.wait_log(uid, "app", "/dev/pts/0").await;
+        let size = Some(TerminalSize { rows: 30, columns: 90 });
+        let attach = |stdin| Request::Attach(AttachStart { stdin, size, ..AttachStart::default() });
+        let mut one = node.api.open(uid, attach(true)).await;
+        input(&one, exec_frame::Frame::Stdin("x\n".into())).await;
+        assert!(matches!(one.next().await, Some(Frame::Taken(2) | Frame::Exec(_))));
+        let log = node.wait_log(uid, "app", "got x").await;
+        assert!(!log.contains("got bye"), "{log}");
+        // Whoever goes leaves the container alone, and its input open.
+        drop(one);
+        let mut two = node.api.open(uid, attach(true)).await;
+        input(&two, exec_frame::Frame::Resize(TerminalSize { rows: 31, columns: 91 })).await;
+        input(&two, exec_frame::Frame::Stdin("bye\n".into())).await;
+        let (shown, _, end) = output(&mut two).await;
+        assert!(shown.contains("got bye\r\n") && !shown.contains("begun") && end == Ok(6), "{end:?} {shown:?}");
+        // Ended: there is nothing to attach to.
+        node.wait(uid, "the end", |status| status.phase == "Failed").await;
+        let mut late = node.api.open(uid, attach(false)).await;
+        let (_, _, end) = output(&mut late).await;
+        assert!(end.as_ref().is_err_and(|error| error.contains("not running")), "{end:?}");
     });
 }
 

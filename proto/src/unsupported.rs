@@ -42,7 +42,6 @@ const fn row(message: &'static str, field: &'static str, accepted: Accepted, why
 }
 
 const NO_ACCOUNTS: &str = "there are no service accounts";
-const NO_TTY: &str = "containers have no terminal and no attach yet";
 
 /// The fields of core.proto that are refused, in the order of core.proto.
 pub const REFUSED: &[Row] = &[
@@ -55,9 +54,6 @@ pub const REFUSED: &[Row] = &[
     row("PodSpec", "hostnameOverride", Empty, "use hostname"),
     row("Container", "restartPolicyRules", Empty, "the agent follows restartPolicy alone"),
     row("Container", "volumeDevices", Empty, "there are no block volumes"),
-    row("Container", "stdin", Values(&["false"]), NO_TTY),
-    row("Container", "stdinOnce", Values(&["false"]), NO_TTY),
-    row("Container", "tty", Values(&["false"]), NO_TTY),
     row("LifecycleHandler", "tcpSocket", Empty, "Kubernetes accepts it and never runs it: use exec or httpGet"),
     row("SecurityContext", "seLinuxOptions", Empty, "SELinux labels are not set"),
     row("SecurityContext", "procMount", Values(&["Default"]), "/proc is always masked"),
@@ -342,10 +338,10 @@ spec:
         let Some(crate::v1::object::Kind::Pod(pod)) = &mut bad.kind else { panic!("a pod") };
         let spec = pod.spec_mut();
         spec.host_users = Some(false);
-        spec.containers[0].tty = true;
+        spec.runtime_class_name = "x".into();
         spec.volumes[0].empty_dir.as_mut().unwrap().medium.clear();
         let paths: Vec<String> = check(&bad).into_iter().map(|problem| problem.path).collect();
-        let expected = ["spec.volumes[0].emptyDir.sizeLimit", "spec.containers[0].tty", "spec.hostUsers"];
+        let expected = ["spec.volumes[0].emptyDir.sizeLimit", "spec.runtimeClassName", "spec.hostUsers"];
         assert_eq!(paths, expected);
         let Err(problems) = crate::manifest::parse(&crate::manifest::to_yaml(&bad)) else { panic!("refused") };
         assert_eq!(problems.list.into_iter().map(|problem| problem.path).collect::<Vec<_>>(), expected);

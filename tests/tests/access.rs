@@ -90,6 +90,32 @@ async fn ports_terminals_and_logs_of_a_pod() {
     };
     assert_eq!((text(&shown).as_str(), code), ("/dev/pts/0\r\n31 97\r\n", 3));
     drop(forward);
+
+    let name = |line: &str| {
+        MANIFEST.replace("{name: web, labels: {app: web}}", "{name: talk}").replace("  - name: other", line)
+    };
+    let talk = "  - name: talk
+    image: minipod.local/busybox
+    imagePullPolicy: IfNotPresent
+    stdin: true
+    stdinOnce: true
+    command: [sh, -c, 'while read word; do echo you said $word; done; exit 4']
+  - name: other";
+    cluster.create(pod(&name(talk))).await;
+    cluster.until_phase("talk", "Running").await;
+    let mut command = Command::new(bin_dir().join("minictl"));
+    command.args(["attach", "-i", "talk", "-c", "talk"]).env("MINIPOD_SERVER", cluster.local.server());
+    let mut attached = Forward(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("minictl starts"));
+    let mut keyboard = attached.0.stdin.take().expect("piped");
+    let mut shown = BufReader::new(attached.0.stdout.take().expect("piped"));
+    keyboard.write_all(b"hello\n").expect("typed");
+    let mut line = String::new();
+    shown.read_line(&mut line).expect("UTF-8");
+    assert_eq!(line, "you said hello\n");
+    // The end of the first user's input is the container's: it ends, and its exit code is minictl's.
+    drop(keyboard);
+    assert_eq!(attached.0.wait().expect("ends").code(), Some(4));
+    cluster.delete_completely("talk").await;
     cluster.delete_completely("web").await;
     cluster.local.stop().expect("taken down");
 }

@@ -7,10 +7,10 @@ use futures_util::future::join_all;
 use minipod_proto::{
     Kind,
     v1::{
-        ExecFrame, ExecStart, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadStart,
-        ImageLoadSummary, LogChunk, LogsRequest, Pod, PortFrame, PortStart, TunnelEnd, TunnelFrame, exec_frame,
-        image_list_summary, image_load_request, image_load_summary, images_server, open_stream::Request as Ask,
-        pod_access_server, port_frame, tunnel_frame::Frame,
+        AttachStart, ExecFrame, ExecStart, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest,
+        ImageLoadStart, ImageLoadSummary, LogChunk, LogsRequest, Pod, PortFrame, PortStart, TunnelEnd, TunnelFrame,
+        exec_frame, image_list_summary, image_load_request, image_load_summary, images_server,
+        open_stream::Request as Ask, pod_access_server, port_frame, tunnel_frame::Frame,
     },
 };
 use tokio::sync::{Semaphore, mpsc};
@@ -116,6 +116,7 @@ fn container_of(pod: &Pod, key: &str, wanted: &str) -> Result<String, ApiError> 
 impl pod_access_server::PodAccess for AccessApi {
     type LogsStream = ReceiverStream<Result<LogChunk, Status>>;
     type ExecStream = ReceiverStream<Result<ExecFrame, Status>>;
+    type AttachStream = ReceiverStream<Result<ExecFrame, Status>>;
     type PortForwardStream = ReceiverStream<Result<PortFrame, Status>>;
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
@@ -144,6 +145,23 @@ impl pod_access_server::PodAccess for AccessApi {
         start.container = container;
         let uid = &pod.metadata.unwrap_or_default().uid;
         let tunnel = self.tunnels.open(&node, Ask::Exec(start), uid).await?;
+        let (out, receiver) = mpsc::channel(READY);
+        tokio::spawn(pump(tunnel, inbound, out));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn attach(&self, request: Request<Streaming<ExecFrame>>) -> Result<Response<Self::AttachStream>, Status> {
+        let mut inbound = request.into_inner();
+        let first = tokio::time::timeout(FIRST_MESSAGE, inbound.message()).await;
+        let mut start: AttachStart = match first {
+            Ok(Ok(Some(ExecFrame { frame: Some(exec_frame::Frame::Attach(start)) }))) => start,
+            _ => return Err(ApiError::Invalid("frame: an attach begins with attach".into()).into()),
+        };
+        let (pod, node, container) = self.find(&start.namespace, &start.pod, &start.container).await?;
+        check_not_ended(&pod, &start.namespace, &start.pod)?;
+        start.container = container;
+        let uid = &pod.metadata.unwrap_or_default().uid;
+        let tunnel = self.tunnels.open(&node, Ask::Attach(start), uid).await?;
         let (out, receiver) = mpsc::channel(READY);
         tokio::spawn(pump(tunnel, inbound, out));
         Ok(Response::new(ReceiverStream::new(receiver)))

@@ -24,6 +24,7 @@ const EXEC_QUEUE: usize = 4;
 impl PodAccess for Shared {
     type LogsStream = Pin<Box<dyn Stream<Item = Result<LogChunk, Status>> + Send>>;
     type ExecStream = Pin<Box<dyn Stream<Item = Result<ExecFrame, Status>> + Send>>;
+    type AttachStream = Pin<Box<dyn Stream<Item = Result<ExecFrame, Status>> + Send>>;
     type PortForwardStream = Pin<Box<dyn Stream<Item = Result<PortFrame, Status>> + Send>>;
 
     /// The text that the test set, in pieces of seven bytes.
@@ -63,6 +64,26 @@ impl PodAccess for Shared {
                     return;
                 }
             }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    /// Every container is a `cat` that ends with 5 at the end of its input.
+    async fn attach(&self, request: Request<Streaming<ExecFrame>>) -> Result<Response<Self::AttachStream>, Status> {
+        let mut input = request.into_inner();
+        drop(self.call("attach")?);
+        let Some(ExecFrame { frame: Some(Frame::Attach(start)) }) = input.message().await? else {
+            return Err(Status::invalid_argument("the first frame must be attach"));
+        };
+        let (sender, receiver) = mpsc::channel(EXEC_QUEUE);
+        tokio::spawn(async move {
+            if !start.stdin {
+                let _ = sender.send(Ok(frame(Frame::Stdout(Bytes::from_static(b"attached\n"))))).await;
+                let _ = sender.send(Ok(frame(Frame::ExitCode(4)))).await;
+                return;
+            }
+            cat(&mut input, &sender).await;
+            let _ = sender.send(Ok(frame(Frame::ExitCode(5)))).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }

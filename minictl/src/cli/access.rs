@@ -1,15 +1,15 @@
-//! `exec`, and which container is meant where none is named.
+//! `exec` and `attach`, and which container is meant where none is named.
 
 use std::io::{IsTerminal, Read, Write};
 
 use bytes::Bytes;
-use minipod_client::{ExecOutput, ExecStdin, ExecTerminal};
+use minipod_client::{Exec, ExecOutput, ExecStdin, ExecTerminal};
 use minipod_proto::Resource;
-use minipod_proto::v1::{ExecStart, Pod};
+use minipod_proto::v1::{AttachStart, ExecStart, Pod};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::args::ExecArgs;
+use super::args::{AttachArgs, ExecArgs};
 use super::error::CliError;
 use super::session::Session;
 use super::terminal::{self, Ends, Raw};
@@ -39,7 +39,68 @@ pub async fn exec(session: &Session, options: &ExecArgs) -> Result<(), CliError>
         tty,
         size: tty.then(terminal::size),
     };
-    let mut exec = session.client.exec(start).await?;
+    carry(session.client.exec(start).await?).await
+}
+
+/// Takes part in the streams of a container's own process.
+pub async fn attach(session: &Session, options: &AttachArgs) -> Result<(), CliError> {
+    let name = target::pod_name(&options.pod)?;
+    let pod: Pod = session.client.get(&session.namespace, name).await?;
+    let container = match options.container.as_str() {
+        "" => say_choice(&pod),
+        named => named.to_owned(),
+    };
+    attach_to(session, &pod, &container, (options.stdin, options.tty)).await
+}
+
+/// The same to a container of a pod that was just read.
+pub async fn attach_to(
+    session: &Session,
+    pod: &Pod,
+    container: &str,
+    (stdin, tty): (bool, bool),
+) -> Result<(), CliError> {
+    let streams = streams_of(pod, container);
+    let wants_input = stdin && streams.stdin;
+    if stdin && !streams.stdin {
+        note!("container {:?} takes no input: its manifest has no stdin: true", text::line(container));
+    }
+    if tty && !streams.tty {
+        note!("container {:?} has no terminal: its manifest has no tty: true", text::line(container));
+    }
+    // What is typed on a raw terminal belongs to the container: without -i there is nothing to make raw.
+    let raw = streams.tty && wants_input && std::io::stdin().is_terminal();
+    let start = AttachStart {
+        namespace: session.namespace.clone(),
+        pod: pod.meta().name.clone(),
+        container: container.to_owned(),
+        stdin: wants_input,
+        size: raw.then(terminal::size),
+    };
+    let attached = session.client.attach(start, raw).await?;
+    if raw {
+        note!("Attached. If there is no prompt, press enter.");
+    }
+    carry(attached).await
+}
+
+/// What a container's manifest says of its streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Streams {
+    stdin: bool,
+    tty: bool,
+}
+
+fn streams_of(pod: &Pod, container: &str) -> Streams {
+    let spec = pod.spec();
+    let debug = spec.ephemeral_containers.iter().find(|known| known.name == container);
+    let of_debug = debug.map(|known| Streams { stdin: known.stdin, tty: known.tty });
+    let own = spec.container(container).map(|known| Streams { stdin: known.stdin, tty: known.tty });
+    own.or(of_debug).unwrap_or_default()
+}
+
+/// Passes a process' streams on until it ends; its exit code becomes ours.
+async fn carry(mut exec: Exec) -> Result<(), CliError> {
     // From here on every way out of this function gives the terminal back as it was.
     let (_raw, mut ends) = match exec.take_terminal() {
         Some(remote) => {
@@ -117,15 +178,18 @@ pub async fn container(session: &Session, pod: &str, named: &str) -> Result<Stri
     if !named.is_empty() {
         return Ok(named.to_owned());
     }
-    let pod: Pod = session.client.get(&session.namespace, pod).await?;
-    let chosen = choose(&pod);
+    Ok(say_choice(&session.client.get(&session.namespace, pod).await?))
+}
+
+fn say_choice(pod: &Pod) -> String {
+    let chosen = choose(pod);
     let spec = pod.spec();
     if spec.all_containers().count() > 1 && std::io::stderr().is_terminal() {
         let inits = spec.init_containers.iter().map(|container| format!("{} (init)", container.name));
         let all: Vec<String> = spec.containers.iter().map(|container| container.name.clone()).chain(inits).collect();
         note!("container {:?} of: {}", text::line(&chosen), text::line(&all.join(", ")));
     }
-    Ok(chosen)
+    chosen
 }
 
 /// The container that a command on this pod is about when none is named.
@@ -137,9 +201,20 @@ pub fn choose(pod: &Pod) -> String {
 
 #[cfg(test)]
 mod tests {
-    use minipod_proto::v1::Container;
+    use minipod_proto::v1::{Container, EphemeralContainer};
 
     use super::*;
+
+    #[test]
+    fn streams_are_those_of_the_manifest() {
+        let mut pod = Pod::default();
+        pod.spec_mut().containers = vec![Container { name: "a".into(), stdin: true, ..Container::default() }];
+        let debug = EphemeralContainer { name: "d".into(), tty: true, ..EphemeralContainer::default() };
+        pod.spec_mut().ephemeral_containers = vec![debug];
+        assert_eq!(streams_of(&pod, "a"), Streams { stdin: true, tty: false });
+        assert_eq!(streams_of(&pod, "d"), Streams { stdin: false, tty: true });
+        assert_eq!(streams_of(&pod, "x"), Streams::default());
+    }
 
     #[test]
     fn the_container_that_is_meant() {

@@ -62,6 +62,8 @@ pub enum Command {
     Logs(LogsArgs),
     /// Run a command in a container; its exit code becomes that of minictl.
     Exec(ExecArgs),
+    /// Take part in the streams of a container's own process: its output from now on, with -i its input.
+    Attach(AttachArgs),
     /// Listen here, and carry each connection to a port of a pod's localhost.
     PortForward(ForwardArgs),
     /// Images in the nodes' stores.
@@ -301,6 +303,21 @@ pub struct ExecArgs {
     /// The command and its arguments, after --.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    /// The pod.
+    pub pod: String,
+    /// The container [default: as with logs].
+    #[arg(short, long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub container: String,
+    /// Pass standard input on; the container's manifest needs stdin: true.
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// Expect a terminal; a container whose manifest has tty: true is attached to as one in any case.
+    #[arg(short = 't', long)]
+    pub tty: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -104,6 +104,7 @@ async fn connected(session: &Session, command: Command) -> Result<(), CliError> 
         Command::Logs(options) => logs::logs(session, &options).await,
         Command::PortForward(options) => forward::forward(session, &options).await,
         Command::Exec(options) => access::exec(session, &options).await,
+        Command::Attach(options) => access::attach(session, &options).await,
         Command::Image(command) => image::run(session, &command).await,
         Command::Node(command) => node::run(session, &command).await,
         Command::Cordon { nodes } => node::cordon(session, &nodes, true).await,

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use minipod_podshim::protocol::{Capabilities, ContainerSpec, Limits, LogSpec, Rootfs, SandboxSpec, Sysctl, User};
+use minipod_podshim::protocol::{
+    Capabilities, ContainerSpec, Limits, LogSpec, Rootfs, SandboxSpec, Sysctl, User, Window,
+};
 use minipod_proto::resources::{self as pod_resources, QosClass};
 use minipod_proto::v1::{Container, Pod, PodSpec, SecurityContext};
 
@@ -186,13 +188,16 @@ pub fn container(input: &Input<'_>) -> Result<ContainerSpec, ConfigError> {
         limits: Some(limits(&resources)),
         seccomp_filter: input.seccomp_filter.clone(),
         stdin: container.stdin,
+        // Its size comes with who attaches.
+        terminal: container.tty.then(Window::default),
+        stdin_once: container.stdin && container.stdin_once,
+        pid_of: String::new(),
     })
 }
 
 /// The API server refuses these fields; should one come through, a container must not start without what it asks for.
 fn supported(container: &Container, context: Option<&SecurityContext>) -> Result<(), ConfigError> {
     let has = [
-        (container.tty, "tty"),
         (!container.volume_devices.is_empty(), "volumeDevices"),
         (
             context.is_some_and(|context| !matches!(context.proc_mount.as_str(), "" | "Default")),
@@ -301,7 +306,6 @@ pub(super) mod tests {
     fn what_is_not_carried_out_does_not_start() {
         type Change = fn(&mut Pod);
         let table: [(Change, &str); 5] = [
-            (|pod| own(pod).tty = true, "tty"),
             (|pod| context(pod).proc_mount = "Unmasked".into(), "procMount"),
             (|pod| own(pod).volume_mounts = vec![volume_mount("c", "/c", false)], "volume \"c\""),
             (|pod| own(pod).command.clear(), "neither the manifest nor the image"),
