@@ -305,7 +305,7 @@ pub(super) mod tests {
     #[test]
     fn what_is_not_carried_out_does_not_start() {
         type Change = fn(&mut Pod);
-        let table: [(Change, &str); 5] = [
+        let table: [(Change, &str); 4] = [
             (|pod| context(pod).proc_mount = "Unmasked".into(), "procMount"),
             (|pod| own(pod).volume_mounts = vec![volume_mount("c", "/c", false)], "volume \"c\""),
             (|pod| own(pod).command.clear(), "neither the manifest nor the image"),
