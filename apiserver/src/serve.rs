@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use minipod_daemon::{http, metrics::Registry as Metrics, shutdown::Shutdown};
+use minipod_daemon::{coalesce::Coalesced, http, metrics::Registry as Metrics, shutdown::Shutdown};
 use minipod_proto::{
     FILE_DESCRIPTOR_SET,
     v1::{
@@ -17,6 +17,7 @@ use minipod_store::{
     service::{Cluster, Store},
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio_stream::StreamExt;
 use tonic::{
     service::Routes,
     transport::{Server, server::TcpIncoming},
@@ -196,8 +197,11 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, StartE
     let server = Server::builder()
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_PATIENCE))
+        // Many small calls share a connection; with the default of 64 KiB they would wait for each other.
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
         .add_routes(router);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).map(|accepted| accepted.map(Coalesced::new));
     let ended = tokio::spawn(async move {
         let asked = shutdown.clone();
         let serving = server.serve_with_incoming_shutdown(incoming, async move { asked.asked().await });

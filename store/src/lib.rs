@@ -4,12 +4,11 @@
 //! proposes commands through a [`machine::Replicator`].
 //!
 //! ```text
-//! service     the whole: open a directory, serve clients and members, a channel for this process, shut down
+//! service     the whole: open a directory, serve clients and members, a client within this process, shut down
 //! etcdapi     KV, Watch, Lease, Cluster, Maintenance        mvcc, lease, watch, state   what a command does and who sees it
 //! replica     core: raft's round without threads · run: the one thread and its handle · inbox: its queue, the group of the group commit
 //! peer        links to other members, and the server that their links reach
 //! wal         the log: one record and one sync a batch      snapshot    the state in checked chunks with raft's configuration
-//! coalesce    one write for all answers that are ready
 //! disk        file operations behind a trait                overlay     the same, writing to memory, for looking
 //! members     a list of members as flags have it    certs       an authority and certificates for them
 //! tool        verify, dump, restore                         compactor   automatic compaction
@@ -22,7 +21,6 @@
 //! often it is proposed; after an error of the disk under the log the replica writes nothing more and ends.
 
 pub mod certs;
-pub mod coalesce;
 pub mod compactor;
 pub mod disk;
 pub mod etcdapi;
