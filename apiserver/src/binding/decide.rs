@@ -84,20 +84,20 @@ pub struct Plan {
     pub ledgers: BTreeMap<String, Ledger>,
 }
 
-/// Grants wishes in their order as long as they fit; with `all`, everything or nothing.
-pub fn plan<'a>(
+/// Grants wishes in their order as long as they fit; with `all`, everything or nothing. `ledger_of` is what is known of a node.
+pub fn plan<'a, 'l>(
     wishes: impl IntoIterator<Item = (&'a str, &'a Charge)>,
-    ledgers: &BTreeMap<String, Option<Ledger>>,
+    ledger_of: impl Fn(&str) -> Option<&'l Ledger>,
     all: bool,
 ) -> Plan {
     let mut plan = Plan::default();
     for (position, (node, charge)) in wishes.into_iter().enumerate() {
-        let present = plan.ledgers.get(node).or_else(|| ledgers.get(node).and_then(Option::as_ref));
+        let present = plan.ledgers.get(node).or_else(|| ledger_of(node));
         match present.map_or(Err(Refusal::Gone), |ledger| ledger.admits(charge)) {
             Ok(()) => {
                 if let Some(ledger) = plan.ledgers.get_mut(node) {
                     ledger.take(charge);
-                } else if let Some(Some(ledger)) = ledgers.get(node) {
+                } else if let Some(ledger) = ledger_of(node) {
                     let mut ledger = ledger.clone();
                     ledger.take(charge);
                     plan.ledgers.insert(node.to_owned(), ledger);

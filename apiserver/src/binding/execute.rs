@@ -44,7 +44,7 @@ struct Candidate {
 type Results = Vec<(usize, BindResult)>;
 
 /// Ledgers of a transaction's nodes as they are known, with their revisions.
-type Known = BTreeMap<String, (Option<Ledger>, i64)>;
+type Known = BTreeMap<String, (Option<Arc<Ledger>>, i64)>;
 
 impl Binder {
     pub(super) async fn execute(
@@ -157,9 +157,7 @@ impl Binder {
             if ours.is_none() {
                 recent.remove(node);
             }
-            let (ledger, revision) =
-                newest.map_or((None, 0), |(ledger, revision)| (Some(Ledger::clone(&ledger)), revision));
-            (node.clone(), (ledger, revision))
+            (node.clone(), newest.map_or((None, 0), |(ledger, revision)| (Some(ledger), revision)))
         });
         newest.collect()
     }
@@ -172,9 +170,8 @@ impl Binder {
         done: &mut Results,
         all: bool,
     ) -> Result<(), StoreError> {
-        let ledgers: BTreeMap<String, Option<Ledger>> =
-            known.iter().map(|(node, (ledger, _))| (node.clone(), ledger.clone())).collect();
-        let plan = decide::plan(batch.iter().map(|c| (c.item.node.as_str(), &c.charge)), &ledgers, all);
+        let wishes = batch.iter().map(|candidate| (candidate.item.node.as_str(), &candidate.charge));
+        let plan = decide::plan(wishes, |node| known.get(node).and_then(|(ledger, _)| ledger.as_deref()), all);
         if plan.granted.is_empty() {
             return self.confirm_refusals(batch, known, done, plan).await;
         }
@@ -209,7 +206,7 @@ impl Binder {
                 let mut present = present.into_iter();
                 let fresh: Vec<_> = present.by_ref().take(pods).collect();
                 for (node, item) in guarded.into_iter().zip(present) {
-                    let ledger = item.as_ref().and_then(|item| decode_ledger(&node, item).ok());
+                    let ledger = item.as_ref().and_then(|item| decode_ledger(&node, item).ok().map(Arc::new));
                     known.insert(node, (ledger, item.map_or(0, |item| item.revision)));
                 }
                 self.rejudge(batch, &plan.granted, fresh, done, all);
@@ -233,7 +230,7 @@ impl Binder {
             if now != *revision {
                 changed = true;
                 *revision = now;
-                *ledger = item.and_then(|item| decode_ledger(node, &item).ok());
+                *ledger = item.and_then(|item| decode_ledger(node, &item).ok().map(Arc::new));
             }
         }
         if !changed {

@@ -75,11 +75,9 @@ impl Registry {
             match written {
                 Outcome::Done { revision } => {
                     let gone = new.is_none();
-                    return Ok(Written {
-                        object: stamped(new.as_ref().unwrap_or(&entry.object), revision),
-                        revision,
-                        gone,
-                    });
+                    let mut object = new.unwrap_or_else(|| entry.object.clone());
+                    stamp(&mut object, revision);
+                    return Ok(Written { object, revision, gone });
                 }
                 Outcome::Lost { present } => {
                     self.conflicts.increment();
@@ -104,7 +102,7 @@ impl Registry {
         &self,
         kind: Kind,
         key: &str,
-        object: Object,
+        mut object: Object,
         guard: Option<Guard>,
     ) -> Result<Object, ApiError> {
         let mut ledger_hint = None;
@@ -115,7 +113,10 @@ impl Registry {
             };
             let guarded = extra.is_some();
             match self.write(kind, key, None, Some(&object), extra, ledger_hint.take()).await? {
-                Outcome::Done { revision } => return Ok(stamped(&object, revision)),
+                Outcome::Done { revision } => {
+                    stamp(&mut object, revision);
+                    return Ok(object);
+                }
                 Outcome::Lost { present } => {
                     self.conflicts.increment();
                     let mut present = present.into_iter();
@@ -214,13 +215,11 @@ pub fn decode_ledger(node: &str, item: &Item) -> Result<Ledger, ApiError> {
     })
 }
 
-/// The object as it is after a write at a revision.
-fn stamped(object: &Object, revision: i64) -> Object {
-    let mut object = object.clone();
+/// Makes it the object as it is after a write at a revision.
+fn stamp(object: &mut Object, revision: i64) {
     if let Some(meta) = object.meta_mut() {
         meta.resource_version = revision.to_string();
     }
-    object
 }
 
 /// The form in the store: without resourceVersion, which is the key's revision.

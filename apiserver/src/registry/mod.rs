@@ -99,20 +99,12 @@ impl Registry {
     pub(crate) async fn create_while(&self, request: CreateRequest, guard: Option<Guard>) -> Result<Object, ApiError> {
         let given = request.object.ok_or_else(|| ApiError::Invalid("object: missing".into()))?;
         let generated = given.meta().name.is_empty() && !given.meta().generate_name.is_empty();
+        if !generated {
+            return self.create_once(given, request.dry_run, guard).await;
+        }
         for _ in 0..NAME_ATTEMPTS {
-            let mut object = given.clone();
-            let kind = admission::prepare(&mut object, self.now())?;
-            if kind == Kind::Pod {
-                admission::resolve_priority(&mut object, &self.cache)?;
-            }
-            admission::validate(&object)?;
-            let key = keys::object_key(kind, &object.meta().namespace, &object.meta().name)?;
-            if request.dry_run {
-                self.namespace(kind, &object.meta().namespace).await?;
-                return Ok(object);
-            }
-            match self.insert(kind, &key, object, guard.clone()).await {
-                Err(ApiError::Exists { .. }) if generated => {}
+            match self.create_once(given.clone(), request.dry_run, guard.clone()).await {
+                Err(ApiError::Exists { .. }) => {}
                 done => return done,
             }
         }
@@ -120,6 +112,21 @@ impl Registry {
         Err(ApiError::Unavailable(format!(
             "metadata.generateName: {NAME_ATTEMPTS} names that begin with {prefix:?} were taken; try again"
         )))
+    }
+
+    /// Defaults, validates and writes an object; a name that is to be made is made anew with each call.
+    async fn create_once(&self, mut object: Object, dry_run: bool, guard: Option<Guard>) -> Result<Object, ApiError> {
+        let kind = admission::prepare(&mut object, self.now())?;
+        if kind == Kind::Pod {
+            admission::resolve_priority(&mut object, &self.cache)?;
+        }
+        admission::validate(&object)?;
+        let key = keys::object_key(kind, &object.meta().namespace, &object.meta().name)?;
+        if dry_run {
+            self.namespace(kind, &object.meta().namespace).await?;
+            return Ok(object);
+        }
+        self.insert(kind, &key, object, guard).await
     }
 
     /// Reads an object, linearizable.
