@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
+use minipod_podshim::protocol::{Resize, ResizeContainer};
 use minipod_proto::v1::{Container, Pod};
 use tokio::sync::mpsc;
 
 use crate::agent::Agent;
 use crate::container::ConfigError;
 use crate::container::env::EnvFacts;
+use crate::container::resources::Resources;
 use crate::container::{process, spec};
 use crate::events::Severity;
 use crate::failpoints::{after, before, failpoint, name};
@@ -66,6 +68,13 @@ pub enum Done {
     Network(PodNetwork),
     /// A container's image, and how it came here.
     Image(Box<ImageRecord>, Came),
+    /// Limits were changed.
+    Resized {
+        /// What the pod has now.
+        pod: Resources,
+        /// What these runs have now.
+        runs: Vec<(String, u32, Resources)>,
+    },
     /// A hook came to its end, or its run did.
     Hooked(Result<(), String>),
     /// A container's process lives (or has lived: its end comes as an event).
@@ -212,6 +221,7 @@ async fn perform_now(job: Job, step: &Step) -> Result<Done, StepError> {
         Step::PostStart { name, attempt } | Step::PreStop { name, attempt } => {
             run_hook(job, name, *attempt, matches!(step, Step::PreStop { .. })).await
         }
+        Step::Resize { runs } => resize(&job, runs).await,
         Step::StopSandbox => stop_sandbox(&job).await,
         Step::DetachNetwork => detach_network(job).await,
         Step::RemovePodData => blocking(move || remove_data(&job)).await,
@@ -472,6 +482,19 @@ fn older_than(dir: &std::path::Path, attempt: u32) -> Vec<std::path::PathBuf> {
         name.and_then(|name| name.split('.').next()?.parse::<u32>().ok()).is_some_and(|number| number < attempt)
     };
     std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).filter(is_older).collect()
+}
+
+async fn resize(job: &Job, runs: &[(String, u32)]) -> Result<Done, StepError> {
+    let (mut containers, mut applied) = (Vec::new(), Vec::new());
+    for (name, attempt) in runs {
+        let resources = Resources::of(container(job, name)?.resources.as_ref());
+        let limits = Some(spec::limits(&resources));
+        containers.push(ResizeContainer { name: name.clone(), attempt: *attempt, limits });
+        applied.push((name.clone(), *attempt, resources));
+    }
+    let pod = spec::pod_level(job.pod.spec());
+    shim(job)?.resize(Resize { pod: Some(spec::limits(&pod)), containers }).await.map_err(StepError::Shim)?;
+    Ok(Done::Resized { pod, runs: applied })
 }
 
 // --------------------------------------------------------------------------------------------------------- the end

@@ -52,7 +52,6 @@ pub const REFUSED: &[Row] = &[
     row("PodSpec", "runtimeClassName", Empty, "there is one runtime"),
     row("PodSpec", "hostUsers", Values(&["true"]), "user namespaces are not made yet"),
     row("PodSpec", "hostnameOverride", Empty, "use hostname"),
-    row("Container", "restartPolicyRules", Empty, "the agent follows restartPolicy alone"),
     row("Container", "volumeDevices", Empty, "there are no block volumes"),
     row("LifecycleHandler", "tcpSocket", Empty, "Kubernetes accepts it and never runs it: use exec or httpGet"),
     row("SecurityContext", "seLinuxOptions", Empty, "SELinux labels are not set"),

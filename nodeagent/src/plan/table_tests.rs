@@ -24,6 +24,7 @@ fn parse_pod(words: &[&str]) -> PodWant {
         deletion: None,
         deadline_ms: None,
         host_network: false,
+        resources: Resources::default(),
     };
     for word in &words[1..] {
         if let Some((kind, name)) = word.split_once(':') {
@@ -35,7 +36,18 @@ fn parse_pod(words: &[&str]) -> PodWant {
                 ("app", restart) => (Kind::App, restart),
                 other => panic!("unknown kind {other:?}"),
             };
-            want.containers.push(ContainerWant { name: name.into(), kind, restart, gates: gates(options) });
+            want.containers.push(ContainerWant {
+                name: name.into(),
+                kind,
+                restart,
+                rules: rules(options),
+                gates: gates(options),
+                resources: resources(options),
+                resize: ResizePolicy {
+                    cpu_restarts: options.contains("cpu-restarts"),
+                    memory_restarts: options.contains("memory-restarts"),
+                },
+            });
             continue;
         }
         match word.split_once('=').unwrap_or((word, "")) {
@@ -45,6 +57,7 @@ fn parse_pod(words: &[&str]) -> PodWant {
             }
             ("deadline", at) => want.deadline_ms = Some(millis(at)),
             ("hostnet", _) => want.host_network = true,
+            ("all", options) => want.resources = resources(options),
             other => panic!("unknown word {other:?}"),
         }
     }
@@ -55,6 +68,28 @@ fn parse_pod(words: &[&str]) -> PodWant {
 fn gates(options: &str) -> Gates {
     let has = |option| options.split(',').any(|word| word == option);
     Gates { post_start: has("post"), pre_stop: has("pre"), startup: has("startup"), readiness: has("ready") }
+}
+
+/// `app:x+in42,in43` and `app:x+notin0`: restartPolicyRules.
+fn rules(options: &str) -> Vec<RestartRule> {
+    let rule = |word: &str| {
+        let (within, code) = word
+            .strip_prefix("notin")
+            .map(|code| (false, code))
+            .or(word.strip_prefix("in").map(|code| (true, code)))?;
+        Some(RestartRule { within, codes: vec![code.parse().ok()?] })
+    };
+    options.split(',').filter_map(rule).collect()
+}
+
+/// `app:x+cpu500,memory64`: request in thousandths, limit in MiB.
+fn resources(options: &str) -> Resources {
+    let number = |name: &str| options.split(',').find_map(|word| word.strip_prefix(name)?.parse::<u64>().ok());
+    Resources {
+        cpu_request_milli: number("cpu"),
+        memory_limit_bytes: number("memory").map(|mebibytes| mebibytes << 20),
+        ..Resources::default()
+    }
 }
 
 fn millis(text: &str) -> u64 {
@@ -102,6 +137,8 @@ fn parse_seen(seen: &mut Seen, want: &PodWant, words: &[&str]) {
             }
             ("etc", attempt) => seen.etc_attempt = attempt.parse().expect("etc attempt"),
             ("volumes", on) => seen.volumes = on == "yes",
+            ("all", options) => seen.pod_applied = Some(resources(options)),
+            ("resize-error", text) => seen.resize_error = text.to_owned(),
             ("succeeded", at) => seen.terminal = Some(terminal(true, at)),
             ("failed", at) => seen.terminal = Some(terminal(false, at)),
             ("starting", run) => {
@@ -149,6 +186,12 @@ fn parse_run(seen: &mut Seen, words: &[&str]) {
             ("attempt", attempt) => run.attempt = attempt.parse().expect("attempt"),
             ("sandbox", sandbox) => run.sandbox = sandbox.parse().expect("sandbox"),
             ("retry", at) => (container.retry_ms, container.backoff_ms) = (millis(at), 10_000),
+            ("applied", options) => container.applied = Some(resources(options)),
+            ("restart", _) => {
+                if let RunState::Ended(ended) = &mut run.state {
+                    ended.restart = true;
+                }
+            }
             ("posted", _) => container.health.post_started = true,
             ("passed", _) => container.health.startup_passed = true,
             ("isready", _) => container.health.ready = true,
@@ -226,6 +269,10 @@ fn step_text(step: &Step) -> String {
         Step::CreateSandbox { attempt } => format!("CreateSandbox {attempt}"),
         Step::AttachNetwork { attempt } => format!("AttachNetwork {attempt}"),
         Step::WriteEtcFiles { attempt } => format!("WriteEtcFiles {attempt}"),
+        Step::Resize { runs } => {
+            let runs: Vec<String> = runs.iter().map(|(name, attempt)| format!("{name}/{attempt}")).collect();
+            format!("Resize {}", runs.join(" "))
+        }
         other => format!("{other:?}"),
     }
 }
