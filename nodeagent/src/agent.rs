@@ -21,6 +21,7 @@ use crate::node::{self, Machine, Pressure};
 use crate::outbox::Outbox;
 use crate::paths::Paths;
 use crate::pods::{Desired, Pods, Spawn};
+use crate::pressure::plan::{Conditions, Rules};
 use crate::seccomp::Profiles;
 use crate::sources::Sources;
 use crate::want::{Uid, key_of};
@@ -38,6 +39,9 @@ const MAX_STEPS: usize = 512;
 /// The agent cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
+    /// Flags about eviction do not fit together.
+    #[error("{0}")]
+    Eviction(String),
     /// A directory cannot be made.
     #[error("create {}", path.display())]
     Directory {
@@ -105,6 +109,9 @@ pub struct Agent {
     node_ip: Mutex<IpAddr>,
     network: watch::Sender<Option<(Cidr, Arc<Network>)>>,
     node_status: Mutex<Option<(u64, NodeStatus)>>,
+    /// When pods are evicted.
+    pub eviction: Rules,
+    pressure: Mutex<Conditions>,
     connected: AtomicBool,
     /// Requests that may be served at a time.
     pub streams: Arc<Semaphore>,
@@ -152,6 +159,7 @@ impl Agent {
         let puller = Puller::new(images.clone(), config.registries().map_err(AgentError::Registries)?);
         let machine = Machine::look(&config);
         let profiles = config.seccomp_profile_root.clone().unwrap_or_else(|| config.data_dir.join("seccomp"));
+        let eviction = crate::pressure::rules(&config).map_err(AgentError::Eviction)?;
         let name = config.name.clone().unwrap_or_else(|| machine.hostname.to_lowercase());
         let node_ip = address(&config).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         Ok(Arc::new_cyclic(|weak| Self {
@@ -173,6 +181,8 @@ impl Agent {
             node_ip: Mutex::new(node_ip),
             network: watch::Sender::new(None),
             node_status: Mutex::new(None),
+            eviction,
+            pressure: Mutex::default(),
             connected: AtomicBool::new(false),
             streams: Arc::new(Semaphore::new(crate::streams::MAX_STREAMS)),
             views: Mutex::default(),
@@ -301,6 +311,14 @@ impl Agent {
         }
     }
 
+    /// Takes note of what thresholds say, and tells the API server if that is news.
+    pub fn set_pressure(&self, conditions: Conditions) {
+        let before = std::mem::replace(&mut *unpoisoned(&self.pressure), conditions);
+        if before != conditions {
+            self.send_changed_node_status();
+        }
+    }
+
     /// Images were loaded: pods that wait for one look again, and the API server hears of them.
     pub fn images_were_loaded(&self) {
         self.images_changed.notify_waiters();
@@ -309,7 +327,8 @@ impl Agent {
     }
 
     fn measured(&self) -> NodeStatus {
-        let pressure = Pressure::measure(&self.config.data_dir, self.network.borrow().is_some());
+        let pressure =
+            Pressure::measure(&self.config.data_dir, self.network.borrow().is_some(), *unpoisoned(&self.pressure));
         let mut kept = unpoisoned(&self.node_status);
         let previous = kept.as_ref().map(|(_, status)| status);
         let status =

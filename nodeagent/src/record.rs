@@ -188,6 +188,7 @@ pub fn adopt_from_api(pod: &Pod, seen: &mut Seen, (now_ms, now_wall_ms): (u64, u
             reason: status.reason.clone(),
             message: status.message.clone(),
             since_ms: now_ms,
+            grace_ms: None,
         });
     }
     for container in status.init_container_statuses.iter().chain(&status.container_statuses) {

@@ -77,6 +77,7 @@ pub fn pod_want(pod: &Pod) -> PodWant {
         grace_ms: grace_ms(spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_S)),
         deletion: None,
         deadline_ms: None,
+        evicted: None,
         host_network: spec.host_network,
         resources: pod_level(spec),
     }

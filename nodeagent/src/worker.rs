@@ -472,6 +472,11 @@ impl Worker {
         let (now_ms, now_wall_ms) = (boot_ms(), wall_ms());
         let old = std::mem::replace(&mut self.want, pod_want(&self.pod));
         self.want.deletion = sooner(old.deletion, wish_to_end(&self.pod, desired.gone, now_ms));
+        if desired.evicted.is_some() && old.evicted.is_none() && self.seen.terminal.is_none() {
+            let message = desired.evicted.as_ref().map(|evicted| evicted.message.clone()).unwrap_or_default();
+            self.pod_event(Severity::Warning, crate::plan::EVICTED, message);
+        }
+        self.want.evicted = desired.evicted;
         let deadline_s = self.pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
         self.want.deadline_ms = deadline_s.and_then(|seconds| u64::try_from(seconds).ok()).map(|seconds| {
             (now_ms + self.record.start_wall_ms.saturating_add(seconds.saturating_mul(1000)))

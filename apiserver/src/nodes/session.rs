@@ -22,7 +22,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{Place, Sessions, register::alive, routes::Table, sources::Sources};
+use super::{Place, Sessions, pressure::follow_pressure, register::alive, routes::Table, sources::Sources};
 use crate::{
     cache::{Filter, Subscription},
     error::ApiError,
@@ -283,6 +283,7 @@ impl Session<'_> {
                 return Ok(Verdict::Keep);
             }
             node.status = Some(status);
+            follow_pressure(&mut node, now);
             Ok(Verdict::put(node))
         });
         written.await.map(drop)

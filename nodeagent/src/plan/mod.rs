@@ -35,6 +35,8 @@ pub struct Plan {
     pub finished: bool,
 }
 
+/// Reason of a pod that its node could not keep.
+pub const EVICTED: &str = "Evicted";
 /// Kubernetes gives every container at least this long between TERM and KILL.
 pub const MINIMUM_GRACE_MS: u64 = 2_000;
 
@@ -49,7 +51,7 @@ pub fn plan(want: &PodWant, seen: &Seen, now_ms: u64) -> Plan {
     if let Some(deletion) = want.deletion {
         planner.end_pod(deletion.since_ms + deletion.grace_ms, true);
     } else if let Some(terminal) = &terminal {
-        planner.end_pod(terminal.since_ms + want.grace_ms, false);
+        planner.end_pod(terminal.since_ms + terminal.grace_ms.unwrap_or(want.grace_ms), false);
     } else {
         planner.keep_running();
     }
@@ -121,8 +123,13 @@ impl Planner<'_> {
     fn reached_terminal(&mut self) -> Option<Terminal> {
         let since_ms = self.now_ms;
         let terminal = |succeeded, reason: &str, message: &str| {
-            Some(Terminal { succeeded, reason: reason.to_owned(), message: message.to_owned(), since_ms })
+            let (reason, message) = (reason.to_owned(), message.to_owned());
+            Some(Terminal { succeeded, reason, message, since_ms, grace_ms: None })
         };
+        if let Some(evicted) = &self.want.evicted {
+            let evicted_for = terminal(false, EVICTED, &evicted.message);
+            return evicted_for.map(|terminal| Terminal { grace_ms: Some(evicted.grace_ms), ..terminal });
+        }
         if let Some(deadline_ms) = self.want.deadline_ms {
             if deadline_ms <= self.now_ms {
                 let message = "Pod was active on the node longer than the specified deadline";

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 pub use crate::container::resources::Resources;
+pub use crate::pods::Evicted;
 
 /// The place of a container in the pod's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -157,6 +158,8 @@ pub struct PodWant {
     pub deletion: Option<Deletion>,
     /// activeDeadlineSeconds as a point in time.
     pub deadline_ms: Option<u64>,
+    /// Set when the node cannot keep the pod.
+    pub evicted: Option<Evicted>,
     /// No sandbox network of its own.
     pub host_network: bool,
     /// CPU and memory that the pod as a whole shall have.
@@ -324,6 +327,9 @@ pub struct Terminal {
     pub message: String,
     /// When it was decided: sidecars get their grace from here.
     pub since_ms: u64,
+    /// Instead of the pod's own grace.
+    #[serde(default)]
+    pub grace_ms: Option<u64>,
 }
 
 /// What was seen of the pod on this node.

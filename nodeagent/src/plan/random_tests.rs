@@ -90,6 +90,7 @@ fn random_pod(random: &mut Random) -> PodWant {
         grace_ms: 30_000,
         deletion: None,
         deadline_ms: random.one_in(10).then_some(200_000),
+        evicted: None,
         host_network: random.one_in(8),
         resources: Resources::default(),
     }

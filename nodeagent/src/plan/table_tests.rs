@@ -23,6 +23,7 @@ fn parse_pod(words: &[&str]) -> PodWant {
         grace_ms: 30_000,
         deletion: None,
         deadline_ms: None,
+        evicted: None,
         host_network: false,
         resources: Resources::default(),
     };
@@ -56,6 +57,9 @@ fn parse_pod(words: &[&str]) -> PodWant {
                 want.deletion = Some(Deletion { since_ms: millis(since), grace_ms: millis(grace) });
             }
             ("deadline", at) => want.deadline_ms = Some(millis(at)),
+            ("evicted", grace) => {
+                want.evicted = Some(Evicted { message: "the node is full".into(), grace_ms: millis(grace) });
+            }
             ("hostnet", _) => want.host_network = true,
             ("all", options) => want.resources = resources(options),
             other => panic!("unknown word {other:?}"),
@@ -140,6 +144,11 @@ fn parse_seen(seen: &mut Seen, want: &PodWant, words: &[&str]) {
             ("all", options) => seen.pod_applied = Some(resources(options)),
             ("resize-error", text) => seen.resize_error = text.to_owned(),
             ("succeeded", at) => seen.terminal = Some(terminal(true, at)),
+            ("evicted", times) => {
+                let (at, grace) = times.split_once('/').expect("evicted=SINCE/GRACE");
+                let reason = super::EVICTED.to_owned();
+                seen.terminal = Some(Terminal { reason, grace_ms: Some(millis(grace)), ..terminal(false, at) });
+            }
             ("failed", at) => seen.terminal = Some(terminal(false, at)),
             ("starting", run) => {
                 let (name, attempt) = run.split_once('/').expect("NAME/ATTEMPT");
@@ -160,7 +169,8 @@ fn parse_seen(seen: &mut Seen, want: &PodWant, words: &[&str]) {
 }
 
 fn terminal(succeeded: bool, at: &str) -> Terminal {
-    Terminal { succeeded, reason: String::new(), message: String::new(), since_ms: millis(at) }
+    let (reason, message) = Default::default();
+    Terminal { succeeded, reason, message, since_ms: millis(at), grace_ms: None }
 }
 
 /// `run NAME running|exit:CODE|starterror [attempt=N] [sandbox=N] [retry=S] [kill=S] [previous=CODE]`

@@ -126,7 +126,11 @@ pub fn pod_view(want: &PodWant, seen: &Seen, terminal: Option<&Terminal>, now_ms
         Some(terminal) if !live => (terminal.reason.clone(), terminal.message.clone()),
         _ => Default::default(),
     };
-    let conditions = conditions(want, seen, phase, &containers);
+    let mut conditions = conditions(want, seen, phase, &containers);
+    if let Some(evicted) = terminal.filter(|terminal| terminal.reason == super::EVICTED) {
+        let message = evicted.message.clone();
+        conditions.push(ConditionView { message, ..truth("DisruptionTarget", "TerminationByKubelet") });
+    }
     PodView { phase, reason, message, conditions, containers }
 }
 
