@@ -82,6 +82,18 @@ pub struct Config {
     /// How long MemoryPressure and DiskPressure hold after the last threshold was met, such as 5m.
     #[arg(long = "eviction-pressure-transition-period", default_value = "5m", value_parser = parse_duration_ms)]
     pub eviction_pressure_transition_period_ms: u64,
+    /// From this share of the disk on unused images are removed, percent; 100: never.
+    #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub image_gc_high_threshold: u64,
+    /// Down to this share, percent; below the high one.
+    #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub image_gc_low_threshold: u64,
+    /// An image that was used or came within this time stays, such as 2m.
+    #[arg(long = "image-minimum-gc-age", default_value = "2m", value_parser = parse_duration_ms)]
+    pub image_minimum_gc_age_ms: u64,
+    /// An image that was not used for this long is removed however much room there is, such as 720h; 0s: it is not.
+    #[arg(long = "image-maximum-gc-age", default_value = "0s", value_parser = parse_duration_ms)]
+    pub image_maximum_gc_age_ms: u64,
     /// How often pods' disk and the machine's memory and disk are measured.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(100..=3_600_000))]
     pub housekeeping_interval_ms: u64,

@@ -1,6 +1,7 @@
 //! Performs the planner's steps, and chooses nothing. Every step is idempotent: the agent may be killed before, within or
 //! after it and ask for it again.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use minipod_podshim::protocol::{Resize, ResizeContainer};
@@ -66,6 +67,8 @@ pub enum Done {
     Shim(Shim, mpsc::Receiver<ShimEvent>),
     /// The pod's network.
     Network(PodNetwork),
+    /// The volumes, with the ids of the images that some of them show.
+    Volumes(BTreeMap<String, String>),
     /// A container's image, and how it came here.
     Image(Box<ImageRecord>, Came),
     /// Limits were changed.
@@ -211,7 +214,7 @@ async fn perform_now(job: Job, step: &Step) -> Result<Done, StepError> {
         Step::EnsurePodDir => ensure_pod_dir(&job),
         Step::SpawnShim => spawn_shim(&job).await,
         Step::CleanUpShim => clean_up_shim(job).await,
-        Step::PrepareVolumes => blocking(move || prepare_volumes(&job)).await,
+        Step::PrepareVolumes => prepare_volumes(job).await,
         Step::CreateSandbox { attempt } => create_sandbox(&job, *attempt).await,
         Step::AttachNetwork { .. } => attach_network(&job).await,
         Step::WriteEtcFiles { .. } => write_etc_files(&job),
@@ -266,10 +269,22 @@ fn set_mode(path: &std::path::Path, mode: u32) -> Result<(), StepError> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(io_error("set mode of", path))
 }
 
-fn prepare_volumes(job: &Job) -> Result<(), StepError> {
-    let agent = &job.agent;
-    let facts = agent.volume_facts(&job.pod);
-    Ok(volumes::prepare(&job.pod, &agent.paths.pod(&job.uid), &facts, &agent.sources.writing)?)
+/// Images of volumes first, then all volumes.
+async fn prepare_volumes(job: Job) -> Result<Done, StepError> {
+    let (mut images, mut lowers) = (BTreeMap::new(), BTreeMap::new());
+    for volume in &job.pod.spec().volumes {
+        let Some(source) = &volume.image else { continue };
+        let (image, _) = obtain_image(&job, &source.reference, &source.pull_policy, "").await?;
+        lowers.insert(volume.name.clone(), job.agent.images.lower_dirs(&image));
+        images.insert(volume.name.clone(), image.id.as_str().to_owned());
+    }
+    blocking(move || {
+        let agent = &job.agent;
+        let facts = agent.volume_facts(&job.pod);
+        Ok(volumes::prepare(&job.pod, &agent.paths.pod(&job.uid), &facts, (&agent.sources.writing, &lowers))?)
+    })
+    .await?;
+    Ok(Done::Volumes(images))
 }
 
 async fn spawn_shim(job: &Job) -> Result<Done, StepError> {
@@ -371,11 +386,15 @@ fn write_etc_files(job: &Job) -> Result<Done, StepError> {
     Ok(Done::Nothing)
 }
 
-/// By imagePullPolicy: `Never`, `IfNotPresent`, or `Always`, which asks the registry whether what is here is still what
-/// the name stands for, and pulls only when it is not.
 async fn prepare_image(job: &Job, name: &str) -> Result<Done, StepError> {
     let container = container(job, name)?;
-    let image = container.image.as_str();
+    let (record, came) = obtain_image(job, &container.image, &container.image_pull_policy, name).await?;
+    Ok(Done::Image(Box::new(record), came))
+}
+
+/// By imagePullPolicy: `Never`, `IfNotPresent`, or `Always`, which asks the registry whether what is here is still what
+/// the name stands for, and pulls only when it is not.
+async fn obtain_image(job: &Job, image: &str, policy: &str, name: &str) -> Result<(ImageRecord, Came), StepError> {
     let (images, puller) = (&job.agent.images, &job.agent.puller);
     let pull_error = |source| StepError::Pull { image: image.to_owned(), source };
     let (credentials, problems) = secrets::credentials(&job.pod, &job.agent.sources.known(&key_of(&job.pod).0));
@@ -383,13 +402,13 @@ async fn prepare_image(job: &Job, name: &str) -> Result<Done, StepError> {
         let reason = "FailedToRetrieveImagePullSecret";
         job.agent.outbox.event(crate::events::pod_event(&job.pod, &job.uid, Severity::Warning, reason, problem));
     }
-    match (container.image_pull_policy.as_str(), images.get(image)) {
+    match (policy, images.take(image)) {
         ("Never", None) => return Err(StepError::ImageAbsent { image: image.to_owned() }),
-        ("Never" | "IfNotPresent", Some(record)) => return Ok(Done::Image(Box::new(record), Came::Present)),
+        ("Never" | "IfNotPresent", Some(record)) => return Ok((record, Came::Present)),
         (_, Some(record)) => {
             let digest = puller.digest(image, &credentials).await.map_err(pull_error)?;
             if record.manifest_digest.as_ref() == Some(&digest) {
-                return Ok(Done::Image(Box::new(record), Came::Confirmed));
+                return Ok((record, Came::Confirmed));
             }
         }
         (_, None) => {}
@@ -399,7 +418,9 @@ async fn prepare_image(job: &Job, name: &str) -> Result<Done, StepError> {
     let progress = tokio::sync::watch::Sender::new(Progress::default());
     let record = puller.pull(image, &credentials, &progress).await.map_err(pull_error)?;
     job.agent.images_were_loaded();
-    Ok(Done::Image(Box::new(record), Came::Pulled { ms: crate::clock::boot_ms() - began_ms }))
+    // Taken as well: it may be one that was here by another name.
+    let record = images.take(record.id.as_str()).unwrap_or(record);
+    Ok((record, Came::Pulled { ms: crate::clock::boot_ms() - began_ms }))
 }
 
 async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, StepError> {

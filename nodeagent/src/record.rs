@@ -46,6 +46,8 @@ pub struct Record {
     pub terminal: Option<Terminal>,
     /// CPU and memory of the pod's cgroup.
     pub pod_applied: Option<Resources>,
+    /// Ids of the images that volumes show, by volume.
+    pub volume_images: BTreeMap<String, String>,
     /// Runs by container.
     pub containers: BTreeMap<String, ContainerRecord>,
 }

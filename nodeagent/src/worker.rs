@@ -3,7 +3,7 @@
 //! The worker owns everything that is known of its pod; steps run beside it as tasks and bring their outcome back, so
 //! there is no lock and no step ever runs twice at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,8 @@ pub struct PodView {
     pub shim: Option<Shim>,
     /// The newest run of each container that ever started.
     pub runs: BTreeMap<String, RunView>,
+    /// Ids of the images that it uses.
+    pub images: BTreeSet<String>,
 }
 
 /// A container's newest run.
@@ -123,7 +125,12 @@ impl Worker {
     fn new(agent: Arc<Agent>, uid: Uid, mut desired: watch::Receiver<Desired>) -> Self {
         let pod = desired.borrow_and_update().pod.clone();
         let want = pod_want(&pod);
-        let shown = watch::Sender::new(PodView { pod: pod.clone(), shim: None, runs: BTreeMap::new() });
+        let shown = watch::Sender::new(PodView {
+            pod: pod.clone(),
+            shim: None,
+            runs: BTreeMap::new(),
+            images: BTreeSet::new(),
+        });
         agent.show(&uid, shown.subscribe());
         Self {
             agent,
@@ -162,15 +169,24 @@ impl Worker {
                 Some((name.clone(), RunView { attempt: run.attempt, running: run.is_running() }))
             })
             .collect();
+        let images = self.images_in_use();
         self.shown.send_if_modified(|view| {
             let same = view.runs == runs
+                && view.images == images
                 && Arc::ptr_eq(&view.pod, &self.pod)
                 && view.shim.as_ref().map(Shim::id) == self.shim.as_ref().map(Shim::id);
             if !same {
-                *view = PodView { pod: self.pod.clone(), shim: self.shim.clone(), runs };
+                *view = PodView { pod: self.pod.clone(), shim: self.shim.clone(), runs, images };
             }
             !same
         });
+    }
+
+    fn images_in_use(&self) -> BTreeSet<String> {
+        let started = self.record.containers.values().map(|container| container.image_id.clone());
+        let prepared = self.images.values().map(|image| image.id.as_str().to_owned());
+        let volumes = self.record.volume_images.values().cloned();
+        started.chain(prepared).chain(volumes).filter(|id| !id.is_empty()).collect()
     }
 
     /// Finds what there is of the pod on this node.
@@ -532,7 +548,12 @@ impl Worker {
                 self.record.pod_ip = network.ip.to_string();
             }
             (Step::WriteEtcFiles { attempt }, _) => self.seen.etc_attempt = *attempt,
-            (Step::PrepareVolumes, _) => self.seen.volumes = true,
+            (Step::PrepareVolumes, done) => {
+                self.seen.volumes = true;
+                if let Done::Volumes(images) = done {
+                    self.record.volume_images = images;
+                }
+            }
             (Step::PrepareImage { name }, Done::Image(image, came)) => self.take_image(name, *image, came),
             (Step::StartContainer { name, attempt }, Done::Started { sandbox, wall_ms }) => {
                 self.take_started(name, *attempt, sandbox, wall_ms);

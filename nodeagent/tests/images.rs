@@ -99,7 +99,10 @@ fn a_volume_shows_an_image_and_keeps_it() {
         let look = "ls /image /part | head -c 2000; [ -x /image/bin/sh ] || echo no shell; \
                     touch /image/x 2>&1; /image/bin/busybox true 2>&1 || echo not run; echo looked; sleep 1000";
         let mut pod = scripts(uid, "Always", 1, &[("a:app", look)]);
-        let source = |reference: &str, policy: &str| ImageVolumeSource { reference: reference.into(), pull_policy: policy.into() };
+        let source = |reference: &str, policy: &str| ImageVolumeSource {
+            reference: reference.into(),
+            pull_policy: policy.into(),
+        };
         let volume = |name: &str, source| Volume { name: name.into(), image: Some(source), ..Volume::default() };
         let spec = pod.spec_mut();
         spec.volumes.push(volume("image", source(TOOLBOX, "IfNotPresent")));

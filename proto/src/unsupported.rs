@@ -58,7 +58,6 @@ pub const REFUSED: &[Row] = &[
     row("PodSecurityContext", "seLinuxOptions", Empty, "SELinux labels are not set"),
     row("PodSecurityContext", "appArmorProfile", Empty, "AppArmor profiles are not set yet"),
     row("PodSecurityContext", "seLinuxChangePolicy", Empty, "SELinux labels are not set"),
-    row("Volume", "image", Empty, "volumes of this kind are not made yet"),
 ];
 
 /// What a rule sees of a value, of a manifest or of an object.

@@ -357,6 +357,15 @@ pub enum ImageCommand {
         #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
         entrypoint: Vec<String>,
     },
+    /// Remove images that no pod of their node uses and whose names have moved to newer ones.
+    Prune {
+        /// A node; may be given several times [default: every ready one].
+        #[arg(long = "node", value_name = "NAME")]
+        nodes: Vec<String>,
+        /// Those that have a name too. Images that were loaded, and that no registry has, must be loaded again.
+        #[arg(short, long)]
+        all: bool,
+    },
     /// List the images.
     #[command(alias = "list")]
     Ls {

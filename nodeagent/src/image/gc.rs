@@ -27,17 +27,13 @@ pub struct Candidate {
     pub last_used_ms: u64,
     /// A pod uses it now.
     pub in_use: bool,
+    /// It has a name.
+    pub named: bool,
 }
 
 /// The images to remove, in this order. `disk` is all of it and what is free, bytes; `pressed`: as much as can be had.
 #[must_use]
-pub fn plan(
-    rules: &Rules,
-    (total, free): (u64, u64),
-    images: &[Candidate],
-    now_ms: u64,
-    pressed: bool,
-) -> Vec<Digest> {
+pub fn plan(rules: &Rules, (total, free): (u64, u64), images: &[Candidate], now_ms: u64, pressed: bool) -> Vec<Digest> {
     let mut unused: Vec<&Candidate> = images.iter().filter(|image| !image.in_use).collect();
     unused.sort_by_key(|image| (image.last_used_ms, &image.id));
     let idle_ms = |image: &Candidate| now_ms.saturating_sub(image.last_used_ms);
@@ -51,6 +47,12 @@ pub fn plan(
         }
     }
     gone
+}
+
+/// What a user asks to remove: unused images without a name, with `all` those with one too.
+#[must_use]
+pub fn prune(images: &[Candidate], all: bool) -> Vec<Digest> {
+    images.iter().filter(|image| !image.in_use && (all || !image.named)).map(|image| image.id.clone()).collect()
 }
 
 fn to_free(rules: &Rules, total: u64, free: u64, pressed: bool) -> u64 {
@@ -70,14 +72,19 @@ mod tests {
     use super::*;
 
     fn image(number: u8, bytes: u64, last_used_ms: u64, in_use: bool) -> Candidate {
-        Candidate { id: Digest::from_hash(&[number; 32]), bytes, last_used_ms, in_use }
+        Candidate { id: Digest::from_hash(&[number; 32]), bytes, last_used_ms, in_use, named: true }
     }
 
     #[test]
     fn the_longest_unused_go_until_there_is_room() {
         let rules = Rules { high_percent: 85, low_percent: 80, min_age_ms: 100, max_age_ms: 0 };
-        let images =
-            [image(1, 10, 500, false), image(2, 40, 300, false), image(3, 40, 400, false), image(4, 900, 1, true), image(5, 90, 950, false)];
+        let images = [
+            image(1, 10, 500, false),
+            image(2, 40, 300, false),
+            image(3, 40, 400, false),
+            image(4, 900, 1, true),
+            image(5, 90, 950, false),
+        ];
         // Of 1000: what is free, whether the node is pressed → who goes.
         for (free, pressed, want) in [
             (151, false, &[][..]),

@@ -23,6 +23,7 @@ use self::usage::{Usage, measure};
 use crate::agent::Agent;
 use crate::clock::boot_ms;
 use crate::config::Config;
+use crate::image::gc;
 use crate::node::{disk, memory};
 use crate::want::{DEFAULT_GRACE_S, Uid, grace_ms, key_of};
 
@@ -35,6 +36,23 @@ pub fn rules(config: &Config) -> Result<Rules, String> {
         thresholds: thresholds(&config.eviction_hard, &config.eviction_soft, &config.eviction_soft_grace_period)?,
         transition_ms: config.eviction_pressure_transition_period_ms,
         max_pod_grace_ms: config.eviction_max_pod_grace_period.saturating_mul(1000),
+    })
+}
+
+/// What the flags say of images.
+///
+/// # Errors
+/// A low threshold that is not below the high one.
+pub fn image_rules(config: &Config) -> Result<gc::Rules, String> {
+    let (high, low) = (config.image_gc_high_threshold, config.image_gc_low_threshold);
+    if low >= high {
+        return Err(format!("--image-gc-low-threshold: {low}, want less than the high threshold of {high}"));
+    }
+    Ok(gc::Rules {
+        high_percent: high,
+        low_percent: low,
+        min_age_ms: config.image_minimum_gc_age_ms,
+        max_age_ms: config.image_maximum_gc_age_ms,
     })
 }
 
@@ -75,8 +93,11 @@ impl Keeper {
                 evicted = true;
             }
         }
+        let pressed = short.is_some_and(|short| short.signal().is_disk());
+        // The node's own leavings go before any pod.
+        let freed = collect_images(agent, pressed);
         // What that frees shows in the next round.
-        let Some(short) = short.filter(|_| !evicted) else { return };
+        let Some(short) = short.filter(|_| !evicted && !(pressed && freed)) else { return };
         tracing::warn!(signal = %short.signal(), "the node runs short");
         let with_disk = short.signal().is_disk();
         let uses = pods.iter().map(|(uid, pod)| (uid.clone(), self.pod_use(agent, uid, pod, with_disk)));
@@ -121,6 +142,21 @@ fn use_of(used: u64, requested: i64) -> Use {
 fn evict(agent: &Agent, eviction: &Eviction) {
     tracing::warn!(uid = %eviction.uid, message = eviction.message, grace_ms = eviction.grace_ms, "a pod is evicted");
     agent.pods.evict(&eviction.uid, &eviction.message, eviction.grace_ms);
+}
+
+/// Removes unused images if the disk is full enough; tells whether any went.
+fn collect_images(agent: &Agent, pressed: bool) -> bool {
+    let disk = disk(&agent.config.data_dir).unwrap_or_default();
+    let choose = |images: &[gc::Candidate]| {
+        gc::plan(&agent.image_gc, (disk.bytes, disk.free_bytes), images, crate::clock::wall_ms(), pressed)
+    };
+    match agent.remove_images(choose) {
+        Ok(gone) => !gone.is_empty(),
+        Err(error) => {
+            tracing::warn!(error = crate::report::chain(&error), "an unused image stays");
+            false
+        }
+    }
 }
 
 /// Every signal as it is now; what cannot be measured is left out.
