@@ -126,13 +126,18 @@ fn a_volume_shows_an_image_and_keeps_it() {
         node.wait_running(uid).await;
         assert_eq!(ask(&node, used).await, Vec::<String>::new());
 
+        node.api.put(example("image-volume")).await;
+        node.wait("uid-image-volume", "Succeeded", |status| status.phase == "Succeeded").await;
+        let log = node.log("uid-image-volume", "reader", 0);
+        assert!(log.contains("bin ") && log.contains("nobody can write to it"), "{log}");
+
         let mut missing = scripts("uid-missing", "Always", 1, &[("a:app", "sleep 1000")]);
         missing.spec_mut().volumes.push(volume("gone", source("minipod.local/nothing:1", "Never")));
         node.api.put(missing).await;
         let told = || node.api.events("uid-missing").iter().any(|reason| reason == "FailedMount").then_some(());
         node.api.wait_for("that the image is missing", told, || node.agent_log()).await;
         assert_ne!(node.api.status("uid-missing").map(|status| status.phase), Some("Running".to_owned()));
-        for uid in [uid, "uid-missing"] {
+        for uid in [uid, "uid-image-volume", "uid-missing"] {
             node.api.delete(uid, 1).await;
             node.wait_finished(uid).await;
             node.wait_gone(uid).await;

@@ -88,7 +88,7 @@ fn a_node_short_of_memory_ends_who_uses_more_than_asked_for() {
         // Short in any case, because some of the memory is always in use.
         let mut node = Node::new().await;
         node.flags.retain(|flag| flag != "--eviction-hard=");
-        let flags = ["--eviction-hard=memory.available<100%", "--housekeeping-interval-ms=2000"];
+        let flags = ["--eviction-hard=memory.available<100%", "--housekeeping-interval-ms=8000"];
         node.flags.extend(flags.map(str::to_owned));
         let asks = |uid: &str, memory: &str, priority: i32| {
             let mut pod = scripts(uid, "Always", 30, &[("a:app", "sleep 1000")]);

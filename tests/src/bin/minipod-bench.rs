@@ -286,7 +286,7 @@ async fn density(pods: usize) -> Result<(), String> {
     let see = async {
         let mut running = std::collections::HashSet::new();
         while running.len() < pods {
-            let change = watch.next().await.ok_or("the watch has ended")?.map_err(|error| error.to_string())?;
+            let change = watch.next().await.map_err(|error| error.to_string())?.ok_or("the watch has ended")?;
             let (ChangeKind::Added(pod) | ChangeKind::Modified(pod)) = change.kind else { continue };
             if pod.status().phase == "Failed" {
                 return Err(format!("{} failed: {}", pod.name(), pod.status().message));
