@@ -140,6 +140,8 @@ fn a_volume_shows_an_image_and_keeps_it() {
         for uid in [uid, "uid-image-volume", "uid-missing"] {
             node.api.delete(uid, 1).await;
             node.wait_finished(uid).await;
+        }
+        for uid in [uid, "uid-image-volume", "uid-missing"] {
             node.wait_gone(uid).await;
         }
     });

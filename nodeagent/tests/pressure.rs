@@ -77,6 +77,8 @@ fn who_takes_too_much_disk_is_evicted_and_nobody_else() {
         for uid in ["uid-volume", "uid-layer", "uid-talker", "uid-calm"] {
             node.api.delete(uid, 1).await;
             node.wait_finished(uid).await;
+        }
+        for uid in ["uid-volume", "uid-layer", "uid-talker", "uid-calm"] {
             node.wait_gone(uid).await;
         }
     });
@@ -127,6 +129,8 @@ fn a_node_short_of_memory_ends_who_uses_more_than_asked_for() {
         for uid in ["uid-modest", "uid-over", "uid-critical"] {
             node.api.delete(uid, 1).await;
             node.wait_finished(uid).await;
+        }
+        for uid in ["uid-modest", "uid-over", "uid-critical"] {
             node.wait_gone(uid).await;
         }
     });

@@ -30,10 +30,8 @@ pub async fn run(session: &Session, command: &ImageCommand) -> Result<(), CliErr
         }
         ImageCommand::Prune { nodes, all } => {
             let summary = session.client.prune_images(nodes.clone(), *all).await?;
-            table(
-                &summary,
-                "nothing was removed: every image is in use or has a name (--all removes those with names too)",
-            )
+            let hint = if *all { "" } else { " or has a name (--all removes those with names too)" };
+            table(&summary, &format!("nothing was removed: every image is in use{hint}"))
         }
         ImageCommand::Load { file, nodes, name, entrypoint } => {
             let start = ImageLoadStart { nodes: nodes.clone(), name: name.clone(), entrypoint: entrypoint.clone() };
