@@ -2,6 +2,7 @@
 
 mod support;
 
+use minipod_proto::Resource as _;
 use minipod_proto::resize::{DEFERRED, IN_PROGRESS, INFEASIBLE, PENDING};
 use minipod_proto::v1::{
     AgentHello, AgentMessage, BindBatchRequest, Pod, PodCondition, PodStatus, ResizeRequest, ResourceRequirements,
