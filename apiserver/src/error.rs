@@ -46,6 +46,16 @@ pub enum ApiError {
     /// A watcher did not keep up and was ended; everything up to the revision was delivered.
     #[error("the watch was too slow and was ended; resume from revision {0}")]
     Stalled(i64),
+    /// A resize that the pod's node has no room for.
+    #[error("node {node} has no room: {short}")]
+    NoRoom {
+        /// The node.
+        node: String,
+        /// The exact shortfalls.
+        short: String,
+        /// The node would not have the room without any other pod either.
+        never: bool,
+    },
     /// A limit of size or number.
     #[error("{0}")]
     TooLarge(String),
@@ -73,7 +83,7 @@ impl ApiError {
             ApiError::Invalid(_) => Code::InvalidArgument,
             ApiError::NotFound { .. } => Code::NotFound,
             ApiError::Exists { .. } => Code::AlreadyExists,
-            ApiError::Precondition(_) => Code::FailedPrecondition,
+            ApiError::Precondition(_) | ApiError::NoRoom { .. } => Code::FailedPrecondition,
             ApiError::Stale { .. } | ApiError::Stalled(_) => Code::Aborted,
             ApiError::Expired(_) | ApiError::Store(StoreError::Compacted { .. }) => Code::OutOfRange,
             ApiError::TooLarge(_) | ApiError::Store(StoreError::TooLarge { .. }) => Code::ResourceExhausted,

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use minipod_proto::{
+    resize,
     resources::{self, PODS, ResourceError, Resources},
     scheduling,
     v1::{Node, Pod},
@@ -100,7 +101,7 @@ pub fn charge(pod: &Pod) -> Result<Charge, ResourceError> {
     });
     Ok(Charge {
         uid: uid.to_owned(),
-        requests: resources::pod_requests(spec)?,
+        requests: resize::bound_requests(pod)?,
         ports: ports.collect(),
         tolerates_unschedulable: scheduling::tolerates_unschedulable(&spec.tolerations),
     })
@@ -176,6 +177,25 @@ impl Ledger {
         if short.is_empty() { Ok(()) } else { Err(Refusal::NoFit(short.join(", "))) }
     }
 
+    /// Whether there is room for what a pod that is here takes more than before. What it takes no more of is not asked after: a node
+    /// may be overcommitted since it says that it has less.
+    ///
+    /// # Errors
+    /// [`Refusal::NoFit`], and whether that would be so without any other pod too.
+    pub fn has_room_for_more(&self, before: &Charge, after: &Charge) -> Result<(), (Refusal, bool)> {
+        let (mut short, mut never) = (Vec::new(), false);
+        for (name, amount) in after.requests.iter() {
+            let more = amount.saturating_sub(before.requests.get(name));
+            let free = self.free(name);
+            if more > 0 && more > free {
+                let free = free.saturating_add(before.requests.get(name));
+                never |= amount > self.allocatable.get(name).copied().unwrap_or(0);
+                short.push(resources::Shortfall { resource: name.to_owned(), requested: amount, free }.to_string());
+            }
+        }
+        if short.is_empty() { Ok(()) } else { Err((Refusal::NoFit(short.join(", ")), never)) }
+    }
+
     fn free(&self, name: &str) -> i64 {
         let of = |map: &BTreeMap<String, i64>| map.get(name).copied().unwrap_or(0);
         of(&self.allocatable).saturating_sub(of(&self.used))
@@ -215,5 +235,41 @@ impl Ledger {
     /// Number of pods that count.
     pub fn pods(&self) -> i64 {
         self.used.get(PODS).copied().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_for_more_is_asked_for_what_grows_alone() {
+        let ledger = Ledger {
+            allocatable: [("cpu".to_owned(), 4000), ("memory".to_owned(), 100)].into(),
+            // Overcommitted in memory: the node says that it has less than it had.
+            used: [("cpu".to_owned(), 3000), ("memory".to_owned(), 150)].into(),
+            ..Ledger::default()
+        };
+        let charge = |cpu_milli, memory_bytes| Charge {
+            uid: "u".into(),
+            requests: Resources { cpu_milli, memory_bytes, pods: 1, ..Resources::default() },
+            ports: Vec::new(),
+            tolerates_unschedulable: false,
+        };
+        let before = charge(1000, 50);
+        for ((cpu, memory), want) in [
+            ((2000, 50), Ok(())),
+            ((500, 20), Ok(())),
+            ((2001, 50), Err(("cpu short by 1m", false))),
+            ((4001, 50), Err(("cpu short by 2001m", true))),
+            ((1000, 51), Err(("memory short by 51", false))),
+        ] {
+            let got = ledger.has_room_for_more(&before, &charge(cpu, memory));
+            let got = got.map_err(|(refusal, never)| match refusal {
+                Refusal::NoFit(text) => (text, never),
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(got, want.map_err(|(text, never)| (text.to_owned(), never)), "{cpu} {memory}");
+        }
     }
 }

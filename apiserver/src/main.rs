@@ -71,6 +71,9 @@ struct Args {
     /// The addresses of all pods; every node gets a /24 of them.
     #[arg(long, env = "MINIPOD_CLUSTER_CIDR", default_value = "10.42.0.0/16")]
     cluster_cidr: ClusterCidr,
+    /// Bits of each node's own range of it: 24 has room for 253 pods. The same as long as the cluster lives.
+    #[arg(long, default_value_t = minipod_apiserver::nodes::cidr::NODE_BITS)]
+    node_cidr_mask_size: u32,
     /// How long a node may be silent before it is not ready: 15s, 500ms, 2m.
     #[arg(long, env = "MINIPOD_NODE_GRACE", default_value = "15s", value_parser = duration)]
     node_grace: Duration,
@@ -153,6 +156,8 @@ fn duration(text: &str) -> Result<Duration, String> {
 enum MainError {
     #[error("set up logging: {0}")]
     Telemetry(#[from] TelemetryError),
+    #[error("{0}")]
+    NodeCidr(String),
     #[error("--node-grace: at least 100ms is needed to tell silence from a slow network")]
     Grace,
     #[error("--peers: they are the members of --store=embedded; an etcd knows its own")]
@@ -198,7 +203,7 @@ async fn serve(args: Args) -> Result<(), MainError> {
         listen: args.listen,
         advertise: args.advertise,
         metrics_listen: args.metrics_listen,
-        cluster_cidr: args.cluster_cidr,
+        cluster_cidr: args.cluster_cidr.with_node_bits(args.node_cidr_mask_size).map_err(MainError::NodeCidr)?,
         node_grace: args.node_grace,
         keep_history: Some(args.keep_history).filter(|keep| !keep.is_zero()),
         limits: Limits::default(),

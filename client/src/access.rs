@@ -9,8 +9,8 @@ use minipod_proto::v1::images_client::ImagesClient;
 use minipod_proto::v1::pod_access_client::PodAccessClient;
 use minipod_proto::v1::{
     AttachStart, ExecFrame, ExecStart, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadStart,
-    ImageLoadSummary, LogChunk, LogsRequest, PortFrame, PortStart, TerminalSize, exec_frame, image_load_request,
-    port_frame,
+    ImageLoadSummary, ImagePruneRequest, LogChunk, LogsRequest, PortFrame, PortStart, TerminalSize, exec_frame,
+    image_load_request, port_frame,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -330,6 +330,18 @@ impl Client {
             async move { ImagesClient::new(channel).list(request).await }
         };
         self.call(Operation::new("list", "images"), Retry::Always, call).await
+    }
+
+    /// Removes images that no pod of their node uses, with `all` also those that have a name; empty `nodes`: on every ready node.
+    ///
+    /// # Errors
+    /// What any call can meet. What went, and what went wrong on a node, is in the summary.
+    pub async fn prune_images(&self, nodes: Vec<String>, all: bool) -> Result<ImageListSummary, ClientError> {
+        let call = |channel| {
+            let request = ImagePruneRequest { nodes: nodes.clone(), all };
+            async move { ImagesClient::new(channel).prune(request).await }
+        };
+        self.call(Operation::new("prune", "images"), Retry::Always, call).await
     }
 }
 

@@ -10,8 +10,8 @@ use minipod_proto::v1::objects_client::ObjectsClient;
 use minipod_proto::v1::scheduling_client::SchedulingClient;
 use minipod_proto::v1::{
     BindBatchRequest, BindBatchResponse, CreateRequest, DeleteRequest, ExplainRequest, Explanation, FitRequest,
-    FitResponse, GetRequest, ListRequest, Object, PatchRequest, ReportUnschedulableRequest, SchedulerMessage,
-    SchedulerQuestion, UpdateRequest,
+    FitResponse, GetRequest, ListRequest, Object, PatchRequest, Pod, ReportUnschedulableRequest, ResizeRequest,
+    SchedulerMessage, SchedulerQuestion, UpdateRequest,
 };
 use minipod_proto::{Kind, Resource};
 use tonic::transport::{Channel, Endpoint};
@@ -265,6 +265,18 @@ impl Client {
     pub async fn patch<K: Resource>(&self, namespace: &str, name: &str, merge_patch: &str) -> Result<K, ClientError> {
         let object = self.patch_object(K::KIND, namespace, name, merge_patch).await?;
         typed(object, || Operation::new("patch", subject(K::KIND, namespace, name)))
+    }
+
+    /// Changes CPU and memory of a pod's containers in place. Whether the node has the room tells the condition
+    /// `PodResizePending` of the pod that comes back.
+    ///
+    /// # Errors
+    /// `NotFound`, `Conflict`, `Refused` for another uid, `Invalid`, and what any call can meet.
+    pub async fn resize(&self, request: ResizeRequest) -> Result<Pod, ClientError> {
+        let operation = Operation::new("resize", subject(Kind::Pod, &request.namespace, &request.name));
+        let call = |mut api: ObjectsClient<Channel>, request| async move { api.resize(request).await };
+        let object = self.objects(operation.clone(), Retry::NeverSent, request, call).await?;
+        typed(object, || operation)
     }
 
     /// Deletes an object: returns it as it is now (marked) or was last, and whether it is gone already.

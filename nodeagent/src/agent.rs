@@ -1,6 +1,6 @@
 //! What all tasks of the agent share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,14 +13,16 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use crate::clock::{boot_ms, wall_ms};
 use crate::config::Config;
 use crate::container::env::EnvFacts;
+use crate::image::gc::Candidate;
 use crate::image::pull::Puller;
-use crate::image::{ImageError, ImageStore, StoreOptions};
+use crate::image::{Digest, ImageError, ImageRecord, ImageStore, StoreOptions};
 use crate::metrics::Metrics;
 use crate::net::{Cidr, NetConfig, NetError, Network, NodeRoute};
 use crate::node::{self, Machine, Pressure};
 use crate::outbox::Outbox;
 use crate::paths::Paths;
 use crate::pods::{Desired, Pods, Spawn};
+use crate::pressure::plan::{Conditions, Rules};
 use crate::seccomp::Profiles;
 use crate::sources::Sources;
 use crate::want::{Uid, key_of};
@@ -38,6 +40,9 @@ const MAX_STEPS: usize = 512;
 /// The agent cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
+    /// Flags about eviction or images do not fit together.
+    #[error("{0}")]
+    Eviction(String),
     /// A directory cannot be made.
     #[error("create {}", path.display())]
     Directory {
@@ -105,6 +110,11 @@ pub struct Agent {
     node_ip: Mutex<IpAddr>,
     network: watch::Sender<Option<(Cidr, Arc<Network>)>>,
     node_status: Mutex<Option<(u64, NodeStatus)>>,
+    /// When pods are evicted.
+    pub eviction: Rules,
+    /// When images are removed.
+    pub image_gc: crate::image::gc::Rules,
+    pressure: Mutex<Conditions>,
     connected: AtomicBool,
     /// Requests that may be served at a time.
     pub streams: Arc<Semaphore>,
@@ -152,6 +162,8 @@ impl Agent {
         let puller = Puller::new(images.clone(), config.registries().map_err(AgentError::Registries)?);
         let machine = Machine::look(&config);
         let profiles = config.seccomp_profile_root.clone().unwrap_or_else(|| config.data_dir.join("seccomp"));
+        let eviction = crate::pressure::rules(&config).map_err(AgentError::Eviction)?;
+        let image_gc = crate::pressure::image_rules(&config).map_err(AgentError::Eviction)?;
         let name = config.name.clone().unwrap_or_else(|| machine.hostname.to_lowercase());
         let node_ip = address(&config).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         Ok(Arc::new_cyclic(|weak| Self {
@@ -173,6 +185,9 @@ impl Agent {
             node_ip: Mutex::new(node_ip),
             network: watch::Sender::new(None),
             node_status: Mutex::new(None),
+            eviction,
+            image_gc,
+            pressure: Mutex::default(),
             connected: AtomicBool::new(false),
             streams: Arc::new(Semaphore::new(crate::streams::MAX_STREAMS)),
             views: Mutex::default(),
@@ -301,6 +316,52 @@ impl Agent {
         }
     }
 
+    /// Takes note of what thresholds say, and tells the API server if that is news.
+    pub fn set_pressure(&self, conditions: Conditions) {
+        let before = std::mem::replace(&mut *unpoisoned(&self.pressure), conditions);
+        if before != conditions {
+            self.send_changed_node_status();
+        }
+    }
+
+    /// Images that pods of this node use, their ended containers included.
+    #[must_use]
+    pub fn images_in_use(&self) -> HashSet<Digest> {
+        let views = unpoisoned(&self.views);
+        views.values().flat_map(|view| view.borrow().images.clone()).filter_map(|id| Digest::parse(&id)).collect()
+    }
+
+    /// Removes the images that `choose` names of those that there are; answers what is gone. Blocks.
+    ///
+    /// # Errors
+    /// At the first that cannot be removed.
+    pub fn remove_images(&self, choose: impl Fn(&[Candidate]) -> Vec<Digest>) -> Result<Vec<ImageRecord>, ImageError> {
+        let seen_ms = wall_ms();
+        let in_use = self.images_in_use();
+        self.images.note_used(&in_use);
+        let candidates: Vec<Candidate> = self
+            .images
+            .list()
+            .into_iter()
+            .map(|image| Candidate {
+                bytes: image.size_bytes,
+                last_used_ms: self.images.last_used_ms(&image),
+                in_use: in_use.contains(&image.id),
+                named: !image.names.is_empty(),
+                id: image.id,
+            })
+            .collect();
+        let mut gone = Vec::new();
+        for id in choose(&candidates) {
+            gone.extend(self.images.remove_unused(&id, seen_ms)?);
+        }
+        if !gone.is_empty() {
+            tracing::info!(images = ?gone.iter().map(|image| &image.names).collect::<Vec<_>>(), "unused images are removed");
+            self.send_changed_node_status();
+        }
+        Ok(gone)
+    }
+
     /// Images were loaded: pods that wait for one look again, and the API server hears of them.
     pub fn images_were_loaded(&self) {
         self.images_changed.notify_waiters();
@@ -309,7 +370,8 @@ impl Agent {
     }
 
     fn measured(&self) -> NodeStatus {
-        let pressure = Pressure::measure(&self.config.data_dir, self.network.borrow().is_some());
+        let pressure =
+            Pressure::measure(&self.config.data_dir, self.network.borrow().is_some(), *unpoisoned(&self.pressure));
         let mut kept = unpoisoned(&self.node_status);
         let previous = kept.as_ref().map(|(_, status)| status);
         let status =

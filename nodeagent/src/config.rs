@@ -9,6 +9,7 @@ use minipod_proto::quantity::Quantity;
 use minipod_proto::v1::Taint;
 
 use crate::image::pull::Registries;
+use crate::pressure::thresholds::{Graces, Limits, parse_duration_ms};
 
 /// The node agent of minipod: makes the pods of one machine real.
 #[derive(Debug, Clone, Parser)]
@@ -65,6 +66,37 @@ pub struct Config {
     /// Where seccomp profiles of type Localhost lie [default: seccomp in the data directory].
     #[arg(long)]
     pub seccomp_profile_root: Option<PathBuf>,
+    /// When to evict pods at once, such as memory.available<100Mi,nodefs.available<10%; signals: memory.available,
+    /// nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree. Empty: never.
+    #[arg(long, default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%")]
+    pub eviction_hard: Limits,
+    /// When to evict pods after a while and with their grace.
+    #[arg(long, default_value = "")]
+    pub eviction_soft: Limits,
+    /// How long each soft threshold has to be met, such as memory.available=1m30s.
+    #[arg(long, default_value = "")]
+    pub eviction_soft_grace_period: Graces,
+    /// The longest grace of a pod that a soft threshold evicts, seconds.
+    #[arg(long, default_value_t = 0)]
+    pub eviction_max_pod_grace_period: u64,
+    /// How long MemoryPressure and DiskPressure hold after the last threshold was met, such as 5m.
+    #[arg(long = "eviction-pressure-transition-period", default_value = "5m", value_parser = parse_duration_ms)]
+    pub eviction_pressure_transition_period_ms: u64,
+    /// From this share of the disk on unused images are removed, percent; 100: never.
+    #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub image_gc_high_threshold: u64,
+    /// Down to this share, percent; below the high one.
+    #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub image_gc_low_threshold: u64,
+    /// An image that was used or came within this time stays, such as 2m.
+    #[arg(long = "image-minimum-gc-age", default_value = "2m", value_parser = parse_duration_ms)]
+    pub image_minimum_gc_age_ms: u64,
+    /// An image that was not used for this long is removed however much room there is, such as 720h; 0s: it is not.
+    #[arg(long = "image-maximum-gc-age", default_value = "0s", value_parser = parse_duration_ms)]
+    pub image_maximum_gc_age_ms: u64,
+    /// How often pods' disk and the machine's memory and disk are measured.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(100..=3_600_000))]
+    pub housekeeping_interval_ms: u64,
     /// The podshim binary [default: beside this one].
     #[arg(long)]
     pub podshim: Option<PathBuf>,
@@ -168,6 +200,9 @@ mod tests {
             &["--taint", ":NoSchedule"],
             &["--label", "a"],
             &["--max-restart-backoff-ms", "0"],
+            &["--eviction-hard", "memory<1Gi"],
+            &["--eviction-soft", "nodefs.available<200%"],
+            &["--eviction-pressure-transition-period", "5"],
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }

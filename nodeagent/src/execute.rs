@@ -1,14 +1,17 @@
 //! Performs the planner's steps, and chooses nothing. Every step is idempotent: the agent may be killed before, within or
 //! after it and ask for it again.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use minipod_podshim::protocol::{Resize, ResizeContainer};
 use minipod_proto::v1::{Container, Pod};
 use tokio::sync::mpsc;
 
 use crate::agent::Agent;
 use crate::container::ConfigError;
 use crate::container::env::EnvFacts;
+use crate::container::resources::Resources;
 use crate::container::{process, spec};
 use crate::events::Severity;
 use crate::failpoints::{after, before, failpoint, name};
@@ -64,8 +67,17 @@ pub enum Done {
     Shim(Shim, mpsc::Receiver<ShimEvent>),
     /// The pod's network.
     Network(PodNetwork),
+    /// The volumes, with the ids of the images that some of them show.
+    Volumes(BTreeMap<String, String>),
     /// A container's image, and how it came here.
     Image(Box<ImageRecord>, Came),
+    /// Limits were changed.
+    Resized {
+        /// What the pod has now.
+        pod: Resources,
+        /// What these runs have now.
+        runs: Vec<(String, u32, Resources)>,
+    },
     /// A hook came to its end, or its run did.
     Hooked(Result<(), String>),
     /// A container's process lives (or has lived: its end comes as an event).
@@ -202,7 +214,7 @@ async fn perform_now(job: Job, step: &Step) -> Result<Done, StepError> {
         Step::EnsurePodDir => ensure_pod_dir(&job),
         Step::SpawnShim => spawn_shim(&job).await,
         Step::CleanUpShim => clean_up_shim(job).await,
-        Step::PrepareVolumes => blocking(move || prepare_volumes(&job)).await,
+        Step::PrepareVolumes => prepare_volumes(job).await,
         Step::CreateSandbox { attempt } => create_sandbox(&job, *attempt).await,
         Step::AttachNetwork { .. } => attach_network(&job).await,
         Step::WriteEtcFiles { .. } => write_etc_files(&job),
@@ -212,6 +224,7 @@ async fn perform_now(job: Job, step: &Step) -> Result<Done, StepError> {
         Step::PostStart { name, attempt } | Step::PreStop { name, attempt } => {
             run_hook(job, name, *attempt, matches!(step, Step::PreStop { .. })).await
         }
+        Step::Resize { runs } => resize(&job, runs).await,
         Step::StopSandbox => stop_sandbox(&job).await,
         Step::DetachNetwork => detach_network(job).await,
         Step::RemovePodData => blocking(move || remove_data(&job)).await,
@@ -256,10 +269,22 @@ fn set_mode(path: &std::path::Path, mode: u32) -> Result<(), StepError> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(io_error("set mode of", path))
 }
 
-fn prepare_volumes(job: &Job) -> Result<(), StepError> {
-    let agent = &job.agent;
-    let facts = agent.volume_facts(&job.pod);
-    Ok(volumes::prepare(&job.pod, &agent.paths.pod(&job.uid), &facts, &agent.sources.writing)?)
+/// Images of volumes first, then all volumes.
+async fn prepare_volumes(job: Job) -> Result<Done, StepError> {
+    let (mut images, mut lowers) = (BTreeMap::new(), BTreeMap::new());
+    for volume in &job.pod.spec().volumes {
+        let Some(source) = &volume.image else { continue };
+        let (image, _) = obtain_image(&job, &source.reference, &source.pull_policy, "").await?;
+        lowers.insert(volume.name.clone(), job.agent.images.lower_dirs(&image));
+        images.insert(volume.name.clone(), image.id.as_str().to_owned());
+    }
+    blocking(move || {
+        let agent = &job.agent;
+        let facts = agent.volume_facts(&job.pod);
+        Ok(volumes::prepare(&job.pod, &agent.paths.pod(&job.uid), &facts, (&agent.sources.writing, &lowers))?)
+    })
+    .await?;
+    Ok(Done::Volumes(images))
 }
 
 async fn spawn_shim(job: &Job) -> Result<Done, StepError> {
@@ -361,11 +386,15 @@ fn write_etc_files(job: &Job) -> Result<Done, StepError> {
     Ok(Done::Nothing)
 }
 
-/// By imagePullPolicy: `Never`, `IfNotPresent`, or `Always`, which asks the registry whether what is here is still what
-/// the name stands for, and pulls only when it is not.
 async fn prepare_image(job: &Job, name: &str) -> Result<Done, StepError> {
     let container = container(job, name)?;
-    let image = container.image.as_str();
+    let (record, came) = obtain_image(job, &container.image, &container.image_pull_policy, name).await?;
+    Ok(Done::Image(Box::new(record), came))
+}
+
+/// By imagePullPolicy: `Never`, `IfNotPresent`, or `Always`, which asks the registry whether what is here is still what
+/// the name stands for, and pulls only when it is not.
+async fn obtain_image(job: &Job, image: &str, policy: &str, name: &str) -> Result<(ImageRecord, Came), StepError> {
     let (images, puller) = (&job.agent.images, &job.agent.puller);
     let pull_error = |source| StepError::Pull { image: image.to_owned(), source };
     let (credentials, problems) = secrets::credentials(&job.pod, &job.agent.sources.known(&key_of(&job.pod).0));
@@ -373,13 +402,13 @@ async fn prepare_image(job: &Job, name: &str) -> Result<Done, StepError> {
         let reason = "FailedToRetrieveImagePullSecret";
         job.agent.outbox.event(crate::events::pod_event(&job.pod, &job.uid, Severity::Warning, reason, problem));
     }
-    match (container.image_pull_policy.as_str(), images.get(image)) {
+    match (policy, images.take(image)) {
         ("Never", None) => return Err(StepError::ImageAbsent { image: image.to_owned() }),
-        ("Never" | "IfNotPresent", Some(record)) => return Ok(Done::Image(Box::new(record), Came::Present)),
+        ("Never" | "IfNotPresent", Some(record)) => return Ok((record, Came::Present)),
         (_, Some(record)) => {
             let digest = puller.digest(image, &credentials).await.map_err(pull_error)?;
             if record.manifest_digest.as_ref() == Some(&digest) {
-                return Ok(Done::Image(Box::new(record), Came::Confirmed));
+                return Ok((record, Came::Confirmed));
             }
         }
         (_, None) => {}
@@ -389,7 +418,9 @@ async fn prepare_image(job: &Job, name: &str) -> Result<Done, StepError> {
     let progress = tokio::sync::watch::Sender::new(Progress::default());
     let record = puller.pull(image, &credentials, &progress).await.map_err(pull_error)?;
     job.agent.images_were_loaded();
-    Ok(Done::Image(Box::new(record), Came::Pulled { ms: crate::clock::boot_ms() - began_ms }))
+    // Taken as well: it may be one that was here by another name.
+    let record = images.take(record.id.as_str()).unwrap_or(record);
+    Ok((record, Came::Pulled { ms: crate::clock::boot_ms() - began_ms }))
 }
 
 async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, StepError> {
@@ -472,6 +503,19 @@ fn older_than(dir: &std::path::Path, attempt: u32) -> Vec<std::path::PathBuf> {
         name.and_then(|name| name.split('.').next()?.parse::<u32>().ok()).is_some_and(|number| number < attempt)
     };
     std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).filter(is_older).collect()
+}
+
+async fn resize(job: &Job, runs: &[(String, u32)]) -> Result<Done, StepError> {
+    let (mut containers, mut applied) = (Vec::new(), Vec::new());
+    for (name, attempt) in runs {
+        let resources = Resources::of(container(job, name)?.resources.as_ref());
+        let limits = Some(spec::limits(&resources));
+        containers.push(ResizeContainer { name: name.clone(), attempt: *attempt, limits });
+        applied.push((name.clone(), *attempt, resources));
+    }
+    let pod = spec::pod_level(job.pod.spec());
+    shim(job)?.resize(Resize { pod: Some(spec::limits(&pod)), containers }).await.map_err(StepError::Shim)?;
+    Ok(Done::Resized { pod, runs: applied })
 }
 
 // --------------------------------------------------------------------------------------------------------- the end

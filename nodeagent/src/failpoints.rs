@@ -46,6 +46,7 @@ failpoints! {
     Step::KillContainer { .. } => "kill-container",
     Step::PostStart { .. } => "post-start",
     Step::PreStop { .. } => "pre-stop",
+    Step::Resize { .. } => "resize",
     Step::StopSandbox => "stop-sandbox",
     Step::DetachNetwork => "detach-network",
     Step::RemovePodData => "remove-pod-data",

@@ -33,6 +33,7 @@ pub mod outbox;
 pub mod paths;
 pub mod plan;
 pub mod pods;
+pub mod pressure;
 pub mod probe;
 pub mod projection;
 pub mod record;

@@ -11,7 +11,7 @@ use minipod_daemon::shutdown::Shutdown;
 use minipod_daemon::{http, telemetry};
 use minipod_nodeagent::agent::{Agent, AgentError};
 use minipod_nodeagent::config::Config;
-use minipod_nodeagent::{failpoints, recover, report, session};
+use minipod_nodeagent::{failpoints, pressure, recover, report, session};
 
 /// How long steps that are under way may take at the end. What is not done then is found by the next start.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -54,6 +54,8 @@ async fn run(config: Config) -> Result<(), String> {
     tokio::select! {
         // Never returns.
         () = session::run(agent.clone()) => {}
+        // Returns with the runtime.
+        () = pressure::run(agent.clone()) => {}
         // Cancel safe: a level.
         () = shutdown.asked() => {}
     }

@@ -11,6 +11,7 @@ use minipod_proto::v1::{
 
 use crate::config::Config;
 use crate::image::ImageRecord;
+use crate::pressure::plan::Conditions;
 use crate::status::time;
 
 /// Memory that is kept from pods when `--allocatable` does not say: the system's and the agent's own.
@@ -19,10 +20,8 @@ const RESERVED_MEMORY_BYTES: u64 = 256 << 20;
 const RESERVED_CPU_MILLI: i64 = 100;
 /// Kubernetes' default for pods on a node.
 const DEFAULT_PODS: i64 = 110;
-/// Below this the node says MemoryPressure (Kubernetes' default for hard eviction).
-const LOW_MEMORY_BYTES: u64 = 100 << 20;
-/// Below this share of free disk the node says DiskPressure (Kubernetes' default for nodefs).
-const LOW_DISK_PERCENT: u64 = 10;
+/// Disk that is kept from pods (Kubernetes' default threshold for nodefs), percent.
+const RESERVED_DISK_PERCENT: u64 = 10;
 /// Images that a node lists (Kubernetes' default).
 const LISTED_IMAGES: usize = 50;
 
@@ -48,6 +47,8 @@ pub struct Pressure {
     pub disk_free_percent: u64,
     /// The pod network works (its range is known and the bridge stands).
     pub network_ready: bool,
+    /// What thresholds say.
+    pub short: Conditions,
 }
 
 fn read(path: &str) -> String {
@@ -64,11 +65,35 @@ fn meminfo_bytes(key: &str) -> u64 {
         .map_or(0, |kib| kib * 1024)
 }
 
-/// Total and free bytes of the file system that holds `path`.
-fn disk_bytes(path: &Path) -> (u64, u64) {
-    nix::sys::statvfs::statvfs(path)
-        .map(|stat| (stat.blocks() * stat.fragment_size(), stat.blocks_available() * stat.fragment_size()))
-        .unwrap_or_default()
+/// Memory of the machine and what of it could be had without swapping, bytes.
+#[must_use]
+pub fn memory() -> (u64, u64) {
+    (meminfo_bytes("MemTotal"), meminfo_bytes("MemAvailable"))
+}
+
+/// A file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Disk {
+    /// All of it.
+    pub bytes: u64,
+    /// What may still be used.
+    pub free_bytes: u64,
+    /// Files that it can have; 0 where it does not count them.
+    pub inodes: u64,
+    /// Files that can still be made.
+    pub free_inodes: u64,
+}
+
+/// The file system that holds `path`.
+#[must_use]
+pub fn disk(path: &Path) -> Option<Disk> {
+    let stat = nix::sys::statvfs::statvfs(path).ok()?;
+    Some(Disk {
+        bytes: stat.blocks() * stat.fragment_size(),
+        free_bytes: stat.blocks_available() * stat.fragment_size(),
+        inodes: stat.files(),
+        free_inodes: stat.files_available(),
+    })
 }
 
 fn bytes(count: u64) -> Quantity {
@@ -81,7 +106,7 @@ impl Machine {
     pub fn look(config: &Config) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, |count| i64::try_from(count.get()).unwrap_or(1));
         let memory = meminfo_bytes("MemTotal");
-        let (disk, _) = disk_bytes(&config.data_dir);
+        let disk = disk(&config.data_dir).unwrap_or_default().bytes;
         let capacity = BTreeMap::from([
             ("cpu".to_owned(), Quantity::from_units(cpus)),
             ("memory".to_owned(), bytes(memory)),
@@ -92,7 +117,7 @@ impl Machine {
         let cpu = Quantity::from_milli((cpus * 1000 - RESERVED_CPU_MILLI).max(0));
         allocatable.insert("cpu".to_owned(), cpu);
         allocatable.insert("memory".to_owned(), bytes(memory.saturating_sub(RESERVED_MEMORY_BYTES)));
-        allocatable.insert("ephemeral-storage".to_owned(), bytes(disk / 100 * (100 - LOW_DISK_PERCENT)));
+        allocatable.insert("ephemeral-storage".to_owned(), bytes(disk / 100 * (100 - RESERVED_DISK_PERCENT)));
         allocatable.extend(config.stated_allocatable());
         let hostname = read("/proc/sys/kernel/hostname");
         Self { info: system_info(), hostname, capacity, allocatable }
@@ -135,12 +160,13 @@ fn system_info() -> NodeSystemInfo {
 impl Pressure {
     /// Measures now.
     #[must_use]
-    pub fn measure(data_dir: &Path, network_ready: bool) -> Self {
-        let (total, free) = disk_bytes(data_dir);
+    pub fn measure(data_dir: &Path, network_ready: bool, short: Conditions) -> Self {
+        let disk = disk(data_dir).unwrap_or_default();
         Self {
             memory_available_bytes: meminfo_bytes("MemAvailable"),
-            disk_free_percent: free * 100 / total.max(1),
+            disk_free_percent: disk.free_bytes * 100 / disk.bytes.max(1),
             network_ready,
+            short,
         }
     }
 }
@@ -174,8 +200,7 @@ pub fn node_status(
 }
 
 fn conditions(pressure: Pressure, previous: Option<&NodeStatus>, now_wall_ms: u64) -> Vec<NodeCondition> {
-    let low_memory = pressure.memory_available_bytes < LOW_MEMORY_BYTES;
-    let low_disk = pressure.disk_free_percent < LOW_DISK_PERCENT;
+    let Conditions { memory: low_memory, disk: low_disk } = pressure.short;
     let memory = format!("{} MiB of memory available", pressure.memory_available_bytes >> 20);
     let disk = format!("{} % of the disk free", pressure.disk_free_percent);
     let ready = if pressure.network_ready {
@@ -184,8 +209,13 @@ fn conditions(pressure: Pressure, previous: Option<&NodeStatus>, now_wall_ms: u6
         ("NetworkNotReady", "the pod network is not set up")
     };
     let entries = [
-        ("MemoryPressure", low_memory, if low_memory { "LowMemory" } else { "SufficientMemory" }, memory),
-        ("DiskPressure", low_disk, if low_disk { "LowDisk" } else { "SufficientDisk" }, disk),
+        (
+            "MemoryPressure",
+            low_memory,
+            if low_memory { "NodeHasInsufficientMemory" } else { "NodeHasSufficientMemory" },
+            memory,
+        ),
+        ("DiskPressure", low_disk, if low_disk { "NodeHasDiskPressure" } else { "NodeHasNoDiskPressure" }, disk),
         ("Ready", pressure.network_ready, ready.0, ready.1.to_owned()),
     ];
     let condition = |(kind, status, reason, message): (&str, bool, &str, String)| {
@@ -259,7 +289,7 @@ mod tests {
     fn this_machine_is_described() {
         let config = Config::parse_from(["x", "--allocatable", "memory=1.25Gi", "--data-dir", "/tmp"]);
         let machine = Machine::look(&config);
-        let pressure = Pressure::measure(Path::new("/tmp"), true);
+        let pressure = Pressure::measure(Path::new("/tmp"), true, Conditions::default());
         let status = node_status(&machine, "192.0.2.1".parse().expect("ip"), pressure, &[], (None, 5_000));
         assert_eq!(status.allocatable["memory"], "1280Mi");
         assert!(machine.memory_bytes() > 0);
@@ -272,5 +302,9 @@ mod tests {
         let down = Pressure { network_ready: false, ..pressure };
         let down = node_status(&machine, "192.0.2.1".parse().expect("ip"), down, &[], (Some(&later), 9_000));
         assert!(differs(&later, &down));
+        let short = Pressure { short: Conditions { memory: true, disk: false }, ..pressure };
+        let short = node_status(&machine, "192.0.2.1".parse().expect("ip"), short, &[], (Some(&later), 9_000));
+        let told = short.conditions.iter().find(|condition| condition.r#type == "MemoryPressure").expect("told");
+        assert_eq!((told.status.as_str(), told.last_transition_time), ("True", Some(time(9_000))));
     }
 }

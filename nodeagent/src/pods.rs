@@ -18,6 +18,17 @@ pub struct Desired {
     pub pod: Arc<Pod>,
     /// It is not in the store any more: end it.
     pub gone: bool,
+    /// This node has to end it.
+    pub evicted: Option<Evicted>,
+}
+
+/// Why a pod is ended by its node, and how fast.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evicted {
+    /// status.message.
+    pub message: String,
+    /// How long its containers may take.
+    pub grace_ms: u64,
 }
 
 impl Desired {
@@ -121,8 +132,28 @@ impl Pods {
         if let Some(heir) = heir
             && let Some(pod) = inner.parked.remove(&heir)
         {
-            self.begin(&mut inner, heir, Desired { pod, gone: false });
+            self.begin(&mut inner, heir, Desired { pod, gone: false, evicted: None });
         }
+    }
+
+    /// The node cannot keep the pod: it fails, with this message.
+    pub fn evict(&self, uid: &Uid, message: &str, grace_ms: u64) {
+        if let Some(live) = self.lock().live.get(uid) {
+            live.desired.send_if_modified(|desired| {
+                let news = desired.evicted.is_none();
+                desired.evicted.get_or_insert_with(|| Evicted { message: message.to_owned(), grace_ms });
+                news
+            });
+        }
+    }
+
+    /// Pods that run on and whose end would free something.
+    #[must_use]
+    pub fn evictable(&self) -> Vec<(Uid, Arc<Pod>)> {
+        let inner = self.lock();
+        let all = inner.live.iter().map(|(uid, live)| (uid, live.desired.borrow().clone()));
+        let stays = |desired: &Desired| desired.evicted.is_none() && desired.is_wanted() && !desired.pod.is_terminal();
+        all.filter(|(_, desired)| stays(desired)).map(|(uid, desired)| (uid.clone(), desired.pod)).collect()
     }
 
     /// The pod as it was last seen, if it is on this node.
@@ -159,7 +190,7 @@ impl Pods {
         let pod = Arc::new(pod);
         if let Some(live) = inner.live.get(&uid) {
             live.desired.send_if_modified(|desired| {
-                let newer = Desired { pod, gone: false };
+                let newer = Desired { pod, gone: false, evicted: desired.evicted.clone() };
                 let changed = *desired != newer;
                 *desired = newer;
                 changed
@@ -171,7 +202,7 @@ impl Pods {
             inner.parked.insert(uid, pod);
             return;
         }
-        self.begin(inner, uid, Desired { pod, gone: false });
+        self.begin(inner, uid, Desired { pod, gone: false, evicted: None });
     }
 
     fn begin(&self, inner: &mut Inner, uid: Uid, desired: Desired) {
@@ -248,7 +279,7 @@ mod tests {
     #[test]
     fn a_pod_whose_remains_were_removed_begins_anew_when_it_is_wanted() {
         let (pods, spawned) = pods();
-        pods.adopt(Uid("1".into()), Desired { pod: Arc::new(pod("1", "1")), gone: true });
+        pods.adopt(Uid("1".into()), Desired { pod: Arc::new(pod("1", "1")), gone: true, evicted: None });
         pods.snapshot(vec![pod("a", "1")]);
         pods.ended(&Uid("1".into()));
         assert_eq!(uids(&spawned), ["1", "1"]);

@@ -12,7 +12,7 @@ use minipod_proto::v1::Pod;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::model::{ContainerSeen, Ended, Health, Run, RunState, Seen, Terminal};
+use crate::plan::model::{ContainerSeen, Ended, Health, Resources, Run, RunState, Seen, Terminal};
 
 /// A file of the record could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +44,10 @@ pub struct Record {
     pub data_removed: bool,
     /// The phase that is not left again.
     pub terminal: Option<Terminal>,
+    /// CPU and memory of the pod's cgroup.
+    pub pod_applied: Option<Resources>,
+    /// Ids of the images that volumes show, by volume.
+    pub volume_images: BTreeMap<String, String>,
     /// Runs by container.
     pub containers: BTreeMap<String, ContainerRecord>,
 }
@@ -60,6 +64,8 @@ pub struct ContainerRecord {
     pub image_id: String,
     /// What hooks and probes found of the newest run.
     pub health: Health,
+    /// CPU and memory of the newest run.
+    pub applied: Option<Resources>,
 }
 
 const SPEC: &str = "spec";
@@ -92,11 +98,13 @@ impl Record {
         seen.etc_attempt = self.etc_attempt;
         seen.volumes = self.volumes;
         seen.terminal.clone_from(&self.terminal);
+        seen.pod_applied = self.pod_applied;
         for (name, container) in &self.containers {
             let seen = seen.containers.entry(name.clone()).or_default();
             seen.run.clone_from(&container.run);
             seen.previous.clone_from(&container.previous);
             seen.health = container.health;
+            seen.applied = container.applied;
         }
     }
 
@@ -108,11 +116,13 @@ impl Record {
         self.volumes = seen.volumes;
         self.data_removed = seen.dir && !seen.data;
         self.terminal.clone_from(&seen.terminal);
+        self.pod_applied = seen.pod_applied;
         for (name, container) in &seen.containers {
             let record = self.containers.entry(name.clone()).or_default();
             record.run.clone_from(&container.run);
             record.previous.clone_from(&container.previous);
             record.health = container.health;
+            record.applied = container.applied;
         }
     }
 }
@@ -132,6 +142,13 @@ pub fn load_spec(dir: &Path) -> Option<Pod> {
     Pod::decode(bytes.as_slice())
         .inspect_err(|error| tracing::error!(dir = %dir.display(), %error, "a pod's spec is unreadable"))
         .ok()
+}
+
+/// The same, of a directory that may hold none yet.
+#[must_use]
+pub fn load_spec_if_any(dir: &Path) -> Option<Pod> {
+    let there = [SPEC.to_owned(), fresh_name(SPEC)].iter().any(|name| dir.join(name).exists());
+    there.then(|| load_spec(dir)).flatten()
 }
 
 /// Replaces a file. Where the run directory is not in memory, ext4 and its kin write a file out at once when it is renamed over
@@ -173,6 +190,7 @@ pub fn adopt_from_api(pod: &Pod, seen: &mut Seen, (now_ms, now_wall_ms): (u64, u
             reason: status.reason.clone(),
             message: status.message.clone(),
             since_ms: now_ms,
+            grace_ms: None,
         });
     }
     for container in status.init_container_statuses.iter().chain(&status.container_statuses) {
@@ -186,6 +204,7 @@ pub fn adopt_from_api(pod: &Pod, seen: &mut Seen, (now_ms, now_wall_ms): (u64, u
             message: ended.message.clone(),
             started_wall_ms: ms(ended.started_at),
             finished_wall_ms: ms(ended.finished_at),
+            restart: false,
         };
         let ended = match (&state.running, &state.terminated, &last.terminated) {
             (Some(running), _, _) => Ended {
@@ -195,6 +214,7 @@ pub fn adopt_from_api(pod: &Pod, seen: &mut Seen, (now_ms, now_wall_ms): (u64, u
                 message: "the container's end was not seen: the node was restarted".to_owned(),
                 started_wall_ms: ms(running.started_at),
                 finished_wall_ms: now_wall_ms,
+                restart: false,
             },
             (None, Some(terminated), _) | (None, None, Some(terminated)) => ended_of(terminated),
             (None, None, None) => continue,

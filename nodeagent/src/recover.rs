@@ -18,10 +18,12 @@ pub fn adopt_pods(agent: &Arc<Agent>) -> usize {
     for uid in uids_in(&agent.paths.pods_run()) {
         let dir = agent.paths.pod(&uid).run;
         let desired = match record::load_spec(&dir) {
-            Some(pod) if Uid::of(&pod).as_ref() == Some(&uid) => Desired { pod: Arc::new(pod), gone: false },
+            Some(pod) if Uid::of(&pod).as_ref() == Some(&uid) => {
+                Desired { pod: Arc::new(pod), gone: false, evicted: None }
+            }
             // The agent died before the spec was kept, or the file is damaged. If the API server knows the pod it says
             // so in a moment and the pod begins anew; nothing of this one can be used.
-            _ => Desired { pod: Arc::new(nameless(&uid)), gone: true },
+            _ => Desired { pod: Arc::new(nameless(&uid)), gone: true, evicted: None },
         };
         agent.pods.adopt(uid, desired);
         found += 1;

@@ -103,7 +103,10 @@ fn conditions(
             }
         })
         .collect();
-    out.extend(stored.conditions.iter().filter(|condition| !ours(&condition.r#type)).cloned());
+    // What is not under way any more is not told.
+    let over = |kind: &str| kind == minipod_proto::resize::IN_PROGRESS;
+    let foreign = |condition: &&PodCondition| !ours(&condition.r#type) && !over(&condition.r#type);
+    out.extend(stored.conditions.iter().filter(foreign).cloned());
     out
 }
 
@@ -136,6 +139,7 @@ fn container_status(pod: &Pod, view: &ContainerView, facts: &Facts) -> Container
         StateView::Waiting { .. } => view.restarts,
         _ => view.restarts.saturating_sub(1),
     };
+    let stated = find_container(pod, &view.name).and_then(|container| container.resources.as_ref());
     let ran = view.last.is_some() || !matches!(view.state, StateView::Waiting { .. });
     ContainerStatus {
         name: view.name.clone(),
@@ -147,6 +151,8 @@ fn container_status(pod: &Pod, view: &ContainerView, facts: &Facts) -> Container
         image_id: facts.image_ids.get(&view.name).cloned().unwrap_or_default(),
         container_id: if ran { container_id(pod, &view.name, view.restarts) } else { String::new() },
         started: Some(view.started),
+        allocated_resources: stated.map(|stated| stated.requests.clone()).unwrap_or_default(),
+        resources: stated.map(|stated| view.applied.map_or_else(|| stated.clone(), |has| has.within(stated))),
         ..ContainerStatus::default()
     }
 }

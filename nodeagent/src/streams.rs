@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 use crate::agent::Agent;
-use crate::image::{ImageError, ImageRecord, LoadOptions};
+use crate::image::{ImageError, ImageRecord, LoadOptions, gc};
 use crate::logs::{LogOptions, read_log};
 use crate::session::{SessionError, endpoint};
 use crate::shim::{ExecInput, ExecInputs, ExecOutput, ExecProcess, ExecStreams, Shim, ShimError};
@@ -108,6 +108,7 @@ async fn serve(agent: &Arc<Agent>, open: OpenStream) -> Result<(), Status> {
             },
             Some(Request::ImageLoad(start)) => image_load(agent, &mut tunnel, start).await,
             Some(Request::ImageList(_)) => image_list(agent, &tunnel).await,
+            Some(Request::ImagePrune(request)) => image_prune(agent, &tunnel, request.all).await,
             None => {
                 Err(Status::unimplemented("this agent does not know the request: is it older than the API server?"))
             }
@@ -370,6 +371,13 @@ fn load_status(error: &ImageError) -> Status {
 async fn image_list(agent: &Agent, tunnel: &Tunnel) -> Result<(), Status> {
     let images = agent.images.list().iter().map(info).collect();
     tunnel.send(Frame::Images(ImageListResponse { images })).await
+}
+
+async fn image_prune(agent: &Arc<Agent>, tunnel: &Tunnel, all: bool) -> Result<(), Status> {
+    let here = agent.clone();
+    let pruned = tokio::task::spawn_blocking(move || here.remove_images(|images| gc::prune(images, all))).await;
+    let gone = pruned.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| load_status(&error))?;
+    tunnel.send(Frame::Images(ImageListResponse { images: gone.iter().map(info).collect() })).await
 }
 
 fn info(image: &ImageRecord) -> ImageInfo {

@@ -1,15 +1,19 @@
 //! The pod's volumes on disk: emptyDir, on the node's disk or in memory, those made of values ([`crate::projection`]), and
 //! the node's own paths, which are looked at here and mounted from where they are.
 
+use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use minipod_proto::quantity::Quantity;
 use minipod_proto::v1::{HostPathVolumeSource, Pod, Volume};
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::Mode;
 
 use crate::container::env::EnvFacts;
 use crate::paths::PodPaths;
@@ -64,11 +68,17 @@ fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> V
 /// Of every pod's /dev/shm, as in the field; its pages count against the container that touches them first.
 const SHM_OPTIONS: &str = "mode=1777,size=65536k";
 
-/// Makes all volumes of the pod and its shared memory; what is there already stays as it is.
+/// Makes all volumes of the pod and its shared memory; what is there already stays as it is. `images` has the layers of those that
+/// show one, the topmost first.
 ///
 /// # Errors
 /// At the first volume that cannot be made.
-pub fn prepare(pod: &Pod, paths: &PodPaths, facts: &EnvFacts, writing: &Mutex<()>) -> Result<(), VolumeError> {
+pub fn prepare(
+    pod: &Pod,
+    paths: &PodPaths,
+    facts: &EnvFacts,
+    (writing, images): (&Mutex<()>, &BTreeMap<String, Vec<PathBuf>>),
+) -> Result<(), VolumeError> {
     if !pod.spec.as_ref().is_some_and(|spec| spec.host_ipc) {
         let shm = paths.shm();
         std::fs::create_dir_all(&shm).map_err(io_error("create", &shm))?;
@@ -80,6 +90,11 @@ pub fn prepare(pod: &Pod, paths: &PodPaths, facts: &EnvFacts, writing: &Mutex<()
             continue;
         }
         let dir = paths.volume(&volume.name);
+        if volume.image.is_some() {
+            let missing = || VolumeError::Unsupported(volume.name.clone());
+            mount_image(&dir, images.get(&volume.name).ok_or_else(missing)?)?;
+            continue;
+        }
         if projection::is_projection(volume) {
             std::fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
             // In memory: what is secret never comes to the disk.
@@ -165,6 +180,27 @@ fn prepare_one(volume: &Volume, dir: &Path, group: Option<u32>) -> Result<(), Vo
     chown(dir, None, group)
         .and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(mode)))
         .map_err(io_error("open up", dir))
+}
+
+/// An image's layers as one directory that nobody can write to. What is mounted is gone with the pod's data.
+fn mount_image(dir: &Path, lowers: &[PathBuf]) -> Result<(), VolumeError> {
+    std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+    if is_mount_point(dir)? {
+        return Ok(());
+    }
+    // overlayfs wants two lower directories where there is no upper one, and an image may have one layer.
+    let empty = dir.with_file_name(".empty");
+    std::fs::create_dir_all(&empty).map_err(io_error("create", &empty))?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let open = |path: &Path| open(path, flags, Mode::empty()).map_err(|errno| io_error("open", path)(errno.into()));
+    let layers = lowers.iter().map(PathBuf::as_path).chain([empty.as_path()]).map(open);
+    let layers: Vec<OwnedFd> = layers.collect::<Result<_, _>>()?;
+    // By descriptor: mount(2) takes one page of options, and paths of many layers are longer.
+    let names: Vec<String> = layers.iter().map(|layer| format!("/proc/self/fd/{}", layer.as_raw_fd())).collect();
+    let options = format!("lowerdir={}", names.join(":"));
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("overlay"), dir, Some("overlay"), flags, Some(options.as_str()))
+        .map_err(|errno| io_error("mount the image on", dir)(errno.into()))
 }
 
 /// A tmpfs on the directory, unless something is mounted there.
@@ -265,7 +301,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let paths = Paths::new(dir.path(), dir.path()).pod(&Uid("u".into()));
         for (medium, limit) in [("", ""), ("Memory", "1Mi")] {
-            let prepare = |pod: &Pod| prepare(pod, &paths, &EnvFacts::default(), &Mutex::default());
+            let prepare = |pod: &Pod| prepare(pod, &paths, &EnvFacts::default(), (&Mutex::default(), &BTreeMap::new()));
             prepare(&pod(medium, limit)).expect("prepare (needs root)");
             std::fs::write(paths.volume("v").join("kept"), b"x").expect("write");
             prepare(&pod(medium, limit)).expect("prepare again");
@@ -310,7 +346,8 @@ mod tests {
         spec.volumes.push(Volume { name: "d".into(), downward_api: Some(source), ..Volume::default() });
         pod.metadata = Some(ObjectMeta { name: "p".into(), ..ObjectMeta::default() });
         for round in 1..=2 {
-            prepare(&pod, &paths, &EnvFacts::default(), &Mutex::default()).expect("prepare (needs root)");
+            prepare(&pod, &paths, &EnvFacts::default(), (&Mutex::default(), &BTreeMap::new()))
+                .expect("prepare (needs root)");
             let told = |path: &Path| {
                 let meta = path.metadata().unwrap_or_else(|error| panic!("round {round}, {}: {error}", path.display()));
                 (meta.gid(), meta.mode() & 0o7777)

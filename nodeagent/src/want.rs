@@ -1,8 +1,14 @@
 //! From the API's pod to what the planner wants.
 
-use minipod_proto::v1::{Container, Lifecycle, Pod, PodSpec};
+use minipod_proto::v1::{Container, ContainerRestartRule, Lifecycle, Pod, PodSpec};
 
-use crate::plan::model::{ContainerWant, Gates, Kind, PodWant, RestartPolicy};
+use std::sync::Arc;
+
+use minipod_proto::resize;
+
+use crate::container::resources::Resources;
+use crate::container::spec::pod_level;
+use crate::plan::model::{ContainerWant, Gates, Kind, PodWant, ResizePolicy, RestartPolicy, RestartRule};
 
 /// Kubernetes' default for terminationGracePeriodSeconds.
 pub const DEFAULT_GRACE_S: i64 = 30;
@@ -58,7 +64,10 @@ pub fn pod_want(pod: &Pod) -> PodWant {
         name: container.name.clone(),
         kind: Kind::App,
         restart: policy(&container.restart_policy).unwrap_or(restart),
+        rules: rules(container),
         gates: gates(container),
+        resources: Resources::of(container.resources.as_ref()),
+        resize: resize_policy(container),
     });
     let (namespace, name) = key_of(pod);
     PodWant {
@@ -68,8 +77,29 @@ pub fn pod_want(pod: &Pod) -> PodWant {
         grace_ms: grace_ms(spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_S)),
         deletion: None,
         deadline_ms: None,
+        evicted: None,
         host_network: spec.host_network,
+        resources: pod_level(spec),
     }
+}
+
+/// The pod with the resources that are granted: where it wishes for others and its node has no room for them, those that it had
+/// before, as `former` has them, or, where nothing is kept, its status.
+#[must_use]
+pub fn granted(pod: Arc<Pod>, former: Option<&Pod>) -> Arc<Pod> {
+    if resize::pending(&pod).is_none() {
+        return pod;
+    }
+    let mut granted = Pod::clone(&pod);
+    let spec = granted.spec_mut();
+    for container in spec.init_containers.iter_mut().chain(&mut spec.containers) {
+        let before = former.and_then(|former| find_container(former, &container.name));
+        match before {
+            Some(before) => container.resources.clone_from(&before.resources),
+            None => container.resources = resize::granted(&pod, &container.name).or(container.resources.take()),
+        }
+    }
+    Arc::new(granted)
 }
 
 /// Seconds as they stand in the API, negative ones as one second.
@@ -89,7 +119,32 @@ fn init_want(container: &Container, pod_restart: RestartPolicy) -> ContainerWant
         RestartPolicy::Always | RestartPolicy::OnFailure => RestartPolicy::OnFailure,
     };
     let kind = if sidecar { Kind::Sidecar } else { Kind::Init };
-    ContainerWant { name: container.name.clone(), kind, restart, gates: gates(container) }
+    ContainerWant {
+        name: container.name.clone(),
+        kind,
+        restart,
+        rules: rules(container),
+        gates: gates(container),
+        resources: Resources::of(container.resources.as_ref()),
+        resize: resize_policy(container),
+    }
+}
+
+/// The rules that a restart follows from; one without exit codes speaks of none.
+fn rules(container: &Container) -> Vec<RestartRule> {
+    let rule = |rule: &ContainerRestartRule| {
+        let codes = rule.exit_codes.as_ref().filter(|_| rule.action == "Restart")?;
+        Some(RestartRule { within: codes.operator != "NotIn", codes: codes.values.clone() })
+    };
+    container.restart_policy_rules.iter().filter_map(rule).collect()
+}
+
+fn resize_policy(container: &Container) -> ResizePolicy {
+    let restarts = |name: &str| {
+        let mut policies = container.resize_policy.iter().filter(|policy| policy.resource_name == name);
+        policies.any(|policy| policy.restart_policy == "RestartContainer")
+    };
+    ResizePolicy { cpu_restarts: restarts("cpu"), memory_restarts: restarts("memory") }
 }
 
 fn gates(container: &Container) -> Gates {
@@ -139,6 +194,35 @@ mod tests {
         assert_eq!(want(""), [(Kind::Init, OnFailure), (Kind::Sidecar, Always), app(Always), app(Never)]);
         assert_eq!(want("Never"), [(Kind::Init, Never), (Kind::Sidecar, Always), app(Never), app(Never)]);
         assert_eq!(want("OnFailure"), [(Kind::Init, OnFailure), (Kind::Sidecar, Always), app(OnFailure), app(Never)]);
+    }
+
+    #[test]
+    fn a_wish_without_room_leaves_what_was() {
+        use minipod_proto::v1::{ContainerStatus, PodStatus, ResourceRequirements, Time};
+        let resources = |cpu: &str| {
+            let requests = [("cpu".to_owned(), cpu.to_owned())].into();
+            Some(ResourceRequirements { requests, ..ResourceRequirements::default() })
+        };
+        let pod = |cpu: &str, pending: bool| {
+            let mut one = container("a", "");
+            one.resources = resources(cpu);
+            let mut status = PodStatus::default();
+            status.container_statuses.push(ContainerStatus {
+                name: "a".into(),
+                allocated_resources: [("cpu".to_owned(), "1".to_owned())].into(),
+                resources: resources("1"),
+                ..ContainerStatus::default()
+            });
+            if pending {
+                status.set_condition(resize::PENDING, "True", resize::DEFERRED, "", Time::default());
+            }
+            let spec = PodSpec { containers: vec![one], ..PodSpec::default() };
+            Arc::new(Pod { spec: Some(spec), status: Some(status), ..Pod::default() })
+        };
+        let cpu = |pod: &Pod| pod_want(pod).containers[0].resources.cpu_request_milli;
+        assert_eq!(cpu(&granted(pod("4", false), Some(&pod("2", false)))), Some(4000));
+        assert_eq!(cpu(&granted(pod("4", true), Some(&pod("2", false)))), Some(2000));
+        assert_eq!(cpu(&granted(pod("4", true), None)), Some(1000));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The worker owns everything that is known of its pod; steps run beside it as tasks and bring their outcome back, so
 //! there is no lock and no step ever runs twice at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,10 @@ use crate::execute::{Came, Done, Job, StepError, perform};
 use crate::image::ImageRecord;
 use crate::plan::backoff::{Backoff, note_ended, note_started};
 use crate::plan::model::{
-    Condemned, Deletion, Ended, Health, Image, PodWant, RunState, SandboxState, Seen, Shim as ShimState, Step,
+    Condemned, ContainerWant, Deletion, Ended, Health, Image, PodWant, Resources, Run, RunState, SandboxState, Seen,
+    Shim as ShimState, Step,
 };
+use crate::plan::resize::{Change, change};
 use crate::plan::view::Phase;
 use crate::plan::{Plan, plan};
 use crate::pods::Desired;
@@ -28,7 +30,7 @@ use crate::probe::{Gate, Outcome, Probes, Verdict};
 use crate::record::{self, Record};
 use crate::shim::{Shim, ShimEvent};
 use crate::status::{Facts, pod_status};
-use crate::want::{DEFAULT_GRACE_S, Uid, grace_ms, key_of, pod_want};
+use crate::want::{DEFAULT_GRACE_S, Uid, grace_ms, granted, key_of, pod_want};
 
 /// First and longest wait after a step that failed.
 const STEP_RETRY_MS: (u64, u64) = (250, 30_000);
@@ -46,6 +48,8 @@ pub struct PodView {
     pub shim: Option<Shim>,
     /// The newest run of each container that ever started.
     pub runs: BTreeMap<String, RunView>,
+    /// Ids of the images that it uses.
+    pub images: BTreeSet<String>,
 }
 
 /// A container's newest run.
@@ -121,7 +125,12 @@ impl Worker {
     fn new(agent: Arc<Agent>, uid: Uid, mut desired: watch::Receiver<Desired>) -> Self {
         let pod = desired.borrow_and_update().pod.clone();
         let want = pod_want(&pod);
-        let shown = watch::Sender::new(PodView { pod: pod.clone(), shim: None, runs: BTreeMap::new() });
+        let shown = watch::Sender::new(PodView {
+            pod: pod.clone(),
+            shim: None,
+            runs: BTreeMap::new(),
+            images: BTreeSet::new(),
+        });
         agent.show(&uid, shown.subscribe());
         Self {
             agent,
@@ -160,20 +169,31 @@ impl Worker {
                 Some((name.clone(), RunView { attempt: run.attempt, running: run.is_running() }))
             })
             .collect();
+        let images = self.images_in_use();
         self.shown.send_if_modified(|view| {
             let same = view.runs == runs
+                && view.images == images
                 && Arc::ptr_eq(&view.pod, &self.pod)
                 && view.shim.as_ref().map(Shim::id) == self.shim.as_ref().map(Shim::id);
             if !same {
-                *view = PodView { pod: self.pod.clone(), shim: self.shim.clone(), runs };
+                *view = PodView { pod: self.pod.clone(), shim: self.shim.clone(), runs, images };
             }
             !same
         });
     }
 
+    fn images_in_use(&self) -> BTreeSet<String> {
+        let started = self.record.containers.values().map(|container| container.image_id.clone());
+        let prepared = self.images.values().map(|image| image.id.as_str().to_owned());
+        let volumes = self.record.volume_images.values().cloned();
+        started.chain(prepared).chain(volumes).filter(|id| !id.is_empty()).collect()
+    }
+
     /// Finds what there is of the pod on this node.
     async fn look(&mut self) {
         let paths = self.agent.paths.pod(&self.uid);
+        self.pod = granted(self.pod.clone(), record::load_spec_if_any(&paths.run).as_ref());
+        self.want = pod_want(&self.pod);
         self.seen.dir = paths.run.is_dir();
         self.seen.data = paths.data.exists() || self.agent.paths.logs_of(&self.pod, &self.uid).exists();
         self.seen.network_held = self.seen.dir || self.seen.data;
@@ -200,6 +220,7 @@ impl Worker {
     async fn work(&mut self) -> bool {
         loop {
             let now_ms = boot_ms();
+            self.condemn_resized();
             let plan = self.plan(now_ms);
             self.report(&plan);
             self.show();
@@ -289,6 +310,18 @@ impl Worker {
             match &step {
                 Step::AttachNetwork { .. } => self.seen.network_held = true,
                 Step::KillContainer { name, grace_ms } => self.note_kill(name, now_ms + grace_ms),
+                Step::CreateSandbox { .. } => self.seen.pod_applied = Some(self.want.resources),
+                Step::StartContainer { name, .. } => {
+                    let applied = self.want.container(name).map(|container| container.resources);
+                    self.seen.containers.entry(name.clone()).or_default().applied = applied;
+                }
+                Step::Resize { .. } => {
+                    self.pod_event(
+                        Severity::Normal,
+                        "ResizeStarted",
+                        "the pod's resources are being changed".to_owned(),
+                    );
+                }
                 _ => {}
             }
             let job = self.job(&step);
@@ -402,6 +435,22 @@ impl Worker {
         self.seen.containers.entry(name.to_owned()).or_default().condemned = Some(Condemned { why, deadline_ms });
     }
 
+    /// Runs that cannot get their new resources without a restart are to end.
+    fn condemn_resized(&mut self) {
+        if self.want.deletion.is_some() || self.seen.terminal.is_some() {
+            return;
+        }
+        let due = |container: &&ContainerWant| {
+            let seen = self.seen.container(&container.name);
+            let lives = seen.run.as_ref().is_some_and(Run::is_running) && seen.condemned.is_none();
+            lives && change(container, seen) == Change::Restart
+        };
+        let names: Vec<String> = self.want.containers.iter().filter(due).map(|one| one.name.clone()).collect();
+        for name in names {
+            self.condemn(&name, format!("Container {name} resize requires restart"), None);
+        }
+    }
+
     fn take_hooked(&mut self, step: &Step, outcome: Result<(), String>) {
         let (Step::PostStart { name, attempt } | Step::PreStop { name, attempt }) = step else { return };
         let Some(seen) = self.seen.containers.get_mut(name) else { return };
@@ -428,7 +477,8 @@ impl Worker {
     // ------------------------------------------------------------------------------------------- what is wanted
 
     fn take_desired(&mut self) {
-        let desired = self.desired.borrow_and_update().clone();
+        let mut desired = self.desired.borrow_and_update().clone();
+        desired.pod = granted(desired.pod, Some(&self.pod));
         let changed = !same_but_status(&self.pod, &desired.pod);
         self.pod = desired.pod;
         if self.reported.as_ref().is_some_and(|reported| was_marked_silent(&self.pod, reported)) {
@@ -438,6 +488,11 @@ impl Worker {
         let (now_ms, now_wall_ms) = (boot_ms(), wall_ms());
         let old = std::mem::replace(&mut self.want, pod_want(&self.pod));
         self.want.deletion = sooner(old.deletion, wish_to_end(&self.pod, desired.gone, now_ms));
+        if desired.evicted.is_some() && old.evicted.is_none() && self.seen.terminal.is_none() {
+            let message = desired.evicted.as_ref().map(|evicted| evicted.message.clone()).unwrap_or_default();
+            self.pod_event(Severity::Warning, crate::plan::EVICTED, message);
+        }
+        self.want.evicted = desired.evicted;
         let deadline_s = self.pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
         self.want.deadline_ms = deadline_s.and_then(|seconds| u64::try_from(seconds).ok()).map(|seconds| {
             (now_ms + self.record.start_wall_ms.saturating_add(seconds.saturating_mul(1000)))
@@ -493,7 +548,12 @@ impl Worker {
                 self.record.pod_ip = network.ip.to_string();
             }
             (Step::WriteEtcFiles { attempt }, _) => self.seen.etc_attempt = *attempt,
-            (Step::PrepareVolumes, _) => self.seen.volumes = true,
+            (Step::PrepareVolumes, done) => {
+                self.seen.volumes = true;
+                if let Done::Volumes(images) = done {
+                    self.record.volume_images = images;
+                }
+            }
             (Step::PrepareImage { name }, Done::Image(image, came)) => self.take_image(name, *image, came),
             (Step::StartContainer { name, attempt }, Done::Started { sandbox, wall_ms }) => {
                 self.take_started(name, *attempt, sandbox, wall_ms);
@@ -506,10 +566,26 @@ impl Worker {
             (Step::RemovePodData, _) => (self.seen.data, self.seen.volumes) = (false, false),
             (Step::RemovePodDir, _) => (self.seen.dir, self.seen.data) = (false, false),
             (Step::KillContainer { .. }, _) => {}
+            (Step::Resize { .. }, Done::Resized { pod, runs }) => self.take_resized(pod, runs),
             (step, Done::Hooked(outcome)) => self.take_hooked(step, outcome),
             (step, _) => tracing::error!(?step, "a step answered something else than it is for"),
         }
         self.save();
+    }
+
+    fn take_resized(&mut self, pod: Resources, runs: Vec<(String, u32, Resources)>) {
+        self.seen.pod_applied = Some(pod);
+        self.seen.resize_error.clear();
+        for (name, attempt, resources) in runs {
+            if let Some(seen) = self.seen.containers.get_mut(&name)
+                && seen.run.as_ref().is_some_and(|run| run.attempt == attempt)
+            {
+                seen.applied = Some(resources);
+            }
+        }
+        if !crate::plan::resize::is_in_progress(&self.want, &self.seen) {
+            self.pod_event(Severity::Normal, "ResizeCompleted", "the pod's resources have been changed".to_owned());
+        }
     }
 
     fn take_image(&mut self, name: &str, image: ImageRecord, came: Came) {
@@ -534,12 +610,19 @@ impl Worker {
         }
     }
 
-    fn take_ended(&mut self, name: &str, (attempt, sandbox): (u32, u32), ended: Ended) {
+    fn take_ended(&mut self, name: &str, (attempt, sandbox): (u32, u32), mut ended: Ended) {
         let seen = self.seen.containers.entry(name.to_owned()).or_default();
+        // Also when this agent never told it to end: the one before may have.
+        let resized = seen.run.as_ref().is_some_and(|run| run.attempt == attempt)
+            && self.want.container(name).is_some_and(|container| change(container, seen) == Change::Restart);
+        ended.restart = resized;
         let backoff = self.backoffs.entry(name.to_owned()).or_default();
         let times = (boot_ms(), self.agent.config.max_restart_backoff_ms);
         if !note_ended(seen, backoff, (attempt, sandbox), ended, times) {
             return;
+        }
+        if resized {
+            (seen.retry_ms, seen.backoff_ms) = (0, 0);
         }
         if seen.backoff_ms > 0 && self.want.deletion.is_none() {
             let message = format!("Back-off restarting failed container {name} in pod {}", self.want.display_name);
@@ -593,12 +676,16 @@ impl Worker {
         {
             seen.kill_at_ms = None;
         }
+        if matches!(step, Step::Resize { .. }) {
+            self.seen.resize_error.clone_from(&text);
+        }
         let failures = self.failures.entry(step.clone()).or_default();
         *failures += 1;
         let delay_ms = (STEP_RETRY_MS.0 << (*failures - 1).min(10)).min(STEP_RETRY_MS.1);
         if *failures == 1 || failures.is_power_of_two() {
             let reason = match &step {
                 Step::PrepareVolumes => "FailedMount",
+                Step::Resize { .. } => "ResizeError",
                 Step::SpawnShim | Step::CreateSandbox { .. } | Step::AttachNetwork { .. } => "FailedCreatePodSandBox",
                 Step::KillContainer { .. } | Step::StopSandbox | Step::CleanUpShim => "FailedKillPod",
                 _ => "FailedSync",
@@ -713,6 +800,7 @@ impl Worker {
                 message: message.clone(),
                 started_wall_ms,
                 finished_wall_ms: wall_ms(),
+                restart: false,
             };
             self.take_ended(&name, (attempt, sandbox), ended);
         }

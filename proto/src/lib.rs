@@ -5,7 +5,7 @@
 //!
 //! An object's way in: [`manifest`] (text to objects, strictly, with lines) → [`defaults`] → [`validate`] → stored. [`unsupported`] is the
 //! table of what is refused by name. [`selector`] and [`scheduling`] are the pure matching that API server and scheduler share;
-//! [`quantity`] and [`resources`] the arithmetic.
+//! [`quantity`] and [`resources`] the arithmetic, [`resize`] what a change of resources in place means.
 #![forbid(unsafe_code)]
 
 pub mod base64;
@@ -17,6 +17,7 @@ mod objects;
 pub mod problem;
 pub mod quantity;
 pub mod references;
+pub mod resize;
 pub mod resources;
 pub mod scalar;
 pub mod scheduling;

@@ -216,7 +216,15 @@ fn requirement(resources: Option<&ResourceRequirements>, requests: bool) -> Resu
 /// Per resource the larger one of what runs together at the end (apps and sidecars) and of what each init container needs
 /// beside the sidecars started before it; requests of the pod as a whole replace that for CPU, memory and huge pages; then the overhead.
 pub fn pod_requests(spec: &PodSpec) -> Result<Resources, ResourceError> {
-    let mut all = aggregate(spec, container_requests)?;
+    requests_by(spec, &container_requests)
+}
+
+/// The same with what each container counts with said by `of`.
+pub(crate) fn requests_by(
+    spec: &PodSpec,
+    of: &dyn Fn(&Container) -> Result<Resources, ResourceError>,
+) -> Result<Resources, ResourceError> {
+    let mut all = aggregate(spec, of)?;
     replace_by_pod_level(&mut all, requirement(spec.resources.as_ref(), true)?);
     all = all.checked_add(&Resources::from_map(&spec.overhead)?)?;
     all.pods = 1;
@@ -225,7 +233,7 @@ pub fn pod_requests(spec: &PodSpec) -> Result<Resources, ResourceError> {
 
 /// The most that a pod may use; 0 where nothing limits it.
 pub fn pod_limits(spec: &PodSpec) -> Result<Resources, ResourceError> {
-    let mut all = aggregate(spec, container_limits)?;
+    let mut all = aggregate(spec, &container_limits)?;
     replace_by_pod_level(&mut all, requirement(spec.resources.as_ref(), false)?);
     let overhead = Resources::from_map(&spec.overhead)?;
     for (name, amount) in overhead.iter() {
@@ -240,7 +248,7 @@ pub fn pod_limits(spec: &PodSpec) -> Result<Resources, ResourceError> {
 
 fn aggregate(
     spec: &PodSpec,
-    of: fn(&Container) -> Result<Resources, ResourceError>,
+    of: &dyn Fn(&Container) -> Result<Resources, ResourceError>,
 ) -> Result<Resources, ResourceError> {
     let (mut sidecars, mut peak) = (Resources::default(), Resources::default());
     for container in &spec.init_containers {

@@ -31,11 +31,9 @@ enum Accepted {
     Empty,
     /// These scalars too.
     Values(&'static [&'static str]),
-    /// Any, beside `medium: Memory`.
-    InMemory,
 }
 
-use Accepted::{Empty, InMemory, Values};
+use Accepted::{Empty, Values};
 
 const fn row(message: &'static str, field: &'static str, accepted: Accepted, why: &'static str) -> Row {
     Row { message, field, why, accepted }
@@ -52,7 +50,6 @@ pub const REFUSED: &[Row] = &[
     row("PodSpec", "runtimeClassName", Empty, "there is one runtime"),
     row("PodSpec", "hostUsers", Values(&["true"]), "user namespaces are not made yet"),
     row("PodSpec", "hostnameOverride", Empty, "use hostname"),
-    row("Container", "restartPolicyRules", Empty, "the agent follows restartPolicy alone"),
     row("Container", "volumeDevices", Empty, "there are no block volumes"),
     row("LifecycleHandler", "tcpSocket", Empty, "Kubernetes accepts it and never runs it: use exec or httpGet"),
     row("SecurityContext", "seLinuxOptions", Empty, "SELinux labels are not set"),
@@ -61,8 +58,6 @@ pub const REFUSED: &[Row] = &[
     row("PodSecurityContext", "seLinuxOptions", Empty, "SELinux labels are not set"),
     row("PodSecurityContext", "appArmorProfile", Empty, "AppArmor profiles are not set yet"),
     row("PodSecurityContext", "seLinuxChangePolicy", Empty, "SELinux labels are not set"),
-    row("Volume", "image", Empty, "volumes of this kind are not made yet"),
-    row("EmptyDirVolumeSource", "sizeLimit", InMemory, "space on disk is not limited yet"),
 ];
 
 /// What a rule sees of a value, of a manifest or of an object.
@@ -71,8 +66,6 @@ pub(crate) trait Seen: Sized {
     fn scalar(&self) -> Option<Cow<'_, str>>;
     /// Whether it is as good as absent. An empty map is a choice (`emptyDir: {}`), not an absence.
     fn is_nothing(&self) -> bool;
-    /// A field of a map.
-    fn get(&self, name: &str) -> Option<&Self>;
 }
 
 fn truth(value: bool) -> &'static str {
@@ -95,10 +88,6 @@ impl Seen for Node {
             Tree::Bool(_) | Tree::Number(_) | Tree::Map(_) => false,
         }
     }
-    fn get(&self, name: &str) -> Option<&Node> {
-        let Tree::Map(map) = &self.tree else { return None };
-        map.iter().find(|(key, _)| key.name == name).map(|(_, node)| node)
-    }
 }
 
 impl Seen for Json {
@@ -118,21 +107,16 @@ impl Seen for Json {
             Json::Bool(_) | Json::Number(_) | Json::Object(_) => false,
         }
     }
-    fn get(&self, name: &str) -> Option<&Json> {
-        Json::get(self, name)
-    }
 }
 
-/// Why this value of a field is refused, if it is; `around` is the message it is in.
-pub(crate) fn refused<V: Seen>(message: &str, field: &str, value: &V, around: &V) -> Option<&'static str> {
+/// Why this value of a field is refused, if it is.
+pub(crate) fn refused<V: Seen>(message: &str, field: &str, value: &V) -> Option<&'static str> {
     // An ephemeral container has the fields of a container; the list of them is refused as a whole.
     let row = REFUSED.iter().find(|row| row.field == field && row.message == message)?;
-    let says = |node: Option<&V>, text: &str| node.and_then(Seen::scalar).is_some_and(|found| found == text);
     let accepted = value.is_nothing()
         || match &row.accepted {
             Empty => false,
             Values(values) => value.scalar().is_some_and(|found| values.contains(&found.as_ref())),
-            InMemory => says(around.get("medium"), "Memory"),
         };
     (!accepted).then_some(row.why)
 }
@@ -169,7 +153,7 @@ fn walk(message: &Message, json: &Json, place: &Place, problems: &mut Vec<Proble
     let Json::Object(map) = json else { return };
     for (name, value) in map {
         let here = Place { name, index: None, above: Some(place) };
-        if let Some(why) = refused(message.name, name, value, json) {
+        if let Some(why) = refused(message.name, name, value) {
             problems.push(Problem::new(here.path(), format!("known to Kubernetes, not supported by minipod: {why}")));
         }
         let Some(field) = message.field(name) else { continue };
@@ -192,7 +176,6 @@ pub fn markdown() -> String {
         let accepted = match &row.accepted {
             Empty => String::new(),
             Values(values) => format!("`{}`", values.join("`, `")),
-            InMemory => "with medium Memory".to_owned(),
         };
         text += &format!("| `{}.{}` | {accepted} | {} |\n", row.message, row.field, row.why);
     }
@@ -339,9 +322,9 @@ spec:
         let spec = pod.spec_mut();
         spec.host_users = Some(false);
         spec.runtime_class_name = "x".into();
-        spec.volumes[0].empty_dir.as_mut().unwrap().medium.clear();
+        spec.hostname_override = "h".into();
         let paths: Vec<String> = check(&bad).into_iter().map(|problem| problem.path).collect();
-        let expected = ["spec.volumes[0].emptyDir.sizeLimit", "spec.runtimeClassName", "spec.hostUsers"];
+        let expected = ["spec.runtimeClassName", "spec.hostUsers", "spec.hostnameOverride"];
         assert_eq!(paths, expected);
         let Err(problems) = crate::manifest::parse(&crate::manifest::to_yaml(&bad)) else { panic!("refused") };
         assert_eq!(problems.list.into_iter().map(|problem| problem.path).collect::<Vec<_>>(), expected);

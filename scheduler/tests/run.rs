@@ -193,6 +193,9 @@ impl Objects for Server {
     async fn patch(&self, _: Request<PatchRequest>) -> Result<Response<Object>, Status> {
         not_here()
     }
+    async fn resize(&self, _: Request<minipod_proto::v1::ResizeRequest>) -> Result<Response<Object>, Status> {
+        not_here()
+    }
 }
 
 #[tonic::async_trait]

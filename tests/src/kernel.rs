@@ -121,6 +121,19 @@ pub fn remains(uid: &str, roots: &[&Path]) -> Vec<String> {
     left
 }
 
+/// All cgroups, in every hierarchy.
+pub fn cgroup_directories() -> Vec<String> {
+    let (mut found, mut dirs) = (Vec::new(), vec![PathBuf::from("/sys/fs/cgroup")]);
+    while let Some(dir) = dirs.pop() {
+        let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
+        dirs.extend(
+            entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()),
+        );
+        found.push(format!("cgroup {}", dir.display()));
+    }
+    found
+}
+
 /// Paths below `dir` whose last part has `part` in it.
 fn find_named(dir: &Path, part: &str, depth: usize, found: &mut Vec<String>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {

@@ -24,6 +24,7 @@ const BENCHES: &[Bench] = &[
         packages: &[],
         needs: setup::PODMAN,
     },
+    Bench { name: "density", binary: "minipod-bench", arguments: &["density"], packages: &[], needs: &[] },
     Bench {
         name: "scheduler",
         binary: "minipod-scheduler-bench",

@@ -2,14 +2,15 @@
 
 use std::{collections::BTreeMap, fmt, net::Ipv4Addr, str::FromStr};
 
-/// Bits of a node's own range: 254 pods.
-const NODE_BITS: u32 = 24;
+/// Bits of a node's own range unless the command line says otherwise: 253 pods.
+pub const NODE_BITS: u32 = 24;
 
-/// The addresses of all pods, cut into one /24 per node.
+/// The addresses of all pods, cut into one range per node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClusterCidr {
     base: u32,
     bits: u32,
+    node_bits: u32,
 }
 
 /// A text is no range of pod addresses.
@@ -30,7 +31,7 @@ impl FromStr for ClusterCidr {
         if !(8..=NODE_BITS).contains(&bits) || base & host != 0 {
             return Err(wrong());
         }
-        Ok(ClusterCidr { base, bits })
+        Ok(ClusterCidr { base, bits, node_bits: NODE_BITS })
     }
 }
 
@@ -41,14 +42,28 @@ impl fmt::Display for ClusterCidr {
 }
 
 impl ClusterCidr {
+    /// With another size of the nodes' ranges. It must be the same as long as the cluster lives.
+    ///
+    /// # Errors
+    /// When a node's range would be larger than the cluster's.
+    pub fn with_node_bits(self, node_bits: u32) -> Result<ClusterCidr, String> {
+        if !(self.bits..=28).contains(&node_bits) {
+            return Err(format!(
+                "--node-cidr-mask-size: {node_bits}, want {} to 28 within the cluster CIDR {self}",
+                self.bits
+            ));
+        }
+        Ok(ClusterCidr { node_bits, ..self })
+    }
+
     /// How many nodes have room.
     pub fn capacity(self) -> u32 {
-        1 << (NODE_BITS - self.bits)
+        1 << (self.node_bits - self.bits)
     }
 
     /// The range with a number below the capacity.
     pub fn range(self, index: u32) -> String {
-        format!("{}/{NODE_BITS}", Ipv4Addr::from(self.base | index << (32 - NODE_BITS)))
+        format!("{}/{}", Ipv4Addr::from(self.base | index << (32 - self.node_bits)), self.node_bits)
     }
 }
 
@@ -95,6 +110,11 @@ mod tests {
             (cidr.capacity(), cidr.range(0), cidr.range(255)),
             (256, "10.42.0.0/24".into(), "10.42.255.0/24".into())
         );
+        let wide = cidr.with_node_bits(21).expect("fits");
+        assert_eq!((wide.capacity(), wide.range(3)), (32, "10.42.24.0/21".to_owned()));
+        for bits in [15, 29] {
+            assert!(cidr.with_node_bits(bits).expect_err("does not fit").contains("want 16 to 28"));
+        }
         let one: ClusterCidr = "192.168.7.0/24".parse().expect("good");
         assert_eq!((one.capacity(), one.range(0)), (1, "192.168.7.0/24".into()));
         for bad in [

@@ -5,7 +5,8 @@
 
 pub mod cidr;
 pub mod contact;
-pub mod ranges;
+pub mod pressure;
+mod ranges;
 pub mod register;
 pub mod routes;
 pub mod session;

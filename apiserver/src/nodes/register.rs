@@ -10,6 +10,7 @@ use minipod_proto::{
 use super::{
     Sessions,
     cidr::{Choice, ClusterCidr},
+    pressure::follow_pressure,
     ranges::{Given, Ranges},
 };
 use crate::{
@@ -104,6 +105,7 @@ impl Registrar {
                 node.spec_mut().pod_cidrs = vec![range.to_owned()];
             }
             node.status = Some(alive(given.status.clone().unwrap_or_default(), Some(old_node.status()), now));
+            follow_pressure(&mut node, now);
             let object = Object::from(node);
             crate::registry::admission::validate_update(old, &object)?;
             Ok(Verdict::put(object))

@@ -12,7 +12,7 @@ use std::{
 use futures_util::StreamExt;
 use minipod_daemon::backoff::Backoff;
 use minipod_proto::{
-    Kind,
+    Kind, Resource as _,
     v1::{
         AgentMessage, Heartbeat, NodeStatus, Object, PodGone, PodStatusAck, PodStatusReport, Routes, ServerMessage,
         agent_message, server_message, watch_event::Type,
@@ -22,7 +22,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{Place, Sessions, register::alive, routes::Table, sources::Sources};
+use super::{Place, Sessions, pressure::follow_pressure, register::alive, routes::Table, sources::Sources};
 use crate::{
     cache::{Filter, Subscription},
     error::ApiError,
@@ -42,6 +42,8 @@ const READY: usize = 32;
 const REPORTS: usize = 4_096;
 /// Reports written at once.
 const WRITES: usize = 8;
+/// How often it is looked whether room has come for a resize that waits.
+const GRANT_PAUSE: Duration = Duration::from_millis(200);
 /// A session begins with its first message within this time.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 
@@ -91,14 +93,16 @@ type Out = mpsc::Sender<Result<EncodedMessage, Status>>;
 async fn run(shared: Arc<Shared>, mut place: Place, inbound: Streaming<AgentMessage>, pods: Subscription, out: Out) {
     let node = place.node.clone();
     let reports = Reports::default();
+    let wishes = Wishes::default();
     let control = place.sender.clone();
     let mut replaced = place.replaced.clone();
-    let session = Session { shared: &shared, node: &node, reports: &reports, control };
+    let session = Session { shared: &shared, node: &node, reports: &reports, wishes: &wishes, control };
     // Dropping the losers is what ends them: a transaction under way happens or not, and the agent reports again in its next session.
     let end = tokio::select! {
         end = session.read(inbound) => end,
         end = session.send(&mut place, pods, &out) => end,
         () = session.store() => None,
+        () = session.grant() => None,
         _ = replaced.wait_for(|replaced| *replaced) => {
             Some(Status::aborted(format!("another session of node {node} has begun")))
         }
@@ -115,6 +119,7 @@ struct Session<'a> {
     shared: &'a Shared,
     node: &'a str,
     reports: &'a Reports,
+    wishes: &'a Wishes,
     control: mpsc::Sender<ServerMessage>,
 }
 
@@ -172,10 +177,13 @@ impl Session<'_> {
             let messages = tokio::select! {
                 biased;
                 next = pods.next() => match next {
-                    Ok(deliveries) => match pod_messages(&mut sources, deliveries, std::mem::take(&mut first)) {
-                        Ok(messages) => messages,
-                        Err(error) => return Some(error.into()),
-                    },
+                    Ok(deliveries) => {
+                        self.wishes.note(&deliveries);
+                        match pod_messages(&mut sources, deliveries, std::mem::take(&mut first)) {
+                            Ok(messages) => messages,
+                            Err(error) => return Some(error.into()),
+                        }
+                    }
                     Err(cut) => return Some(ApiError::from(cut).into()),
                 },
                 changed = sources.changed(), if !first => match changed {
@@ -208,6 +216,28 @@ impl Session<'_> {
                 self.persist(|| self.store_node(Some(&status))).await;
             }
             futures_util::stream::iter(pods).for_each_concurrent(WRITES, |report| self.store_pod(report)).await;
+        }
+    }
+
+    /// Grants resizes that wait for room, the important ones first, whenever the node's ledger has changed. Runs until it is dropped.
+    async fn grant(&self) {
+        let registry = &self.shared.registry;
+        let mut tried = (0, 0);
+        loop {
+            let (wishes, version) = self.wishes.wait().await;
+            let ledger = registry.cache.ledgers(std::iter::once(self.node)).into_iter().flatten().next();
+            let now = (ledger.map_or(0, |(_, revision)| revision), version);
+            if now != tried {
+                for key in wishes {
+                    match registry.grant_resize(&key).await {
+                        Ok(true) => self.wishes.forget(&key),
+                        Ok(false) => {}
+                        Err(error) => tracing::debug!(node = self.node, key, %error, "a resize waits on"),
+                    }
+                }
+                tried = now;
+            }
+            tokio::time::sleep(GRANT_PAUSE).await;
         }
     }
 
@@ -253,6 +283,7 @@ impl Session<'_> {
                 return Ok(Verdict::Keep);
             }
             node.status = Some(status);
+            follow_pressure(&mut node, now);
             Ok(Verdict::put(node))
         });
         written.await.map(drop)
@@ -351,6 +382,51 @@ fn same_but_for_heartbeats(new: &NodeStatus, old: &NodeStatus) -> bool {
         status
     };
     quiet(new) == quiet(old)
+}
+
+/// The node's pods whose resize waits for room; changes that come from the watch itself count as news, so that none is missed.
+#[derive(Default)]
+struct Wishes {
+    /// Priority by key, and a number that grows with every change.
+    waiting: Mutex<(HashMap<String, i32>, u64)>,
+    more: Notify,
+}
+
+impl Wishes {
+    fn note(&self, deliveries: &[crate::cache::Delivery]) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        for delivery in deliveries {
+            let Some(pod) = delivery.entry.as_ref().and_then(|entry| entry.object.as_pod()) else { continue };
+            let key = pod.key();
+            if delivery.kind != Type::Deleted && !pod.is_terminal() && minipod_proto::resize::is_deferred(pod) {
+                waiting.0.insert(key, pod.spec().priority.unwrap_or(0));
+                waiting.1 += 1;
+                self.more.notify_one();
+            } else if !waiting.0.is_empty() {
+                waiting.0.remove(&key);
+            }
+        }
+    }
+
+    fn forget(&self, key: &str) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).0.remove(key);
+    }
+
+    /// All of them, the important ones first, as soon as there are any.
+    async fn wait(&self) -> (Vec<String>, u64) {
+        loop {
+            {
+                let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                if !waiting.0.is_empty() {
+                    let mut all: Vec<(i32, &String)> =
+                        waiting.0.iter().map(|(key, priority)| (priority.saturating_neg(), key)).collect();
+                    all.sort();
+                    return (all.into_iter().map(|(_, key)| key.clone()).collect(), waiting.1);
+                }
+            }
+            self.more.notified().await;
+        }
+    }
 }
 
 /// Reports that are not stored yet: the newest of each pod, in the order in which pods were first heard of.

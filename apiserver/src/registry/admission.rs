@@ -85,7 +85,11 @@ pub fn validate_update(old: &Object, new: &Object) -> Result<(), ApiError> {
     problems(&validate::update(old, new))
 }
 
-fn problems<P: ToString>(problems: &[P]) -> Result<(), ApiError> {
+/// All of them as one error.
+///
+/// # Errors
+/// When there are any.
+pub(super) fn problems<P: ToString>(problems: &[P]) -> Result<(), ApiError> {
     if problems.is_empty() {
         return Ok(());
     }

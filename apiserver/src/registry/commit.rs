@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use minipod_daemon::backoff::Backoff;
-use minipod_proto::{Kind, v1::Object};
+use minipod_proto::{Kind, resize, v1::Object};
 use prost::Message;
 
 use super::{ATTEMPTS, Registry, Verdict, Written};
@@ -25,6 +25,8 @@ enum Booking {
     Release(Charge),
     /// A pod is created there.
     Take(Charge),
+    /// A pod there takes more or less than before; with `checked` only if there is room for what it takes more.
+    Change { before: Charge, after: Charge, checked: bool },
     /// The node says something new of itself.
     Follow(Box<minipod_proto::v1::Node>),
     /// The node goes.
@@ -255,6 +257,9 @@ fn booking(old: Option<&Object>, new: Option<&Object>) -> Result<Option<(String,
         return Ok(match (charge(old)?, charge(new)?) {
             (Some((node, charge)), None) => Some((node, Booking::Release(charge))),
             (None, Some((node, charge))) => Some((node, Booking::Take(charge))),
+            (Some((node, before)), Some((_, after))) if before.requests != after.requests => {
+                Some((node, Booking::Change { before, after, checked: grants(old, new) }))
+            }
             _ => None,
         });
     }
@@ -269,6 +274,13 @@ fn booking(old: Option<&Object>, new: Option<&Object>) -> Result<Option<(String,
         }
         (None, None) => None,
     })
+}
+
+/// Whether a change of a pod grants it resources. What its node reports is so, and no question of room.
+fn grants(old: Option<&Object>, new: Option<&Object>) -> bool {
+    let (Some(old), Some(new)) = (old, new) else { return false };
+    let waits = |object: &Object| object.as_pod().is_some_and(|pod| resize::pending(pod).is_some());
+    old.meta().generation != new.meta().generation || (waits(old) && !waits(new))
 }
 
 /// The write that a booking makes of a ledger; `None` when it stays as it is.
@@ -296,6 +308,21 @@ fn book(node: &str, ledger: Option<&Ledger>, booking: Booking) -> Result<Option<
                 }
             })?;
             next.take(&charge);
+        }
+        Booking::Change { before, after, checked } => {
+            if ledger.is_none() {
+                tracing::warn!(node, pod = after.uid, "a pod changes on a node without a ledger");
+                return Ok(None);
+            }
+            if checked && let Err((refusal, never)) = next.has_room_for_more(&before, &after) {
+                let short = match refusal {
+                    Refusal::NoFit(short) => short,
+                    Refusal::Gone | Refusal::Unschedulable(_) => String::new(),
+                };
+                return Err(ApiError::NoRoom { node: node.to_owned(), short, never });
+            }
+            next.release(&before);
+            next.take(&after);
         }
         Booking::Follow(object) => {
             next.follow(&object).map_err(|error| ApiError::Invalid(format!("status.allocatable: {error}")))?;

@@ -8,6 +8,7 @@ pub mod admission;
 mod commit;
 pub mod delete;
 pub mod namespaces;
+mod resize;
 mod update;
 
 pub(crate) use commit::decode_ledger;
@@ -171,5 +172,6 @@ pub fn merge_status(
     {
         reported.conditions.insert(0, scheduled.clone());
     }
+    minipod_proto::resize::keep_decision(pod, &mut reported);
     reported
 }

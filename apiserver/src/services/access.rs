@@ -8,8 +8,8 @@ use minipod_proto::{
     Kind,
     v1::{
         AttachStart, ExecFrame, ExecStart, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest,
-        ImageLoadStart, ImageLoadSummary, LogChunk, LogsRequest, Pod, PortFrame, PortStart, TunnelEnd, TunnelFrame,
-        exec_frame, image_list_summary, image_load_request, image_load_summary, images_server,
+        ImageLoadStart, ImageLoadSummary, ImagePruneRequest, LogChunk, LogsRequest, Pod, PortFrame, PortStart,
+        TunnelEnd, TunnelFrame, exec_frame, image_list_summary, image_load_request, image_load_summary, images_server,
         open_stream::Request as Ask, pod_access_server, port_frame, tunnel_frame::Frame,
     },
 };
@@ -371,15 +371,29 @@ impl images_server::Images for AccessApi {
 
     async fn list(&self, request: Request<ImageListRequest>) -> Result<Response<ImageListSummary>, Status> {
         let nodes = self.ready_nodes(&request.into_inner().nodes)?;
+        Ok(Response::new(self.ask_all(nodes, &Ask::ImageList(ImageListRequest::default()), LISTING).await))
+    }
+
+    async fn prune(&self, request: Request<ImagePruneRequest>) -> Result<Response<ImageListSummary>, Status> {
+        let request = request.into_inner();
+        let nodes = self.ready_nodes(&request.nodes)?;
+        let ask = Ask::ImagePrune(ImagePruneRequest { nodes: Vec::new(), all: request.all });
+        Ok(Response::new(self.ask_all(nodes, &ask, UNPACK).await))
+    }
+}
+
+impl AccessApi {
+    /// Asks nodes for images, all at once.
+    async fn ask_all(&self, nodes: Vec<String>, ask: &Ask, patience: Duration) -> ImageListSummary {
         let lists = nodes.into_iter().map(|node| async {
-            let listed = tokio::time::timeout(LISTING, list_one(&self.tunnels, &node)).await;
+            let listed = tokio::time::timeout(patience, ask_one(&self.tunnels, &node, ask.clone())).await;
             let listed = listed.unwrap_or_else(|_| {
-                Err(Status::deadline_exceeded(format!("no answer within {} s", LISTING.as_secs())))
+                Err(Status::deadline_exceeded(format!("no answer within {} s", patience.as_secs())))
             });
             let (images, error) = parts(listed);
             image_list_summary::PerNode { node, images, error }
         });
-        Ok(Response::new(ImageListSummary { nodes: join_all(lists).await }))
+        ImageListSummary { nodes: join_all(lists).await }
     }
 }
 
@@ -430,8 +444,8 @@ async fn load_one(
     })
 }
 
-async fn list_one(tunnels: &Tunnels, node: &str) -> Result<Vec<ImageInfo>, Status> {
-    let mut tunnel = tunnels.open(node, Ask::ImageList(ImageListRequest::default()), "").await?;
+async fn ask_one(tunnels: &Tunnels, node: &str, ask: Ask) -> Result<Vec<ImageInfo>, Status> {
+    let mut tunnel = tunnels.open(node, ask, "").await?;
     answer(&mut tunnel).await
 }
 

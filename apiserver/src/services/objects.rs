@@ -6,7 +6,7 @@ use minipod_proto::{
     Kind,
     v1::{
         CreateRequest, DeleteRequest, DeleteResponse, GetRequest, ListRequest, ListResponse, Object, PatchRequest,
-        UpdateRequest, WatchEvent, WatchRequest, objects_server,
+        ResizeRequest, UpdateRequest, WatchEvent, WatchRequest, objects_server,
     },
 };
 use tokio::sync::mpsc;
@@ -254,6 +254,10 @@ impl objects_server::Objects for ObjectsApi {
 
     async fn patch(&self, request: Request<PatchRequest>) -> Result<Response<Object>, Status> {
         Ok(Response::new(self.registry.patch(request.into_inner()).await?))
+    }
+
+    async fn resize(&self, request: Request<ResizeRequest>) -> Result<Response<Object>, Status> {
+        Ok(Response::new(self.registry.resize(request.into_inner()).await?))
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {

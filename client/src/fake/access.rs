@@ -8,8 +8,9 @@ use minipod_proto::Kind;
 use minipod_proto::v1::images_server::Images;
 use minipod_proto::v1::pod_access_server::PodAccess;
 use minipod_proto::v1::{
-    ExecFrame, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadSummary, LogChunk,
-    LogsRequest, PortFrame, exec_frame::Frame, image_list_summary, image_load_request, image_load_summary, port_frame,
+    ExecFrame, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadSummary, ImagePruneRequest,
+    LogChunk, LogsRequest, PortFrame, exec_frame::Frame, image_list_summary, image_load_request, image_load_summary,
+    port_frame,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -173,6 +174,11 @@ impl Images for Shared {
         state.images.push((start, file));
         let per_node = |node| image_load_summary::PerNode { node, images: vec![image.clone()], error: String::new() };
         Ok(Response::new(ImageLoadSummary { nodes: nodes.into_iter().map(per_node).collect() }))
+    }
+
+    async fn prune(&self, _: Request<ImagePruneRequest>) -> Result<Response<ImageListSummary>, Status> {
+        drop(self.call("prune_images")?);
+        Ok(Response::new(ImageListSummary::default()))
     }
 
     async fn list(&self, request: Request<ImageListRequest>) -> Result<Response<ImageListSummary>, Status> {

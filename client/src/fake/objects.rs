@@ -10,8 +10,8 @@ use minipod_proto::v1::scheduling_server::Scheduling;
 use minipod_proto::v1::{
     BindBatchRequest, BindBatchResponse, BindResult, ConfigMap, CreateRequest, DeleteRequest, DeleteResponse,
     GetRequest, ListRequest, ListResponse, Namespace, Node, Object, PatchRequest, Pod, PriorityClass,
-    ReportUnschedulableRequest, ReportUnschedulableResponse, Secret, Time, UpdateRequest, WatchEvent, WatchRequest,
-    bind_result, object, watch_event,
+    ReportUnschedulableRequest, ReportUnschedulableResponse, ResizeRequest, Secret, Time, UpdateRequest, WatchEvent,
+    WatchRequest, bind_result, object, watch_event,
 };
 use minipod_proto::{Kind, Resource};
 use tokio::sync::mpsc;
@@ -222,6 +222,22 @@ impl Objects for Shared {
         compare_revision(&object.meta().resource_version, &old)?;
         take_status(&mut old, &object);
         self.write(state, old)
+    }
+
+    async fn resize(&self, request: Request<ResizeRequest>) -> Answer<Object> {
+        let request = request.into_inner();
+        let state = self.call("resize")?;
+        let mut object = find(&state, Kind::Pod, &key_of(&request.namespace, &request.name))?;
+        if let Some(object::Kind::Pod(pod)) = &mut object.kind {
+            let spec = pod.spec_mut();
+            for container in spec.init_containers.iter_mut().chain(&mut spec.containers) {
+                let change = request.containers.iter().find(|one| one.name == container.name);
+                if let Some(resources) = change.and_then(|one| one.resources.as_ref()) {
+                    minipod_proto::resize::merge(container, resources);
+                }
+            }
+        }
+        self.write(state, object)
     }
 
     async fn patch(&self, request: Request<PatchRequest>) -> Answer<Object> {

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use minipod_proto::v1::Time;
 
 use super::forward::Ports;
+use super::resize::Amounts;
 
 /// minictl: pods on a cluster of Linux machines.
 #[derive(Debug, Parser)]
@@ -56,6 +57,8 @@ pub enum Command {
     },
     /// Say where pods would go, without creating them.
     Fit(FitArgs),
+    /// Change CPU and memory of a running pod's container, without a restart unless its resizePolicy asks for one.
+    Resize(ResizeArgs),
     /// Delete objects.
     Delete(DeleteArgs),
     /// Print the logs of a container.
@@ -231,6 +234,24 @@ pub struct DeleteArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct ResizeArgs {
+    /// The pod.
+    pub pod: String,
+    /// The container [default: as with logs].
+    #[arg(short, long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub container: String,
+    /// REQUEST, REQUEST:LIMIT or :LIMIT, such as 500m or 500m:2. A limit that is equal to its request follows it.
+    #[arg(long, value_name = "CPU", required_unless_present = "memory")]
+    pub cpu: Option<Amounts>,
+    /// REQUEST, REQUEST:LIMIT or :LIMIT, such as 256Mi or 256Mi:1Gi.
+    #[arg(long, value_name = "MEMORY")]
+    pub memory: Option<Amounts>,
+    /// Let the server check everything but the node's room, and store nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct LogsArgs {
     /// The pod.
     pub pod: Option<String>,
@@ -335,6 +356,15 @@ pub enum ImageCommand {
         /// A word of the entrypoint of a plain root file system; may be given several times.
         #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
         entrypoint: Vec<String>,
+    },
+    /// Remove images that no pod of their node uses and whose names have moved to newer ones.
+    Prune {
+        /// A node; may be given several times [default: every ready one].
+        #[arg(long = "node", value_name = "NAME")]
+        nodes: Vec<String>,
+        /// Those that have a name too. Images that were loaded, and that no registry has, must be loaded again.
+        #[arg(short, long)]
+        all: bool,
     },
     /// List the images.
     #[command(alias = "list")]

@@ -1,4 +1,4 @@
-//! `image load` and `image ls`.
+//! `image load`, `image ls` and `image prune`.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures_util::Stream;
 use minipod_client::Client;
-use minipod_proto::v1::{ImageInfo, ImageLoadStart, ImageLoadSummary};
+use minipod_proto::v1::{ImageInfo, ImageListSummary, ImageLoadStart, ImageLoadSummary};
 use tokio::io::AsyncReadExt;
 
 use super::args::ImageCommand;
@@ -24,7 +24,15 @@ const PIECE: usize = 256 << 10;
 /// `minictl image …`
 pub async fn run(session: &Session, command: &ImageCommand) -> Result<(), CliError> {
     match command {
-        ImageCommand::Ls { nodes } => list(session, nodes).await,
+        ImageCommand::Ls { nodes } => {
+            let summary = session.client.list_images(nodes.clone()).await?;
+            table(&summary, "there are no images; load one: minictl image load FILE")
+        }
+        ImageCommand::Prune { nodes, all } => {
+            let summary = session.client.prune_images(nodes.clone(), *all).await?;
+            let hint = if *all { "" } else { " or has a name (--all removes those with names too)" };
+            table(&summary, &format!("nothing was removed: every image is in use{hint}"))
+        }
         ImageCommand::Load { file, nodes, name, entrypoint } => {
             let start = ImageLoadStart { nodes: nodes.clone(), name: name.clone(), entrypoint: entrypoint.clone() };
             let summary = load(&session.client, file, start, io::stderr().is_terminal()).await?;
@@ -120,8 +128,8 @@ fn report(file: &Path, summary: &ImageLoadSummary) -> Result<(), CliError> {
     if failed > 0 { Err(CliError::Some { failed, all: summary.nodes.len() }) } else { Ok(()) }
 }
 
-async fn list(session: &Session, nodes: &[String]) -> Result<(), CliError> {
-    let summary = session.client.list_images(nodes.to_vec()).await?;
+/// The images of an answer by node; `nothing` when there are none.
+fn table(summary: &ImageListSummary, nothing: &str) -> Result<(), CliError> {
     let (mut table, mut failed) = (image_table(), 0);
     for node in &summary.nodes {
         node.images.iter().for_each(|image| table.row(cells(&node.node, image)));
@@ -131,7 +139,7 @@ async fn list(session: &Session, nodes: &[String]) -> Result<(), CliError> {
         }
     }
     if table.is_empty() && failed == 0 {
-        note!("there are no images; load one: minictl image load FILE");
+        note!("{nothing}");
         return Ok(());
     }
     print(&table.render(true))?;

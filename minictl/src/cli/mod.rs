@@ -30,6 +30,7 @@ mod image;
 mod inspect;
 mod logs;
 mod node;
+mod resize;
 mod session;
 mod sources;
 mod target;
@@ -101,6 +102,7 @@ async fn connected(session: &Session, command: Command) -> Result<(), CliError> 
         Command::Why { pod, output } => inspect::why(session, &pod, output).await,
         Command::Fit(options) => fit::run(session, &options).await,
         Command::Delete(options) => delete::run(session, &options).await,
+        Command::Resize(options) => resize::run(session, &options).await,
         Command::Logs(options) => logs::logs(session, &options).await,
         Command::PortForward(options) => forward::forward(session, &options).await,
         Command::Exec(options) => access::exec(session, &options).await,

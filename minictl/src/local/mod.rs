@@ -166,6 +166,9 @@ impl LocalCluster {
             format!("--data-dir={}", slot.node_data_dir(index).display()),
             format!("--cgroup-root={}", slot.node_cgroup(index)),
             format!("--bridge={}", slot.node_bridge(index)),
+            // Nodes that share a machine share its disk with everything else on it: its fill is no reason to end their pods.
+            "--eviction-hard=memory.available<50Mi".to_owned(),
+            "--image-gc-high-threshold=100".to_owned(),
             format!("--node-ip={}", slot.node_ip(index)),
         ];
         if !node.allocatable.is_empty() {

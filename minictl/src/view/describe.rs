@@ -182,13 +182,11 @@ fn one_container(page: &mut Page, container: &Container, status: Option<&Contain
         page.field("Ready", if status.ready { "True" } else { "False" });
         page.field("Restarts", &status.restart_count.to_string());
     }
-    if let Some(ResourceRequirements { limits, requests }) = &container.resources {
-        for (name, map) in [("Limits", limits), ("Requests", requests)] {
-            if !map.is_empty() {
-                let pairs: Vec<String> = map.iter().map(|(name, amount)| format!("{name} {amount}")).collect();
-                page.field(name, &pairs.join(", "));
-            }
-        }
+    amounts(page, "", container.resources.as_ref());
+    // What is in force, where that is not what is written.
+    let in_force = status.and_then(|status| status.resources.as_ref());
+    if in_force.is_some() && in_force != container.resources.as_ref() {
+        amounts(page, " in force", in_force);
     }
     if !container.env.is_empty() {
         page.within("Environment", |page| {
@@ -198,6 +196,16 @@ fn one_container(page: &mut Page, container: &Container, status: Option<&Contain
     for mount in &container.volume_mounts {
         let mode = if mount.read_only { "ro" } else { "rw" };
         page.field("Mount", &format!("{} from {} ({mode})", mount.mount_path, mount.name));
+    }
+}
+
+fn amounts(page: &mut Page, suffix: &str, resources: Option<&ResourceRequirements>) {
+    let Some(ResourceRequirements { limits, requests }) = resources else { return };
+    for (name, map) in [("Limits", limits), ("Requests", requests)] {
+        if !map.is_empty() {
+            let pairs: Vec<String> = map.iter().map(|(name, amount)| format!("{name} {amount}")).collect();
+            page.field(&format!("{name}{suffix}"), &pairs.join(", "));
+        }
     }
 }
 
@@ -303,7 +311,7 @@ fn node_resources(page: &mut Page, node: &Node, pods: &[Pod]) {
     let mut used = Resources::default();
     let living: Vec<&Pod> = pods.iter().filter(|pod| !pod.is_terminal()).collect();
     for pod in &living {
-        if let Ok(sum) = resources::pod_requests(pod.spec()).and_then(|requests| used.checked_add(&requests)) {
+        if let Ok(sum) = minipod_proto::resize::bound_requests(pod).and_then(|requests| used.checked_add(&requests)) {
             used = sum;
         }
     }
@@ -326,7 +334,7 @@ fn node_pods(page: &mut Page, pods: &[Pod], now: Time) {
     let mut table = Table::new(&["Namespace", "Name", "Status", "Requests", "Age"]);
     for pod in pods {
         let requests =
-            resources::pod_requests(pod.spec()).map(|requests| resources_line(&requests)).unwrap_or_default();
+            minipod_proto::resize::bound_requests(pod).map(|requests| resources_line(&requests)).unwrap_or_default();
         let age = age::since(pod.meta().creation_timestamp, now);
         table.row([pod.namespace().to_owned(), pod.name().to_owned(), summary(pod).status, requests, age]);
     }

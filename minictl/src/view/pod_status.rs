@@ -55,6 +55,10 @@ pub fn summary(pod: &Pod) -> Summary {
     if !initializing || pod.condition_true("Initialized") {
         app_containers(pod, &mut summary);
     }
+    // How its containers came to their end is less than why.
+    if status.reason == "Evicted" {
+        summary.status.clone_from(&status.reason);
+    }
     if pod.is_terminating() {
         if status.reason == "NodeLost" {
             summary.status = "Unknown".to_owned();
@@ -186,6 +190,7 @@ mod tests {
         phase=Succeeded Initialized ~init:end=0/Completed app:end=0/Completed | 0/2 Completed 0
         phase=Failed Initialized app:end=3/Error                            | 0/1 Error 0
         phase=Failed reason=Evicted                                         | 0/0 Evicted 0
+        phase=Failed reason=Evicted app:end=137/Error*9                     | 0/1 Evicted 0
         phase=Running Initialized deleted Ready app:ready                   | 1/1 Terminating 0
         phase=Succeeded Initialized deleted app:end=0/Completed             | 0/1 Completed 0
         phase=Running reason=NodeLost deleted app:ready                     | 1/1 Unknown 0

@@ -171,7 +171,7 @@ impl Group {
     /// At the first that cannot be set.
     pub fn set(&self, limits: &Limits) -> Result<(), CgroupError> {
         for (controller, dir) in &self.dirs {
-            for setting in settings(controller, self.v2, limits) {
+            for setting in settings_of(controller, self.v2, limits) {
                 let path = dir.join(setting.file);
                 match put(&path, &setting.value) {
                     Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => {}
@@ -184,6 +184,82 @@ impl Group {
             }
         }
         Ok(())
+    }
+
+    /// Sets the limits of a group that exists and had others: what is absent of CPU quota and memory limit is taken away.
+    ///
+    /// # Errors
+    /// At the first that cannot be set.
+    pub fn reset(&self, limits: &Limits) -> Result<(), CgroupError> {
+        let mut settings: Vec<(PathBuf, String, bool)> = Vec::new();
+        for (controller, dir) in &self.dirs {
+            let of = settings_of(controller, self.v2, limits).into_iter().chain(removals(controller, self.v2, limits));
+            settings.extend(of.map(|setting| (dir.join(setting.file), setting.value, setting.optional)));
+        }
+        // Version 1: memory and swap together are never less than memory, so a raise begins with them.
+        let raise = match (limits.memory_limit_bytes, self.memory_limit_bytes()) {
+            (None, _) => true,
+            (Some(new), Some(old)) => new > old,
+            (Some(_), None) => false,
+        };
+        if raise {
+            settings.sort_by_key(|(path, ..)| !path.ends_with("memory.memsw.limit_in_bytes"));
+        }
+        for (path, value, optional) in settings {
+            match put(&path, &value) {
+                Err(error) if optional && error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed("set", &path)(error)),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// These limits, but CPU quota and memory limit not below what the group has.
+    #[must_use]
+    pub fn at_least(&self, limits: &Limits) -> Limits {
+        let most = |new: Option<u64>, old: Option<u64>| new.zip(old).map(|(new, old)| new.max(old));
+        Limits {
+            cpu_quota_us: most(limits.cpu_quota_us, self.cpu_quota_us()),
+            memory_limit_bytes: most(limits.memory_limit_bytes, self.memory_limit_bytes()),
+            ..limits.clone()
+        }
+    }
+
+    /// Memory that is in use and not given up at once: without file pages that have rested. As the kubelet counts.
+    #[must_use]
+    pub fn working_set_bytes(&self) -> u64 {
+        let (usage, rested) = if self.v2 {
+            ("memory.current", "inactive_file ")
+        } else {
+            ("memory.usage_in_bytes", "total_inactive_file ")
+        };
+        let number = |text: &str| text.trim().parse::<u64>().ok();
+        let used = self.memory_file(usage).as_deref().and_then(number).unwrap_or(0);
+        let stat = self.memory_file("memory.stat").unwrap_or_default();
+        let rested = stat.lines().find_map(|line| number(line.strip_prefix(rested)?)).unwrap_or(0);
+        used.saturating_sub(rested)
+    }
+
+    /// The memory limit; none where there is none.
+    #[must_use]
+    pub fn memory_limit_bytes(&self) -> Option<u64> {
+        let text = self.memory_file(if self.v2 { "memory.max" } else { "memory.limit_in_bytes" })?;
+        // Version 1 has no word for none: the largest number of whole pages.
+        text.trim().parse::<u64>().ok().filter(|limit| *limit < 1 << 62)
+    }
+
+    /// The CPU quota per period, microseconds; none where there is none.
+    #[must_use]
+    pub fn cpu_quota_us(&self) -> Option<u64> {
+        let dir = self.dirs.iter().find(|(controller, _)| self.v2 || *controller == "cpu").map(|(_, dir)| dir)?;
+        let file = if self.v2 { "cpu.max" } else { "cpu.cfs_quota_us" };
+        fs::read_to_string(dir.join(file)).ok()?.split_ascii_whitespace().next()?.parse().ok()
+    }
+
+    fn memory_file(&self, name: &str) -> Option<String> {
+        let dir = self.dirs.iter().find(|(controller, _)| self.v2 || *controller == "memory").map(|(_, dir)| dir)?;
+        fs::read_to_string(dir.join(name)).ok()
     }
 
     /// Opens what a new process needs to join.
@@ -301,7 +377,7 @@ struct Setting {
 }
 
 /// Limits as files of a controller.
-fn settings(controller: &str, v2: bool, limits: &Limits) -> Vec<Setting> {
+fn settings_of(controller: &str, v2: bool, limits: &Limits) -> Vec<Setting> {
     let period_us = if limits.cpu_period_us == 0 { DEFAULT_PERIOD_US } else { limits.cpu_period_us };
     let mut out = Vec::new();
     let mut set = |file, value: Option<String>, optional| {
@@ -334,6 +410,22 @@ fn settings(controller: &str, v2: bool, limits: &Limits) -> Vec<Setting> {
         }
         (false, "pids") => set("pids.max", number(limits.pids_limit), false),
         _ => {}
+    }
+    out
+}
+
+/// What takes away a CPU quota and a memory limit that are not asked for.
+fn removals(controller: &str, v2: bool, limits: &Limits) -> Vec<Setting> {
+    let (no_quota, no_limit) = (limits.cpu_quota_us.is_none(), limits.memory_limit_bytes.is_none());
+    let none = if v2 { "max" } else { "-1" };
+    let setting = |file, optional| Setting { file, value: none.to_owned(), optional };
+    let mut out = Vec::new();
+    if no_quota && (v2 || controller == "cpu") {
+        out.push(setting(if v2 { "cpu.max" } else { "cpu.cfs_quota_us" }, false));
+    }
+    if no_limit && (v2 || controller == "memory") {
+        out.push(setting(if v2 { "memory.max" } else { "memory.limit_in_bytes" }, false));
+        out.push(setting(if v2 { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" }, true));
     }
     out
 }
@@ -499,7 +591,7 @@ mod tests {
     }
 
     fn written(controller: &str, v2: bool, limits: &Limits) -> Vec<String> {
-        settings(controller, v2, limits).iter().map(|s| format!("{}={}", s.file, s.value)).collect()
+        settings_of(controller, v2, limits).iter().map(|s| format!("{}={}", s.file, s.value)).collect()
     }
 
     #[test]
@@ -528,6 +620,57 @@ mod tests {
         for controller in V1_CONTROLLERS {
             assert!(written(controller, false, &Limits::default()).is_empty());
         }
+        let taken = |controller, v2, limits: &Limits| -> Vec<String> {
+            removals(controller, v2, limits).iter().map(|s| format!("{}={}", s.file, s.value)).collect()
+        };
+        assert_eq!(taken("cpu", false, &Limits::default()), ["cpu.cfs_quota_us=-1"]);
+        assert_eq!(
+            taken("memory", false, &Limits::default()),
+            ["memory.limit_in_bytes=-1", "memory.memsw.limit_in_bytes=-1"]
+        );
+        assert_eq!(taken("", true, &Limits::default()), ["cpu.max=max", "memory.max=max", "memory.swap.max=max"]);
+        assert!(taken("", true, &limits).is_empty());
+    }
+
+    /// On this machine's own hierarchies, whichever version they are.
+    #[test]
+    fn limits_of_a_living_group_go_up_down_and_away() {
+        let cgroups = Cgroups::detect().expect("cgroups are mounted");
+        let root = format!("minipod-test-resize-{}", std::process::id());
+        let group = cgroups.pod(&root, "pod");
+        let limits = |quota: Option<u64>, memory: Option<u64>| Limits {
+            cpu_quota_us: quota,
+            memory_limit_bytes: memory,
+            cpu_shares: Some(100),
+            cpu_weight: Some(10),
+            ..Limits::default()
+        };
+        group.create(&limits(Some(50_000), Some(64 << 20))).expect("create (needs root and a writable /sys/fs/cgroup)");
+        let mut seen = Vec::new();
+        for (quota, memory) in [
+            (Some(80_000), Some(128 << 20)),
+            (Some(20_000), Some(32 << 20)),
+            (None, None),
+            (Some(30_000), Some(48 << 20)),
+        ] {
+            let wanted = limits(quota, memory);
+            let before = (group.cpu_quota_us(), group.memory_limit_bytes());
+            let least = group.at_least(&wanted);
+            seen.push((before, (least.cpu_quota_us, least.memory_limit_bytes)));
+            group.reset(&wanted).expect("reset");
+            assert_eq!((group.cpu_quota_us(), group.memory_limit_bytes()), (quota, memory));
+        }
+        cgroups.pod(&root, "").remove_patiently().expect("remove");
+        let mib = |quota: u64, mebibytes: u64| (Some(quota), Some(mebibytes << 20));
+        assert_eq!(
+            seen,
+            [
+                (mib(50_000, 64), mib(80_000, 128)),
+                (mib(80_000, 128), mib(80_000, 128)),
+                (mib(20_000, 32), (None, None)),
+                ((None, None), (None, None)),
+            ]
+        );
     }
 
     #[test]

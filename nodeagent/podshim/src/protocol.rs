@@ -14,8 +14,8 @@ use prost::Message;
 pub const VERSION: u16 = 1;
 /// What this build carries out, as it tells in [`State::version`]: grows with every field of a spec that an older supervisor
 /// would do harm by ignoring. 2: [`Mount::sub_path`]. 3: [`Exec::terminal`]. 4: [`ContainerSpec::terminal`],
-/// [`ContainerSpec::stdin_once`], [`ContainerSpec::pid_of`], [`Ask::Attach`].
-pub const ABILITIES: u32 = 4;
+/// [`ContainerSpec::stdin_once`], [`ContainerSpec::pid_of`], [`Ask::Attach`]. 5: [`Ask::Resize`].
+pub const ABILITIES: u32 = 5;
 /// Largest message: a container's spec with the manifest's largest environment fits several times.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Most bytes of output or input in one exec frame.
@@ -355,7 +355,7 @@ pub struct Request {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What is asked.
-    #[prost(oneof = "Ask", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Ask", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub ask: Option<Ask>,
 }
 
@@ -393,6 +393,34 @@ pub enum Ask {
     /// answered like `Exec`, and its end leaves the process alone.
     #[prost(message, tag = "11")]
     Attach(Attach),
+    /// Other limits for what runs. All of them or, where memory is in use above its new limit, none.
+    #[prost(message, tag = "12")]
+    Resize(Resize),
+}
+
+/// Limits for a pod and for runs of its containers, in place of those that they have.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Resize {
+    /// Of the pod as a whole; a later sandbox has them too.
+    #[prost(message, optional, tag = "1")]
+    pub pod: Option<Limits>,
+    /// Runs that are over are left out.
+    #[prost(message, repeated, tag = "2")]
+    pub containers: Vec<ResizeContainer>,
+}
+
+/// Limits for a run.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ResizeContainer {
+    /// The container.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Its run; another run is left alone.
+    #[prost(uint32, tag = "2")]
+    pub attempt: u32,
+    /// What it shall have; a CPU quota or a memory limit that is absent is taken away.
+    #[prost(message, optional, tag = "3")]
+    pub limits: Option<Limits>,
 }
 
 /// Nothing to say.

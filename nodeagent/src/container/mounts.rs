@@ -107,12 +107,14 @@ fn volume_mount(
         "Bidirectional" => Propagation::Bidirectional,
         _ => Propagation::None,
     };
+    let readonly = mount.read_only || is_projection(volume) || volume.image.is_some();
     Ok(Mount {
         recursive: true,
         shallow_readonly: !matches!(mount.recursive_read_only.as_str(), "Enabled" | "IfPossible"),
         propagation: propagation.into(),
         sub_path: sub_path(mount, environment)?,
-        ..bind(source, mount.mount_path.trim_end_matches('/'), mount.read_only || is_projection(volume))
+        noexec: volume.image.is_some(),
+        ..bind(source, mount.mount_path.trim_end_matches('/'), readonly)
     })
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use minipod_proto::quantity::Quantity;
 use minipod_proto::v1::ResourceRequirements;
+use serde::{Deserialize, Serialize};
 
 /// Period of the CPU quota, microseconds.
 pub const CPU_PERIOD_US: u64 = 100_000;
@@ -11,7 +12,8 @@ pub const CPU_PERIOD_US: u64 = 100_000;
 const MIN_QUOTA_US: u64 = 1_000;
 
 /// Requests and limits in plain numbers; absent where the manifest says nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Resources {
     /// CPU request in thousandths.
     pub cpu_request_milli: Option<u64>,
@@ -55,6 +57,35 @@ impl Resources {
             memory_request_bytes: quantity("memory", &requirements.requests).and_then(whole).or(memory_limit_bytes),
             memory_limit_bytes,
         }
+    }
+
+    /// `stated` with these amounts of CPU and memory: for what is in force and not yet, or no longer, what the manifest says.
+    #[must_use]
+    pub fn within(&self, stated: &ResourceRequirements) -> ResourceRequirements {
+        let mut all = stated.clone();
+        let says = Self::of(Some(stated));
+        let cpu = |milli: u64| Quantity::from_milli(i64::try_from(milli).unwrap_or(i64::MAX)).to_string();
+        let memory = |bytes: u64| Quantity::from_bytes(i64::try_from(bytes).unwrap_or(i64::MAX)).to_string();
+        let mut put =
+            |map: fn(&mut ResourceRequirements) -> &mut BTreeMap<String, String>, name: &str, text: Option<String>| {
+                match text {
+                    Some(text) => drop(map(&mut all).insert(name.to_owned(), text)),
+                    None => drop(map(&mut all).remove(name)),
+                }
+            };
+        if self.cpu_request_milli != says.cpu_request_milli {
+            put(|all| &mut all.requests, "cpu", self.cpu_request_milli.map(cpu));
+        }
+        if self.cpu_limit_milli != says.cpu_limit_milli {
+            put(|all| &mut all.limits, "cpu", self.cpu_limit_milli.map(cpu));
+        }
+        if self.memory_request_bytes != says.memory_request_bytes {
+            put(|all| &mut all.requests, "memory", self.memory_request_bytes.map(memory));
+        }
+        if self.memory_limit_bytes != says.memory_limit_bytes {
+            put(|all| &mut all.limits, "memory", self.memory_limit_bytes.map(memory));
+        }
+        all
     }
 
     /// Controller values: shares from the request, quota from the limit.
@@ -139,6 +170,17 @@ mod tests {
         assert_eq!(values(&[], &[("cpu", "2"), ("memory", "64Mi")]), (2048, 79, Some(200_000), Some(64 << 20)));
         assert_eq!(values(&[("cpu", "1m")], &[("cpu", "1m")]), (2, 1, Some(1_000), None));
         assert_eq!(values(&[("cpu", "9000")], &[]), (262_144, 10_000, None, None));
+    }
+
+    #[test]
+    fn what_is_in_force_is_told_in_the_manifests_words() {
+        let stated = requirements(&[("cpu", "1.0"), ("memory", "1Gi")], &[("memory", "2Gi"), ("example.com/x", "1")]);
+        assert_eq!(Resources::of(Some(&stated)).within(&stated), stated, "words that say the same stay");
+        let other = requirements(&[("cpu", "500m"), ("memory", "1Gi")], &[("memory", "3Gi")]);
+        let told = Resources::of(Some(&other)).within(&stated);
+        let want = requirements(&[("cpu", "500m"), ("memory", "1Gi")], &[("memory", "3Gi"), ("example.com/x", "1")]);
+        assert_eq!(told, want);
+        assert_eq!(Resources::default().within(&stated).requests, BTreeMap::new());
     }
 
     #[test]

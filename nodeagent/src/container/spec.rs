@@ -96,7 +96,8 @@ pub fn sandbox(pod: &Pod, hostname: &str, attempt: u32) -> SandboxSpec {
 
 /// Requests and limits of the pod as a whole: a limit only where every container has one, because a container without
 /// may use what the node has.
-fn pod_level(spec: &PodSpec) -> Resources {
+#[must_use]
+pub fn pod_level(spec: &PodSpec) -> Resources {
     let requests = pod_resources::pod_requests(spec).unwrap_or_default();
     let all_limits = pod_resources::pod_limits(spec).unwrap_or_default();
     let amount = |resources: &pod_resources::Resources, name: &str| {
@@ -119,7 +120,9 @@ fn pod_level(spec: &PodSpec) -> Resources {
     }
 }
 
-fn limits(resources: &Resources) -> Limits {
+/// As the supervisor sets them.
+#[must_use]
+pub fn limits(resources: &Resources) -> Limits {
     let values = resources.cgroup();
     Limits {
         cpu_shares: Some(values.cpu_shares),

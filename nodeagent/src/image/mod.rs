@@ -7,6 +7,7 @@
 
 mod archive;
 mod error;
+pub mod gc;
 pub mod pull;
 mod record;
 mod reference;

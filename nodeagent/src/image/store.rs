@@ -1,6 +1,6 @@
 //! The store: open, load, look up, remove.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -100,6 +100,8 @@ pub struct ImageStore {
     images: RwLock<BTreeMap<Digest, Arc<ImageRecord>>>,
     /// One change of the store at a time.
     changing: Mutex<()>,
+    /// When a pod last asked for an image, milliseconds since the epoch. Lives in memory only: a new agent counts from the load.
+    used: Mutex<HashMap<Digest, u64>>,
     /// Numbers the temporary files of this process.
     next: AtomicU64,
     /// Held as long as the store is.
@@ -124,7 +126,8 @@ impl ImageStore {
         let lock = lock(data_dir)?;
         let images = RwLock::new(read_records(&data_dir.join("images"))?);
         let root = data_dir.to_owned();
-        let store = Self { root, options, images, changing: Mutex::default(), next: AtomicU64::new(0), _lock: lock };
+        let (changing, used, next) = Default::default();
+        let store = Self { root, options, images, changing, used, next, _lock: lock };
         store.remove_left_overs()?;
         Ok(Arc::new(store))
     }
@@ -352,6 +355,52 @@ impl ImageStore {
         }
     }
 
+    /// The image that a reference stands for, for a pod that is about to use it: it is not removed as unused from now on.
+    #[must_use]
+    pub fn take(&self, reference: &str) -> Option<ImageRecord> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        // Within the lock: who removes looks at both under it.
+        let found = self.find(reference)?;
+        used.insert(found.id.clone(), crate::clock::wall_ms());
+        Some(ImageRecord::clone(&found))
+    }
+
+    /// When a pod last used an image, as far as this store was told, or it came.
+    #[must_use]
+    pub fn last_used_ms(&self, image: &ImageRecord) -> u64 {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.get(&image.id).copied().unwrap_or(0).max(image.loaded_wall_ms)
+    }
+
+    /// Notes that pods use these images now.
+    pub fn note_used(&self, in_use: &HashSet<Digest>) {
+        let now_ms = crate::clock::wall_ms();
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        for id in in_use {
+            used.insert(id.clone(), now_ms);
+        }
+    }
+
+    /// Removes an image unless a pod has taken it, or it came anew, since `seen_ms`. Tells whether it is gone. Blocks.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub fn remove_unused(&self, id: &Digest, seen_ms: u64) -> Result<Option<ImageRecord>, ImageError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = {
+            let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(record) = self.find(id.as_str()) else { return Ok(None) };
+            if used.get(id).copied().unwrap_or(0).max(record.loaded_wall_ms) > seen_ms {
+                return Ok(None);
+            }
+            self.unlist(&record)?;
+            used.remove(id);
+            record
+        };
+        self.remove_layers_of(&record)?;
+        Ok(Some(ImageRecord::clone(&record)))
+    }
+
     /// Removes images that have lost all names and are not in `in_use`; returns them. Blocks.
     ///
     /// # Errors
@@ -430,9 +479,18 @@ impl ImageStore {
 
     /// Removes an image and the layers that are its own.
     fn forget(&self, record: &ImageRecord) -> Result<(), ImageError> {
+        self.unlist(record)?;
+        self.remove_layers_of(record)
+    }
+
+    fn unlist(&self, record: &ImageRecord) -> Result<(), ImageError> {
         let file = self.record_file(&record.id);
         std::fs::remove_file(&file).map_err(io_error("remove", &file))?;
         self.images.write().unwrap_or_else(PoisonError::into_inner).remove(&record.id);
+        Ok(())
+    }
+
+    fn remove_layers_of(&self, record: &ImageRecord) -> Result<(), ImageError> {
         let kept: HashSet<Digest> = self.all().iter().flat_map(|image| image.layers.clone()).collect();
         for layer in record.layers.iter().filter(|layer| !kept.contains(layer)) {
             self.remove_layer(&self.layer_dir(layer))?;

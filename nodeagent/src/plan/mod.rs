@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod model;
 #[cfg(test)]
 mod random_tests;
+pub mod resize;
 #[cfg(test)]
 mod table_tests;
 mod teardown;
@@ -34,6 +35,8 @@ pub struct Plan {
     pub finished: bool,
 }
 
+/// Reason of a pod that its node could not keep.
+pub const EVICTED: &str = "Evicted";
 /// Kubernetes gives every container at least this long between TERM and KILL.
 pub const MINIMUM_GRACE_MS: u64 = 2_000;
 
@@ -48,7 +51,7 @@ pub fn plan(want: &PodWant, seen: &Seen, now_ms: u64) -> Plan {
     if let Some(deletion) = want.deletion {
         planner.end_pod(deletion.since_ms + deletion.grace_ms, true);
     } else if let Some(terminal) = &terminal {
-        planner.end_pod(terminal.since_ms + want.grace_ms, false);
+        planner.end_pod(terminal.since_ms + terminal.grace_ms.unwrap_or(want.grace_ms), false);
     } else {
         planner.keep_running();
     }
@@ -75,6 +78,7 @@ static UNSEEN: ContainerSeen = ContainerSeen {
     health: model::Health { post_started: false, startup_passed: false, ready: false },
     pre_stopped: false,
     condemned: None,
+    applied: None,
 };
 
 impl Seen {
@@ -119,8 +123,13 @@ impl Planner<'_> {
     fn reached_terminal(&mut self) -> Option<Terminal> {
         let since_ms = self.now_ms;
         let terminal = |succeeded, reason: &str, message: &str| {
-            Some(Terminal { succeeded, reason: reason.to_owned(), message: message.to_owned(), since_ms })
+            let (reason, message) = (reason.to_owned(), message.to_owned());
+            Some(Terminal { succeeded, reason, message, since_ms, grace_ms: None })
         };
+        if let Some(evicted) = &self.want.evicted {
+            let evicted_for = terminal(false, EVICTED, &evicted.message);
+            return evicted_for.map(|terminal| Terminal { grace_ms: Some(evicted.grace_ms), ..terminal });
+        }
         if let Some(deadline_ms) = self.want.deadline_ms {
             if deadline_ms <= self.now_ms {
                 let message = "Pod was active on the node longer than the specified deadline";
@@ -130,14 +139,13 @@ impl Planner<'_> {
         }
         let ended = |container: &ContainerWant| self.seen.container(&container.name).run.as_ref()?.ended();
         let of_kind = |kind| self.want.containers.iter().filter(move |container| container.kind == kind);
-        let failed_init = of_kind(Kind::Init)
-            .any(|init| ended(init).is_some_and(|run| run.exit_code != 0 && !init.restart.restarts(run.exit_code)));
+        let failed_init =
+            of_kind(Kind::Init).any(|init| ended(init).is_some_and(|run| run.exit_code != 0 && !init.restarts(run)));
         if failed_init {
             return terminal(false, "", "");
         }
         let mut apps = of_kind(Kind::App).peekable();
-        let all_done =
-            apps.peek().is_some() && apps.all(|app| ended(app).is_some_and(|run| !app.restart.restarts(run.exit_code)));
+        let all_done = apps.peek().is_some() && apps.all(|app| ended(app).is_some_and(|run| !app.restarts(run)));
         if all_done {
             let succeeded = of_kind(Kind::App).all(|app| ended(app).is_some_and(|run| run.exit_code == 0));
             return terminal(succeeded, "", "");
@@ -179,6 +187,7 @@ impl Planner<'_> {
                 self.prepare();
                 if self.sandbox_ready() {
                     self.tend();
+                    self.resize();
                     self.run_containers();
                 }
             }
@@ -210,11 +219,9 @@ impl Planner<'_> {
         let Some(run) = &self.seen.container(&container.name).run else { return true };
         match (container.kind, run.ended()) {
             (_, None) => false,
-            (Kind::Init, Some(ended)) => {
-                !self.is_current(run) || (ended.exit_code != 0 && container.restart.restarts(ended.exit_code))
-            }
+            (Kind::Init, Some(ended)) => !self.is_current(run) || (ended.exit_code != 0 && container.restarts(ended)),
             (Kind::Sidecar, Some(_)) => true,
-            (Kind::App, Some(ended)) => container.restart.restarts(ended.exit_code),
+            (Kind::App, Some(ended)) => container.restarts(ended),
         }
     }
 
@@ -321,7 +328,7 @@ impl Planner<'_> {
             Some(run) => match run.ended() {
                 None => {}
                 Some(ended) if ended.exit_code == 0 => return true,
-                Some(ended) if container.restart.restarts(ended.exit_code) => {
+                Some(ended) if container.restarts(ended) => {
                     self.start(container, "it failed and is tried again");
                 }
                 Some(_) => {}
@@ -347,7 +354,7 @@ impl Planner<'_> {
         match run.map(|run| (run.ended(), self.is_current(run))) {
             None => self.start(container, "the init list is done"),
             Some((None, _)) => {}
-            Some((Some(ended), current)) if container.restart.restarts(ended.exit_code) => {
+            Some((Some(ended), current)) if container.restarts(ended) => {
                 let why = if current { "it ended and its restart policy says so" } else { "the sandbox is new" };
                 self.start(container, why);
             }
@@ -358,7 +365,8 @@ impl Planner<'_> {
     /// Starts the container when its back-off is over and its image is there.
     fn start(&mut self, container: &ContainerWant, why: &'static str) {
         let seen = self.seen.container(&container.name);
-        if self.seen.is_live(&container.name) {
+        // What is to begin with more must not begin below the pod's old limits.
+        if self.seen.is_live(&container.name) || resize::pod_differs(self.want, self.seen) {
             return;
         }
         if seen.run.is_some() && seen.retry_ms > self.now_ms {

@@ -7,6 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::container::resources::Resources;
+pub use crate::pods::Evicted;
+
 /// The place of a container in the pod's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -51,8 +54,50 @@ pub struct ContainerWant {
     /// The effective policy: the container's own where it has one, else the pod's. An init container of an `Always`
     /// pod is retried on failure.
     pub restart: RestartPolicy,
+    /// Exit codes after which it is started again whatever the policy says.
+    pub rules: Vec<RestartRule>,
     /// What stands between its process and its readiness.
     pub gates: Gates,
+    /// CPU and memory that it shall have.
+    pub resources: Resources,
+    /// How it gets others.
+    pub resize: ResizePolicy,
+}
+
+impl ContainerWant {
+    /// Whether a container that ended like this is started again.
+    #[must_use]
+    pub fn restarts(&self, ended: &Ended) -> bool {
+        ended.restart
+            || self.rules.iter().any(|rule| rule.matches(ended.exit_code))
+            || self.restart.restarts(ended.exit_code)
+    }
+}
+
+/// A rule of restartPolicyRules (KEP-5307); its action is always a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestartRule {
+    /// Operator In; else NotIn.
+    pub within: bool,
+    /// Exit codes.
+    pub codes: Vec<i32>,
+}
+
+impl RestartRule {
+    /// Whether it speaks of this exit code.
+    #[must_use]
+    pub fn matches(&self, exit_code: i32) -> bool {
+        self.codes.contains(&exit_code) == self.within
+    }
+}
+
+/// For which resources a change needs a restart of the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ResizePolicy {
+    /// CPU.
+    pub cpu_restarts: bool,
+    /// Memory.
+    pub memory_restarts: bool,
 }
 
 /// Probes and hooks of a container, as far as the planner minds them.
@@ -113,8 +158,12 @@ pub struct PodWant {
     pub deletion: Option<Deletion>,
     /// activeDeadlineSeconds as a point in time.
     pub deadline_ms: Option<u64>,
+    /// Set when the node cannot keep the pod.
+    pub evicted: Option<Evicted>,
     /// No sandbox network of its own.
     pub host_network: bool,
+    /// CPU and memory that the pod as a whole shall have.
+    pub resources: Resources,
 }
 
 impl PodWant {
@@ -140,6 +189,9 @@ pub struct Ended {
     pub started_wall_ms: u64,
     /// When it ended.
     pub finished_wall_ms: u64,
+    /// It was ended to be started again with other resources.
+    #[serde(default)]
+    pub restart: bool,
 }
 
 /// The state of one run of a container.
@@ -221,6 +273,8 @@ pub struct ContainerSeen {
     pub pre_stopped: bool,
     /// The newest run is to end, and to start again by its policy.
     pub condemned: Option<Condemned>,
+    /// CPU and memory of the newest run, or of the start that is under way; unknown for one that an older agent started.
+    pub applied: Option<Resources>,
 }
 
 impl ContainerSeen {
@@ -273,6 +327,9 @@ pub struct Terminal {
     pub message: String,
     /// When it was decided: sidecars get their grace from here.
     pub since_ms: u64,
+    /// Instead of the pod's own grace.
+    #[serde(default)]
+    pub grace_ms: Option<u64>,
 }
 
 /// What was seen of the pod on this node.
@@ -304,6 +361,10 @@ pub struct Seen {
     pub blocked: BTreeMap<Step, u64>,
     /// Set when the pod reached a terminal phase.
     pub terminal: Option<Terminal>,
+    /// CPU and memory of the pod's cgroup; unknown for one that an older agent made.
+    pub pod_applied: Option<Resources>,
+    /// Why the newest change of resources could not be carried out; empty when it could.
+    pub resize_error: String,
 }
 
 /// Something that the executor can do. Every step is idempotent.
@@ -365,6 +426,11 @@ pub enum Step {
         /// Time between the two, milliseconds.
         grace_ms: u64,
     },
+    /// Give these runs, and the pod as a whole, the CPU and memory that they shall have.
+    Resize {
+        /// Container and run.
+        runs: Vec<(String, u32)>,
+    },
     /// End pause and the supervisor.
     StopSandbox,
     /// Give the address back.
@@ -392,6 +458,7 @@ impl Step {
             | Self::PostStart { .. }
             | Self::PreStop { .. }
             | Self::KillContainer { .. }
+            | Self::Resize { .. }
             | Self::StopSandbox
             | Self::DetachNetwork
             | Self::RemovePodData

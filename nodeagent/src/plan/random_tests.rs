@@ -66,7 +66,10 @@ fn random_pod(random: &mut Random) -> PodWant {
             name: format!("i{index}"),
             kind: if sidecar { Kind::Sidecar } else { Kind::Init },
             restart: if sidecar { RestartPolicy::Always } else { init_restart },
+            rules: Vec::new(),
             gates: if sidecar { random_gates(random) } else { Gates::default() },
+            resources: Resources::default(),
+            resize: ResizePolicy::default(),
         });
     }
     for index in 0..=random.below(3) {
@@ -74,7 +77,10 @@ fn random_pod(random: &mut Random) -> PodWant {
             name: format!("a{index}"),
             kind: Kind::App,
             restart,
+            rules: Vec::new(),
             gates: random_gates(random),
+            resources: Resources::default(),
+            resize: ResizePolicy::default(),
         });
     }
     PodWant {
@@ -84,7 +90,9 @@ fn random_pod(random: &mut Random) -> PodWant {
         grace_ms: 30_000,
         deletion: None,
         deadline_ms: random.one_in(10).then_some(200_000),
+        evicted: None,
         host_network: random.one_in(8),
+        resources: Resources::default(),
     }
 }
 
@@ -235,6 +243,13 @@ impl World {
                 if let Some(process) = self.processes.iter_mut().find(|process| process.name == *name) {
                     process.kill_at_ms = Some(process.kill_at_ms.map_or(at_ms, |old| old.min(at_ms)));
                     self.seen.containers.entry(name.clone()).or_default().kill_at_ms = process.kill_at_ms;
+                }
+            }
+            Step::Resize { runs } => {
+                self.seen.pod_applied = Some(self.want.resources);
+                for (name, _) in runs {
+                    let wanted = self.want.container(name).map(|container| container.resources);
+                    self.seen.containers.entry(name.clone()).or_default().applied = wanted;
                 }
             }
             Step::StopSandbox => {

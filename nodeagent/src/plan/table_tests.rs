@@ -23,7 +23,9 @@ fn parse_pod(words: &[&str]) -> PodWant {
         grace_ms: 30_000,
         deletion: None,
         deadline_ms: None,
+        evicted: None,
         host_network: false,
+        resources: Resources::default(),
     };
     for word in &words[1..] {
         if let Some((kind, name)) = word.split_once(':') {
@@ -35,7 +37,18 @@ fn parse_pod(words: &[&str]) -> PodWant {
                 ("app", restart) => (Kind::App, restart),
                 other => panic!("unknown kind {other:?}"),
             };
-            want.containers.push(ContainerWant { name: name.into(), kind, restart, gates: gates(options) });
+            want.containers.push(ContainerWant {
+                name: name.into(),
+                kind,
+                restart,
+                rules: rules(options),
+                gates: gates(options),
+                resources: resources(options),
+                resize: ResizePolicy {
+                    cpu_restarts: options.contains("cpu-restarts"),
+                    memory_restarts: options.contains("memory-restarts"),
+                },
+            });
             continue;
         }
         match word.split_once('=').unwrap_or((word, "")) {
@@ -44,7 +57,11 @@ fn parse_pod(words: &[&str]) -> PodWant {
                 want.deletion = Some(Deletion { since_ms: millis(since), grace_ms: millis(grace) });
             }
             ("deadline", at) => want.deadline_ms = Some(millis(at)),
+            ("evicted", grace) => {
+                want.evicted = Some(Evicted { message: "the node is full".into(), grace_ms: millis(grace) });
+            }
             ("hostnet", _) => want.host_network = true,
+            ("all", options) => want.resources = resources(options),
             other => panic!("unknown word {other:?}"),
         }
     }
@@ -55,6 +72,28 @@ fn parse_pod(words: &[&str]) -> PodWant {
 fn gates(options: &str) -> Gates {
     let has = |option| options.split(',').any(|word| word == option);
     Gates { post_start: has("post"), pre_stop: has("pre"), startup: has("startup"), readiness: has("ready") }
+}
+
+/// `app:x+in42,in43` and `app:x+notin0`: restartPolicyRules.
+fn rules(options: &str) -> Vec<RestartRule> {
+    let rule = |word: &str| {
+        let (within, code) = word
+            .strip_prefix("notin")
+            .map(|code| (false, code))
+            .or(word.strip_prefix("in").map(|code| (true, code)))?;
+        Some(RestartRule { within, codes: vec![code.parse().ok()?] })
+    };
+    options.split(',').filter_map(rule).collect()
+}
+
+/// `app:x+cpu500,memory64`: request in thousandths, limit in MiB.
+fn resources(options: &str) -> Resources {
+    let number = |name: &str| options.split(',').find_map(|word| word.strip_prefix(name)?.parse::<u64>().ok());
+    Resources {
+        cpu_request_milli: number("cpu"),
+        memory_limit_bytes: number("memory").map(|mebibytes| mebibytes << 20),
+        ..Resources::default()
+    }
 }
 
 fn millis(text: &str) -> u64 {
@@ -102,7 +141,14 @@ fn parse_seen(seen: &mut Seen, want: &PodWant, words: &[&str]) {
             }
             ("etc", attempt) => seen.etc_attempt = attempt.parse().expect("etc attempt"),
             ("volumes", on) => seen.volumes = on == "yes",
+            ("all", options) => seen.pod_applied = Some(resources(options)),
+            ("resize-error", text) => seen.resize_error = text.to_owned(),
             ("succeeded", at) => seen.terminal = Some(terminal(true, at)),
+            ("evicted", times) => {
+                let (at, grace) = times.split_once('/').expect("evicted=SINCE/GRACE");
+                let reason = super::EVICTED.to_owned();
+                seen.terminal = Some(Terminal { reason, grace_ms: Some(millis(grace)), ..terminal(false, at) });
+            }
             ("failed", at) => seen.terminal = Some(terminal(false, at)),
             ("starting", run) => {
                 let (name, attempt) = run.split_once('/').expect("NAME/ATTEMPT");
@@ -123,7 +169,8 @@ fn parse_seen(seen: &mut Seen, want: &PodWant, words: &[&str]) {
 }
 
 fn terminal(succeeded: bool, at: &str) -> Terminal {
-    Terminal { succeeded, reason: String::new(), message: String::new(), since_ms: millis(at) }
+    let (reason, message) = Default::default();
+    Terminal { succeeded, reason, message, since_ms: millis(at), grace_ms: None }
 }
 
 /// `run NAME running|exit:CODE|starterror [attempt=N] [sandbox=N] [retry=S] [kill=S] [previous=CODE]`
@@ -149,6 +196,12 @@ fn parse_run(seen: &mut Seen, words: &[&str]) {
             ("attempt", attempt) => run.attempt = attempt.parse().expect("attempt"),
             ("sandbox", sandbox) => run.sandbox = sandbox.parse().expect("sandbox"),
             ("retry", at) => (container.retry_ms, container.backoff_ms) = (millis(at), 10_000),
+            ("applied", options) => container.applied = Some(resources(options)),
+            ("restart", _) => {
+                if let RunState::Ended(ended) = &mut run.state {
+                    ended.restart = true;
+                }
+            }
             ("posted", _) => container.health.post_started = true,
             ("passed", _) => container.health.startup_passed = true,
             ("isready", _) => container.health.ready = true,
@@ -226,6 +279,10 @@ fn step_text(step: &Step) -> String {
         Step::CreateSandbox { attempt } => format!("CreateSandbox {attempt}"),
         Step::AttachNetwork { attempt } => format!("AttachNetwork {attempt}"),
         Step::WriteEtcFiles { attempt } => format!("WriteEtcFiles {attempt}"),
+        Step::Resize { runs } => {
+            let runs: Vec<String> = runs.iter().map(|(name, attempt)| format!("{name}/{attempt}")).collect();
+            format!("Resize {}", runs.join(" "))
+        }
         other => format!("{other:?}"),
     }
 }

@@ -1,7 +1,8 @@
 //! The pod's status as Kubernetes' users know it: phase, conditions, container states.
 
 use super::model::{
-    ContainerSeen, ContainerWant, Ended, Image, Kind, PodWant, Run, RunState, SandboxState, Seen, Shim, Step, Terminal,
+    ContainerSeen, ContainerWant, Ended, Image, Kind, PodWant, Resources, Run, RunState, SandboxState, Seen, Shim,
+    Step, Terminal,
 };
 
 /// Pod phase.
@@ -67,6 +68,8 @@ pub struct ContainerView {
     pub started: bool,
     /// How often it was started again.
     pub restarts: u32,
+    /// CPU and memory of the process that lives, where they are known.
+    pub applied: Option<Resources>,
 }
 
 /// A pod condition without its times.
@@ -123,7 +126,11 @@ pub fn pod_view(want: &PodWant, seen: &Seen, terminal: Option<&Terminal>, now_ms
         Some(terminal) if !live => (terminal.reason.clone(), terminal.message.clone()),
         _ => Default::default(),
     };
-    let conditions = conditions(want, seen, phase, &containers);
+    let mut conditions = conditions(want, seen, phase, &containers);
+    if let Some(evicted) = terminal.filter(|terminal| terminal.reason == super::EVICTED) {
+        let message = evicted.message.clone();
+        conditions.push(ConditionView { message, ..truth("DisruptionTarget", "TerminationByKubelet") });
+    }
     PodView { phase, reason, message, conditions, containers }
 }
 
@@ -142,6 +149,7 @@ fn container_view(
         ready: false,
         started: false,
         restarts: observed.run.as_ref().map_or(0, |run| run.attempt),
+        applied: observed.applied.filter(|_| observed.run.as_ref().is_some_and(Run::is_running)),
     };
     match &observed.run {
         Some(Run { state: RunState::Running, started_wall_ms, .. }) => {
@@ -182,9 +190,9 @@ fn outdated(run: &Run, seen: &Seen) -> bool {
 #[must_use]
 pub fn will_restart(container: &ContainerWant, ended: &Ended) -> bool {
     match container.kind {
-        Kind::Init => ended.exit_code != 0 && container.restart.restarts(ended.exit_code),
+        Kind::Init => ended.exit_code != 0 && container.restarts(ended),
         Kind::Sidecar => true,
-        Kind::App => container.restart.restarts(ended.exit_code),
+        Kind::App => container.restarts(ended),
     }
 }
 
@@ -263,7 +271,7 @@ fn phase(want: &PodWant, containers: &[ContainerView], is_terminal: bool) -> Pha
                 };
                 match end {
                     None => tally.pending_init += 1,
-                    Some(ended) if ended.exit_code != 0 && !container.restart.restarts(ended.exit_code) => {
+                    Some(ended) if ended.exit_code != 0 && !container.restarts(ended) => {
                         return Phase::Failed;
                     }
                     Some(_) => {}
@@ -305,7 +313,7 @@ fn tally_app(tally: &mut Tally, container: &ContainerWant, view: &ContainerView)
     };
     tally.stopped += 1;
     tally.succeeded += usize::from(end.exit_code == 0);
-    tally.restarting += usize::from(container.restart.restarts(end.exit_code));
+    tally.restarting += usize::from(container.restarts(end));
 }
 
 fn decide(tally: &Tally, apps_have_started: bool, is_terminal: bool) -> Phase {
@@ -363,7 +371,7 @@ fn conditions(want: &PodWant, seen: &Seen, phase: Phase, containers: &[Container
         None if unready.is_empty() && sandbox => truth(kind, ""),
         None => falsehood(kind, "ContainersNotReady", listed("unready", &unready)),
     };
-    vec![
+    let mut all = vec![
         if sandbox {
             truth("PodReadyToStartContainers", "")
         } else {
@@ -372,7 +380,13 @@ fn conditions(want: &PodWant, seen: &Seen, phase: Phase, containers: &[Container
         initialized,
         unready_because("Ready"),
         unready_because("ContainersReady"),
-    ]
+    ];
+    if done.is_none() && want.deletion.is_none() && super::resize::is_in_progress(want, seen) {
+        let reason = if seen.resize_error.is_empty() { "" } else { "Error" };
+        let message = seen.resize_error.clone();
+        all.push(ConditionView { kind: minipod_proto::resize::IN_PROGRESS, status: true, reason, message });
+    }
+    all
 }
 
 fn truth(kind: &'static str, reason: &'static str) -> ConditionView {

@@ -212,6 +212,8 @@ const SUB_PATH_SINCE: u32 = 2;
 const TERMINALS_SINCE: u32 = 3;
 /// The first with terminals of containers, `stdinOnce`, `ContainerSpec::pid_of` and `Ask::Attach`.
 const ATTACH_SINCE: u32 = 4;
+/// The first with `Ask::Resize`.
+const RESIZE_SINCE: u32 = 5;
 
 /// What there is of a pod's supervisor.
 #[derive(Debug)]
@@ -361,6 +363,15 @@ impl Shim {
         self.ask_done("kill the container", Ask::Kill(kill), ANSWER_PATIENCE).await
     }
 
+    /// Gives the pod and runs of its containers other limits.
+    ///
+    /// # Errors
+    /// [`ShimError::Refused`] where memory is in use above its new limit; then nothing has changed.
+    pub async fn resize(&self, resize: protocol::Resize) -> Result<(), ShimError> {
+        self.must_know(RESIZE_SINCE, "resizes")?;
+        self.ask_done("resize the pod", Ask::Resize(resize), ANSWER_PATIENCE).await
+    }
+
     /// Kills all, removes the pod's cgroups and ends the supervisor. One that is gone already is no error if it ended in
     /// order.
     ///
@@ -498,6 +509,7 @@ fn ended_of(ended: &protocol::Ended) -> Ended {
         message: String::new(),
         started_wall_ms: ended.started_wall_ms,
         finished_wall_ms: ended.finished_wall_ms,
+        restart: false,
     }
 }
 

@@ -11,8 +11,8 @@ use minipod_proto::v1::nodes_server::{Nodes, NodesServer};
 use minipod_proto::v1::server_message::Message as ToAgent;
 use minipod_proto::v1::tunnel_frame::Frame;
 use minipod_proto::v1::{
-    AgentMessage, EventReport, Heartbeat, OpenStream, Pod, PodGone, PodList, PodStatus, PodStatusAck, PodStatusReport,
-    RegisterRequest, RegisterResponse, ServerMessage, Time, TunnelFrame, open_stream,
+    AgentMessage, EventReport, Heartbeat, NodeStatus, OpenStream, Pod, PodGone, PodList, PodStatus, PodStatusAck,
+    PodStatusReport, RegisterRequest, RegisterResponse, ServerMessage, Time, TunnelFrame, open_stream,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -31,6 +31,7 @@ struct State {
     finished: Vec<String>,
     reports: Vec<PodStatusReport>,
     events: Vec<EventReport>,
+    node_status: Option<NodeStatus>,
     session: Option<mpsc::Sender<Result<ServerMessage, Status>>>,
     tunnels: HashMap<String, oneshot::Sender<Tunnel>>,
     sessions: usize,
@@ -130,6 +131,11 @@ impl FakeApi {
         self.tell(ToAgent::PodGone(PodGone { namespace: meta.namespace, name: meta.name, uid: meta.uid })).await;
     }
 
+    /// What the node last said of itself, since its registration.
+    pub fn node_status(&self) -> Option<NodeStatus> {
+        self.state.lock().expect("lock").node_status.clone()
+    }
+
     pub fn status(&self, uid: &str) -> Option<PodStatus> {
         self.state.lock().expect("lock").statuses.get(uid).cloned()
     }
@@ -218,7 +224,11 @@ impl FakeApi {
                 state.events.push(event);
                 None
             }
-            FromAgent::Hello(_) | FromAgent::NodeStatus(_) => None,
+            FromAgent::NodeStatus(status) => {
+                state.node_status = Some(status);
+                None
+            }
+            FromAgent::Hello(_) => None,
         };
         drop(state);
         self.changed.notify_waiters();

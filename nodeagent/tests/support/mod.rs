@@ -106,7 +106,12 @@ impl Node {
             store.load(archive, &LoadOptions::default()).expect("load an image");
         }
         let (api, _server) = FakeApi::start(POD_CIDR).await;
-        let flags = vec!["--max-restart-backoff-ms=300".to_owned()];
+        // The disk of the machine that tests run on is nobody's business but that of the tests that say so.
+        let flags = vec![
+            "--max-restart-backoff-ms=300".to_owned(),
+            "--eviction-hard=".to_owned(),
+            "--image-gc-high-threshold=100".to_owned(),
+        ];
         Self {
             api,
             cgroup_root: format!("minipod-test-{}-{number}", std::process::id()),

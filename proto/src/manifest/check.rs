@@ -83,7 +83,7 @@ impl Checker {
                 continue;
             }
             self.within(field.name, |checker| {
-                if let Some(why) = unsupported::refused(message.name, field.name, value, node) {
+                if let Some(why) = unsupported::refused(message.name, field.name, value) {
                     checker.problem(value.line, format!("known to Kubernetes, not supported by minipod: {why}"));
                 }
                 let converted = checker.field(field, value);

@@ -90,6 +90,7 @@ fn container(walk: &mut Walk, container: &Container, spec: &PodSpec, place: Plac
         );
     });
     resources::container(walk, container);
+    resize_policies(walk, container, spec);
     mounts(walk, container, spec);
     walk.word("imagePullPolicy", &container.image_pull_policy, &["Always", "IfNotPresent", "Never"]);
     if !container.termination_message_path.is_empty() {
@@ -257,6 +258,23 @@ fn volume_mount(walk: &mut Walk, mount: &VolumeMount) {
     }
 }
 
+/// A container that is never started again cannot be started again for its resources.
+fn resize_policies(walk: &mut Walk, container: &Container, spec: &PodSpec) {
+    let own = if container.restart_policy.is_empty() { &spec.restart_policy } else { &container.restart_policy };
+    if own != "Never" {
+        return;
+    }
+    walk.each("resizePolicy", &container.resize_policy, |walk, policy| {
+        if policy.restart_policy == "RestartContainer" {
+            walk.bad(
+                "restartPolicy",
+                &policy.restart_policy,
+                "want NotRequired where the container's restartPolicy is Never",
+            );
+        }
+    });
+}
+
 fn restarts(walk: &mut Walk, container: &Container) {
     walk.word("restartPolicy", &container.restart_policy, &["Always", "OnFailure", "Never"]);
     let rules = &container.restart_policy_rules;
@@ -267,7 +285,11 @@ fn restarts(walk: &mut Walk, container: &Container) {
         walk.wrong("restartPolicyRules", format!("has {} rules, want at most {MAX_RESTART_RULES}", rules.len()));
     }
     walk.each("restartPolicyRules", rules, |walk, rule| {
-        walk.must_be("action", &rule.action, &["Restart", "RestartAllContainers"]);
+        if rule.action == "RestartAllContainers" {
+            walk.bad("action", &rule.action, "want Restart: nothing restarts all containers of a pod at once yet");
+        } else {
+            walk.must_be("action", &rule.action, &["Restart"]);
+        }
         let Some(codes) = &rule.exit_codes else { return walk.missing("exitCodes", "a rule wants its exit codes") };
         walk.within("exitCodes", |walk| {
             walk.must_be("operator", &codes.operator, &["In", "NotIn"]);

@@ -5,6 +5,7 @@
 mod container;
 mod meta;
 mod pod;
+mod resize;
 mod resources;
 mod scheduling;
 mod security;
@@ -13,8 +14,11 @@ mod update;
 mod volume;
 mod walk;
 
-pub use self::update::{carry_over, update};
 use self::walk::Walk;
+pub use self::{
+    resize::resize,
+    update::{carry_over, update},
+};
 pub use crate::problem::{Problem, Problems};
 use crate::{
     unsupported,

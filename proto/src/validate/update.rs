@@ -175,7 +175,7 @@ fn differences(walk: &mut Walk, old: &PodSpec, new: &PodSpec) {
     }
     for place in places {
         let changes = "does not change in a pod that exists; what may: images, activeDeadlineSeconds, tolerations (added), \
-             schedulingGates (removed)";
+             schedulingGates (removed), and cpu and memory of containers by `minictl resize`";
         walk.wrong(&place, changes);
     }
 }

@@ -330,7 +330,7 @@ impl Needs {
     /// When a quantity or a selector is wrong.
     pub fn new(pod: &Pod) -> Result<Needs, NeedsError> {
         let spec = pod.spec();
-        let requested = resources::pod_requests(spec)
+        let requested = minipod_proto::resize::scheduled_requests(pod)
             .map_err(|source| NeedsError::Resources { object: format!("pod {}", pod.key()), source })?;
         let or = |amount: i64, assumed: i64| if amount == 0 { assumed } else { amount.min(AMOUNT_LIMIT) };
         let mut needs = Needs {

@@ -1,4 +1,4 @@
-//! Benchmarks of a whole cluster on this machine: `minipod-bench podstart|footprint|schedule-e2e`. Figures go to standard output, one
+//! Benchmarks of a whole cluster on this machine: `minipod-bench podstart|footprint|density|schedule-e2e`. Figures go to standard output, one
 //! `key value` a line; `cargo xtask bench NAME` builds for release, runs this, prints a table and writes the JSON.
 
 use std::path::PathBuf;
@@ -33,6 +33,12 @@ enum Bench {
     Podstart,
     /// What daemons and resting pods cost, beside podman.
     Footprint,
+    /// A thousand pods on one node: how fast they come and go, and what they cost at rest.
+    Density {
+        /// How many pods; the node's bridge has 1,023 ports.
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        pods: u32,
+    },
     /// From a create to the node's watch, with hollow nodes.
     ScheduleE2e(Flags),
 }
@@ -58,6 +64,12 @@ async fn main() -> ExitCode {
     match Bench::parse() {
         Bench::Podstart => podstart().await,
         Bench::Footprint => footprint().await,
+        Bench::Density { pods } => {
+            if let Err(error) = density(pods as usize).await {
+                eprintln!("minipod-bench density: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
         Bench::ScheduleE2e(flags) => {
             if let Err(error) = schedule_e2e(&flags).await {
                 eprintln!("minipod-bench schedule-e2e: {error}");
@@ -228,6 +240,144 @@ async fn footprint() {
     podman.remove_pod("footprint");
     podman.clean_up();
     cluster.local.stop().expect("taken down");
+}
+
+// ---------------------------------------------------------------------------------------------------------- density
+
+/// Pause and one container.
+fn dense_pod(name: &str) -> Pod {
+    pod(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {{name: app, image: minipod.local/busybox, imagePullPolicy: IfNotPresent, command: [sleep, infinity]}}
+"
+    ))
+}
+
+async fn density(pods: usize) -> Result<(), String> {
+    let node =
+        NodeOptions { name: "node".into(), allocatable: "cpu=64,memory=64Gi,pods=1100".into(), ..Default::default() };
+    let mut options = Options::new(bin_dir(), vec![node]);
+    options.apiserver_flags.push("--node-cidr-mask-size=21".to_owned());
+    let mut cluster = Cluster::start_with(options).await;
+    let client = cluster.client().clone();
+    // The node is warm: its image is mounted, its cgroups and bridge are there.
+    start_one(&cluster, "warm-up").await;
+    delete(&cluster, "warm-up").await;
+
+    let began = Instant::now();
+    let list = client.list::<Pod>(&Query::namespace("default")).await.map_err(|error| error.to_string())?;
+    let mut watch =
+        client.watch::<Pod>(&Query::namespace("default"), list.revision).await.map_err(|e| e.to_string())?;
+    let creator = client.clone();
+    let create = async {
+        // Sixteen at a time: enough that the API server is not what is waited for.
+        let one = |index: usize| {
+            let client = creator.clone();
+            async move { client.create(dense_pod(&format!("dense-{index}"))).await }
+        };
+        let made = sixteen((0..pods).map(one)).await;
+        made.into_iter().collect::<Result<Vec<Pod>, _>>().map_err(|error| error.to_string())
+    };
+    let see = async {
+        let mut running = std::collections::HashSet::new();
+        while running.len() < pods {
+            let change = watch.next().await.map_err(|error| error.to_string())?.ok_or("the watch has ended")?;
+            let (ChangeKind::Added(pod) | ChangeKind::Modified(pod)) = change.kind else { continue };
+            if pod.status().phase == "Failed" {
+                return Err(format!("{} failed: {}", pod.name(), pod.status().message));
+            }
+            if pod.status().phase == "Running" && pod.condition_true("Ready") {
+                running.insert(pod.uid().to_owned());
+            }
+        }
+        Ok::<f64, String>(began.elapsed().as_secs_f64())
+    };
+    let (created, seen) = tokio::join!(create, see);
+    let (created, start_s) = (created?, seen?);
+    figure("pods", pods as f64);
+    figure("start_s", start_s);
+    figure("pods_per_s", pods as f64 / start_s);
+
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let uids: Vec<String> = created.iter().map(|pod| pod.uid().to_owned()).collect();
+    figure("per_pod_pss_kb", supervisors_kb() / pods as f64);
+    let agent = cluster.local.daemon("node").ok_or("the agent runs")?.pid();
+    figure("agent_rss_mb", kernel::rss_kb(agent).ok_or("the agent lives")? as f64 / 1024.0);
+    let ticks = || kernel::cpu_ticks(agent).unwrap_or(0);
+    let before = ticks();
+    tokio::time::sleep(2 * REST).await;
+    figure("agent_idle_cpu_pct", (ticks() - before) as f64 / TICKS_PER_S / (2 * REST).as_secs_f64() * 100.0);
+
+    let began = Instant::now();
+    let soon = DeleteOptions { grace_seconds: None, ..DeleteOptions::default() };
+    let one = |pod: &Pod| {
+        let (client, name, soon) = (client.clone(), pod.name().to_owned(), soon.clone());
+        async move { client.delete::<Pod>("default", &name, &soon).await }
+    };
+    let deleted = sixteen(created.iter().map(one)).await;
+    deleted.into_iter().collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
+    loop {
+        let left =
+            client.list::<Pod>(&Query::namespace("default")).await.map_err(|error| error.to_string())?.items.len();
+        if left == 0 {
+            break;
+        }
+        if began.elapsed() > Duration::from_secs(600) {
+            return Err(format!("{left} pods are still there after ten minutes"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    figure("delete_s", began.elapsed().as_secs_f64());
+    nothing_is_left(&uids).await?;
+    cluster.local.stop().map_err(|error| error.to_string())
+}
+
+/// Does all of these, sixteen at a time.
+async fn sixteen<T: Send + 'static>(jobs: impl Iterator<Item = impl Future<Output = T> + Send + 'static>) -> Vec<T> {
+    let (mut running, mut done) = (tokio::task::JoinSet::new(), Vec::new());
+    for job in jobs {
+        if running.len() >= 16 {
+            done.extend(running.join_next().await.and_then(Result::ok));
+        }
+        running.spawn(job);
+    }
+    while let Some(one) = running.join_next().await {
+        done.extend(one.ok());
+    }
+    done
+}
+
+/// Supervisors and infra containers of this machine together.
+fn supervisors_kb() -> f64 {
+    let mut processes = kernel::processes_with_argument("minipod-podshim");
+    processes.extend(kernel::processes_in_cgroup("/pause"));
+    processes.sort_by_key(|process| process.pid);
+    processes.dedup_by_key(|process| process.pid);
+    processes.iter().filter_map(|process| kernel::pss_kb(process.pid)).sum::<u64>() as f64
+}
+
+/// Of all these pods no process, cgroup or mount is left; the kernel may take a moment.
+async fn nothing_is_left(uids: &[String]) -> Result<(), String> {
+    let began = Instant::now();
+    loop {
+        let processes = kernel::processes_with_argument("minipod-podshim").into_iter().map(|process| process.command);
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let groups = kernel::cgroup_directories();
+        let all: Vec<String> = processes.chain(mounts.lines().map(str::to_owned)).chain(groups).collect();
+        let left: Vec<&String> = all.iter().filter(|line| uids.iter().any(|uid| line.contains(uid))).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        if began.elapsed() > Duration::from_secs(30) {
+            return Err(format!("{} things are left of pods that are gone, such as {}", left.len(), left[0]));
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// What a pod costs beside its own containers: its supervisor and pause.

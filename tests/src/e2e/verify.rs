@@ -42,7 +42,8 @@ pub fn overcommit(pods: &[Pod], nodes: &[Node]) -> Result<(), String> {
     let mut used: HashMap<&str, Resources> = HashMap::new();
     for pod in pods.iter().filter(|pod| !pod.is_terminal()) {
         let Some(node) = pod.node_name() else { continue };
-        let requests = resources::pod_requests(pod.spec()).map_err(|error| format!("{}: {error}", pod.name()))?;
+        let requests =
+            minipod_proto::resize::bound_requests(pod).map_err(|error| format!("{}: {error}", pod.name()))?;
         let sum = used.entry(node).or_default();
         *sum = sum.checked_add(&requests).map_err(|error| format!("{node}: {error}"))?;
     }

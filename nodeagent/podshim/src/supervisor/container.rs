@@ -136,6 +136,11 @@ impl Container {
         self.progress.as_ref().map_or(Flow { bytes: 0, held_open: false }, |progress| progress.flow())
     }
 
+    /// It has these limits from now on.
+    pub fn note_limits(&mut self, limits: Option<minipod_podshim::protocol::Limits>) {
+        self.spec.limits = limits;
+    }
+
     /// Kills everything in it.
     pub fn kill_group(&self) {
         if let Phase::Starting | Phase::Running = self.phase

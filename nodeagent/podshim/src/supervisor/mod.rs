@@ -8,6 +8,7 @@ mod attach;
 mod container;
 pub mod drain;
 mod exec;
+mod resize;
 mod sandbox;
 
 use std::collections::BTreeMap;
@@ -368,6 +369,7 @@ impl Supervisor {
             Ask::Exec(exec) => self.exec(asker, &exec),
             Ask::ExecInput(input) => self.exec_input(asker, input),
             Ask::Attach(attach) => self.attach(asker, &attach),
+            Ask::Resize(wanted) => self.resize(asker, &wanted),
         }
     }
 
