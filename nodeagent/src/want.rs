@@ -1,5 +1,7 @@
 //! From the API's pod to what the planner wants.
 
+use std::borrow::Cow;
+
 use minipod_proto::v1::{Container, Lifecycle, Pod, PodSpec};
 
 use crate::plan::model::{ContainerWant, Gates, Kind, PodWant, RestartPolicy};
@@ -46,6 +48,13 @@ pub fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
     spec.init_containers.iter().chain(&spec.containers).find(|container| container.name == name)
 }
 
+/// Any container of the pod, debug containers too.
+#[must_use]
+pub fn any_container<'a>(pod: &'a Pod, name: &str) -> Option<Cow<'a, Container>> {
+    let debug = || Some(Cow::Owned(pod.spec.as_ref()?.ephemeral_container(name)?.as_container()));
+    find_container(pod, name).map(Cow::Borrowed).or_else(debug)
+}
+
 /// The planner's view of the wanted pod; deletion and deadline are the worker's to fill in, because they are points in
 /// this node's time.
 #[must_use]
@@ -60,10 +69,16 @@ pub fn pod_want(pod: &Pod) -> PodWant {
         restart: policy(&container.restart_policy).unwrap_or(restart),
         gates: gates(container),
     });
+    let debug = spec.ephemeral_containers.iter().map(|container| ContainerWant {
+        name: container.name.clone(),
+        kind: Kind::Debug,
+        restart: RestartPolicy::Never,
+        gates: Gates::default(),
+    });
     let (namespace, name) = key_of(pod);
     PodWant {
         display_name: format!("{namespace}/{name}"),
-        containers: init.chain(apps).collect(),
+        containers: init.chain(apps).chain(debug).collect(),
         restart,
         grace_ms: grace_ms(spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_S)),
         deletion: None,

@@ -13,7 +13,7 @@ mod update;
 mod volume;
 mod walk;
 
-pub use self::update::{carry_over, update};
+pub use self::update::{carry_over, update, update_ephemeral};
 use self::walk::Walk;
 pub use crate::problem::{Problem, Problems};
 use crate::{
