@@ -24,6 +24,7 @@ const BENCHES: &[Bench] = &[
         packages: &[],
         needs: setup::PODMAN,
     },
+    Bench { name: "access", binary: "minipod-bench", arguments: &["access"], packages: &[], needs: &[] },
     Bench {
         name: "scheduler",
         binary: "minipod-scheduler-bench",

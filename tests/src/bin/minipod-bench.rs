@@ -1,5 +1,5 @@
-//! Benchmarks of a whole cluster on this machine: `minipod-bench podstart|footprint|schedule-e2e`. Figures go to standard output, one
-//! `key value` a line; `cargo xtask bench NAME` builds for release, runs this, prints a table and writes the JSON.
+//! Benchmarks of a whole cluster on this machine: `minipod-bench podstart|footprint|access|schedule-e2e`. Figures go to standard output,
+//! one `key value` a line; `cargo xtask bench NAME` builds for release, runs this, prints a table and writes the JSON.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,6 +12,7 @@ use minipod_proto::Resource;
 use minipod_proto::v1::Pod;
 use minipod_tests::cluster::{Cluster, bin_dir, pod};
 use minipod_tests::e2e::{board, limits, measure, workload};
+use minipod_tests::hands;
 use minipod_tests::kernel::{self, Process};
 use minipod_tests::podman::Podman;
 
@@ -33,6 +34,8 @@ enum Bench {
     Podstart,
     /// What daemons and resting pods cost, beside podman.
     Footprint,
+    /// Programs run in a container, and the throughput of its log.
+    Access,
     /// From a create to the node's watch, with hollow nodes.
     ScheduleE2e(Flags),
 }
@@ -58,6 +61,18 @@ async fn main() -> ExitCode {
     match Bench::parse() {
         Bench::Podstart => podstart().await,
         Bench::Footprint => footprint().await,
+        Bench::Access => {
+            let cluster = one_node().await;
+            let figures = hands::run(&cluster).await;
+            cluster.local.stop().expect("taken down");
+            match figures {
+                Ok(figures) => figures.into_iter().for_each(|(key, value)| figure(key, value)),
+                Err(error) => {
+                    eprintln!("minipod-bench access: {error}");
+                    return ExitCode::FAILURE;
+                }
+            }
+        }
         Bench::ScheduleE2e(flags) => {
             if let Err(error) = schedule_e2e(&flags).await {
                 eprintln!("minipod-bench schedule-e2e: {error}");
