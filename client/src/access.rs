@@ -1,4 +1,4 @@
-//! Logs of containers, processes in them, images on nodes.
+//! Logs of containers, processes and files in them, images on nodes.
 
 use std::future::ready;
 use std::io;
@@ -8,9 +8,7 @@ use futures_util::{Stream, StreamExt, stream};
 use minipod_proto::v1::images_client::ImagesClient;
 use minipod_proto::v1::pod_access_client::PodAccessClient;
 use minipod_proto::v1::{
-    AttachStart, ExecFrame, ExecStart, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadStart,
-    ImageLoadSummary, ImagePruneRequest, LogChunk, LogsRequest, PortFrame, PortStart, TerminalSize, exec_frame,
-    image_load_request, port_frame,
+    AttachStart, ExecFrame, ExecStart, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadStart, ImageLoadSummary, ImagePruneRequest, LogChunk, LogsRequest, PortFrame, PortStart, TerminalSize, exec_frame, image_load_request, port_frame, CopyFrame, CopyStart, copy_frame,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -199,7 +197,76 @@ impl PortWriter {
     }
 }
 
+/// Files on their way out of a container or into it. Dropping it breaks the copy off.
+#[derive(Debug)]
+pub struct Copy {
+    frames: Streaming<CopyFrame>,
+    sender: Option<mpsc::Sender<CopyFrame>>,
+    operation: Operation,
+}
+
+/// The way into a container. Dropping it without `complete` breaks the copy off.
+#[derive(Debug)]
+pub struct CopySender {
+    frames: mpsc::Sender<CopyFrame>,
+}
+
+impl CopySender {
+    /// Sends a part of the tree; waits while the node takes nothing. `false`: the copy has ended, [`Copy::next`] says how.
+    pub async fn send(&self, frame: copy_frame::Frame) -> bool {
+        self.frames.send(CopyFrame { frame: Some(frame) }).await.is_ok()
+    }
+
+    /// The same from a thread of its own.
+    pub fn blocking_send(&self, frame: copy_frame::Frame) -> bool {
+        self.frames.blocking_send(CopyFrame { frame: Some(frame) }).is_ok()
+    }
+}
+
+impl Copy {
+    /// The way in; `None` if it was taken before.
+    pub fn take_sender(&mut self) -> Option<CopySender> {
+        self.sender.take().map(|frames| CopySender { frames })
+    }
+
+    /// What comes next; `None` at the end. Cancel safe.
+    ///
+    /// # Errors
+    /// When the copy failed, or the connection broke.
+    pub async fn next(&mut self) -> Result<Option<copy_frame::Frame>, ClientError> {
+        loop {
+            match self.frames.message().await {
+                Ok(Some(CopyFrame { frame: Some(frame) })) => return Ok(Some(frame)),
+                // Of a kind that this build does not know.
+                Ok(Some(CopyFrame { frame: None })) => {}
+                Ok(None) => return Ok(None),
+                Err(status) => return Err(ClientError::from_status(self.operation.clone(), &status)),
+            }
+        }
+    }
+}
+
 impl Client {
+    /// Copies files out of a running container or into it.
+    ///
+    /// # Errors
+    /// `NotFound` for the pod or container, `Invalid` when a container must be named, and what any call can meet.
+    pub async fn copy(&self, start: CopyStart) -> Result<Copy, ClientError> {
+        let what = format!("Pod {}/{}", start.namespace, start.pod);
+        let operation = Operation::new(if start.upload { "copy to" } else { "copy from" }, what);
+        let call = |channel| {
+            let (sender, receiver) = mpsc::channel(STDIN_FRAMES);
+            // The channel is new and empty: there is room for the first frame.
+            let _ = sender.try_send(CopyFrame { frame: Some(copy_frame::Frame::Start(start.clone())) });
+            async move {
+                let answer = PodAccessClient::new(channel).copy(ReceiverStream::new(receiver)).await?;
+                Ok(answer.map(|frames| (frames, sender)))
+            }
+        };
+        let (frames, sender) = self.call(operation.clone(), Retry::NeverSent, call).await?;
+        Ok(Copy { frames, sender: Some(sender), operation })
+    }
+
     /// Connects to a port of a pod's loopback interface. That nothing listens there is told by the first [`PortReader::next`].
     ///
     /// # Errors

@@ -10,8 +10,7 @@ use minipod_proto::v1::objects_client::ObjectsClient;
 use minipod_proto::v1::scheduling_client::SchedulingClient;
 use minipod_proto::v1::{
     BindBatchRequest, BindBatchResponse, CreateRequest, DeleteRequest, ExplainRequest, Explanation, FitRequest,
-    FitResponse, GetRequest, ListRequest, Object, PatchRequest, Pod, ReportUnschedulableRequest, ResizeRequest,
-    SchedulerMessage, SchedulerQuestion, UpdateRequest,
+    FitResponse, GetRequest, ListRequest, Object, PatchRequest, Pod, ReportUnschedulableRequest, ResizeRequest, SchedulerMessage, SchedulerQuestion, UpdateRequest,
 };
 use minipod_proto::{Kind, Resource};
 use tonic::transport::{Channel, Endpoint};
@@ -254,6 +253,19 @@ impl Client {
         let operation = Operation::new("update the status of", named(K::KIND, object.meta()));
         let request = UpdateRequest { object: Some(object.into()), dry_run: false };
         let call = |mut api: ObjectsClient<Channel>, request| async move { api.update_status(request).await };
+        let object = self.objects(operation.clone(), Retry::NeverSent, request, call).await?;
+        typed(object, || operation)
+    }
+
+    /// Replaces a pod's debug containers and nothing else: new ones are added, those that are there must be as they were.
+    ///
+    /// # Errors
+    /// As [`Client::update`].
+    pub async fn update_ephemeral_containers(&self, pod: Pod) -> Result<Pod, ClientError> {
+        let operation = Operation::new("add a debug container to", named(Kind::Pod, pod.meta()));
+        let request = UpdateRequest { object: Some(pod.into()), dry_run: false };
+        let call =
+            |mut api: ObjectsClient<Channel>, request| async move { api.update_ephemeral_containers(request).await };
         let object = self.objects(operation.clone(), Retry::NeverSent, request, call).await?;
         typed(object, || operation)
     }

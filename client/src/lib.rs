@@ -28,7 +28,9 @@ pub mod reflector;
 mod tests;
 mod watch;
 
-pub use access::{Exec, ExecOutput, ExecStdin, ExecTerminal, Logs, PortEvent, PortReader, PortWriter};
+pub use access::{
+    Copy, CopySender, Exec, ExecOutput, ExecStdin, ExecTerminal, Logs, PortEvent, PortReader, PortWriter,
+};
 pub use client::{Client, DEFAULT_SERVER, DeleteOptions, List, Objects, Options, Query, SERVER_VARIABLE};
 pub use error::{ClientError, Operation};
 pub use watch::{Change, ChangeKind, ObjectChange, Watch};

@@ -6,7 +6,12 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use minipod_client::fake::Fake;
-use minipod_proto::v1::{Container, Event, Node, ObjectReference, Pod, Time};
+use minipod_proto::v1::copy_entry::Kind as EntryKind;
+use minipod_proto::v1::copy_frame::Frame;
+use minipod_proto::v1::{
+    Container, ContainerState, ContainerStateRunning, ContainerStatus, CopyEntry, Event, Node, ObjectReference, Pod,
+    Time,
+};
 use minipod_proto::{Kind, Resource};
 
 /// How long minictl may take; it is killed then, and the test says what it had printed.
@@ -28,6 +33,11 @@ fn command(server: &str, arguments: &[&str]) -> Command {
 fn ran(output: Output) -> Ran {
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("minictl prints UTF-8");
     Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+async fn fake_pod(fake: &Fake, name: &str) -> Pod {
+    let client = minipod_client::Client::new(&minipod_client::Options::servers(&fake.url())).expect("a client");
+    client.get("default", name).await.expect("it is there")
 }
 
 /// Runs minictl beside the fake's runtime.
@@ -345,6 +355,99 @@ async fn exec_passes_input_output_and_the_exit_code() {
     assert!(unknown.code == Some(1) && unknown.stderr.contains("no such file"), "{}", unknown.stderr);
     let tty = minictl(&fake, &["exec", "-it", "a", "--", "exit", "3"]).await;
     assert!(tty.code == Some(3) && tty.stderr.contains("no terminal for the command"), "{}", tty.stderr);
+}
+
+#[tokio::test]
+async fn files_are_copied_in_and_out_and_nothing_leaves_its_place() {
+    let entry = |path: &str, kind: EntryKind, link: &str| {
+        let (path, link) = (path.as_bytes().to_vec().into(), link.as_bytes().to_vec().into());
+        Frame::Entry(CopyEntry { path, kind: kind.into(), mode: 0o4755, link, ..CopyEntry::default() })
+    };
+    let data = |text: &str| Frame::Data(text.as_bytes().to_vec().into());
+    let fake = fake().await;
+    fake.put(running("a"));
+    let dir = tempfile::tempdir().expect("tempdir");
+    let at = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
+    std::fs::create_dir(at("tree")).expect("make");
+    std::fs::write(at("tree/file"), vec![b'z'; 300_000]).expect("write");
+    std::os::unix::fs::symlink("/etc/passwd", at("tree/link")).expect("link");
+    ok(&minictl(&fake, &["cp", &at("tree"), "a:/to"]).await);
+    let sent = fake.copied_in().pop().expect("a copy");
+    let Some(Frame::Start(start)) = sent.first() else { panic!("{sent:?}") };
+    assert!(start.upload && start.path == "/to" && start.name == "tree", "{start:?}");
+    let bytes: usize = sent.iter().map(|frame| if let Frame::Data(data) = frame { data.len() } else { 0 }).sum();
+    assert_eq!(bytes, 300_000);
+    assert!(sent.iter().any(|frame| matches!(frame, Frame::Entry(entry) if entry.link == "/etc/passwd")), "as it is");
+    assert!(matches!(sent.last(), Some(Frame::Complete(true))));
+    let missing = minictl(&fake, &["cp", &at("none"), "a:/to"]).await;
+    assert!(missing.code == Some(1) && missing.stderr.contains("No such file"), "{}", missing.stderr);
+    assert_eq!(fake.copied_in().len(), 1, "nothing complete was sent");
+
+    fake.copy_out(vec![
+        entry("", EntryKind::Directory, ""),
+        entry("f", EntryKind::File, ""),
+        data("con"),
+        data("tent"),
+        entry("inside", EntryKind::Symlink, "f"),
+        entry("outside", EntryKind::Symlink, "/etc/passwd"),
+        Frame::Complete(true),
+    ]);
+    let copied = minictl(&fake, &["cp", "a:/some/where", &at("out")]).await;
+    assert!(copied.code == Some(1) && copied.stderr.contains("left out: outside"), "{}", copied.stderr);
+    assert_eq!(std::fs::read(at("out/f")).expect("copied"), b"content");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(at("out/f")).expect("copied").permissions());
+    assert_eq!(mode & 0o7777, 0o755, "no container makes a set-uid program here");
+    assert!(
+        std::fs::symlink_metadata(at("out/inside")).is_ok() && std::fs::symlink_metadata(at("out/outside")).is_err()
+    );
+    for (what, frames) in [
+        (
+            "up",
+            vec![
+                entry("", EntryKind::Directory, ""),
+                entry("../evil", EntryKind::File, ""),
+                data("x"),
+                Frame::Complete(true),
+            ],
+        ),
+        ("broken off", vec![entry("", EntryKind::Directory, ""), entry("half", EntryKind::File, ""), data("x")]),
+        ("nothing", vec![]),
+    ] {
+        fake.copy_out(frames);
+        let refused = minictl(&fake, &["cp", "a:/x", &at("refused")]).await;
+        assert_eq!(refused.code, Some(1), "{what}: {}", refused.stderr);
+        assert!(!dir.path().join("evil").exists(), "{what}");
+    }
+    for wrong in [["cp", "a:/x", "b:/y"], ["cp", "x", "y"], ["cp", "a:x", "y"]] {
+        assert_ne!(minictl(&fake, &wrong).await.code, Some(0), "{wrong:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_debug_container_is_added_and_attached_to() {
+    let fake = fake().await;
+    let mut pod = running("a");
+    // As its node would soon say.
+    let state = ContainerState { running: Some(ContainerStateRunning::default()), ..ContainerState::default() };
+    let status = ContainerStatus { name: "d".into(), state: Some(state), ..ContainerStatus::default() };
+    pod.status_mut().ephemeral_container_statuses = vec![status];
+    fake.put(pod);
+    let words = ["debug", "a", "-i", "--image=busybox", "-c", "d", "--target=log", "--env", "A=b", "--", "sh"];
+    let debug = minictl_with_input(&fake, &words, b"typed").await;
+    assert_eq!((debug.code, debug.stdout.as_str()), (Some(5), "typed"), "{}", debug.stderr);
+    let pod = fake_pod(&fake, "a").await;
+    let added = &pod.spec().ephemeral_containers[0];
+    assert_eq!(
+        (added.name.as_str(), added.image.as_str(), added.target_container_name.as_str()),
+        ("d", "busybox", "log")
+    );
+    assert_eq!((added.command[0].as_str(), added.stdin, added.tty), ("sh", true, false));
+    // Without -i it is only added, under a name of its own.
+    let second = minictl(&fake, &["debug", "a", "--image=busybox", "--profile=sysadmin"]).await;
+    assert!(second.stderr.contains("debugger-"), "{}", second.stderr);
+    let pod = fake_pod(&fake, "a").await;
+    assert_eq!(pod.spec().ephemeral_containers.len(), 2);
+    assert_eq!(minictl(&fake, &["debug", "nobody", "--image=busybox"]).await.code, Some(1));
 }
 
 #[tokio::test]

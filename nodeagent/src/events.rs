@@ -36,7 +36,9 @@ pub fn pod_event(pod: &Pod, uid: &Uid, severity: Severity, reason: &str, message
 #[must_use]
 pub fn pulling(pod: &Pod, uid: &Uid, container: &str, image: &str) -> EventReport {
     let is_init = pod.spec().init_containers.iter().any(|init| init.name == container);
-    let field_path = field_path(if is_init { Kind::Init } else { Kind::App }, container);
+    let is_debug = pod.spec().ephemeral_container(container).is_some();
+    let kind = if is_init { Kind::Init } else { Kind::App };
+    let field_path = field_path(if is_debug { Kind::Debug } else { kind }, container);
     EventReport { field_path, ..pod_event(pod, uid, Severity::Normal, "Pulling", format!("Pulling image \"{image}\"")) }
 }
 
@@ -45,6 +47,7 @@ pub fn pulling(pod: &Pod, uid: &Uid, container: &str, image: &str) -> EventRepor
 pub fn field_path(kind: Kind, container: &str) -> String {
     match kind {
         Kind::App => format!("spec.containers{{{container}}}"),
+        Kind::Debug => format!("spec.ephemeralContainers{{{container}}}"),
         Kind::Init | Kind::Sidecar => format!("spec.initContainers{{{container}}}"),
     }
 }

@@ -1,6 +1,7 @@
 //! Performs the planner's steps, and chooses nothing. Every step is idempotent: the agent may be killed before, within or
 //! after it and ask for it again.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -25,7 +26,7 @@ use crate::record::{self, Record, RecordError};
 use crate::seccomp;
 use crate::shim::{Shim, ShimError, ShimEvent};
 use crate::volumes::{self, VolumeError};
-use crate::want::{Uid, find_container, key_of};
+use crate::want::{Uid, any_container, key_of};
 use crate::worker::PodView;
 
 /// Domain of the pods' names.
@@ -242,9 +243,8 @@ fn shim(job: &Job) -> Result<&Shim, StepError> {
     job.shim.as_ref().ok_or(StepError::NoShim)
 }
 
-fn container<'a>(job: &'a Job, name: &str) -> Result<&'a Container, StepError> {
-    find_container(&job.pod, name)
-        .ok_or_else(|| StepError::Config(format!("container {name} is not in the pod's spec")))
+fn container<'a>(job: &'a Job, name: &str) -> Result<Cow<'a, Container>, StepError> {
+    any_container(&job.pod, name).ok_or_else(|| StepError::Config(format!("container {name} is not in the pod's spec")))
 }
 
 // ------------------------------------------------------------------------------------------------------- creation
@@ -433,16 +433,16 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
     };
     let images = &job.agent.images;
     let user = images
-        .resolve_user(image, &spec::user_text(&job.pod, container, &image.config))
+        .resolve_user(image, &spec::user_text(&job.pod, &container, &image.config))
         .map_err(|error: ImageError| StepError::Config(crate::report::chain(&error)))?;
     let pod_paths = job.agent.paths.pod(&job.uid);
     let log = job.agent.paths.log_file(&job.pod, &job.uid, name, attempt);
-    let choice = seccomp::choice(&job.pod, container, job.agent.config.seccomp_default);
+    let choice = seccomp::choice(&job.pod, &container, job.agent.config.seccomp_default);
     let set = process::capabilities(container.security_context.as_ref())?;
     let filter = job.agent.seccomp.filter(&choice, set).map_err(ConfigError::from)?;
     let input = spec::Input {
         pod: &job.pod,
-        container,
+        container: &container,
         image: &image.config,
         image_user: &user,
         lowers: images.lower_dirs(image),
@@ -453,7 +453,10 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
         seccomp_filter: filter.to_vec(),
         node_memory_bytes: job.agent.machine.memory_bytes(),
     };
-    let spec = spec::container(&input)?;
+    let mut spec = spec::container(&input)?;
+    if let Some(debug) = job.pod.spec().ephemeral_container(name) {
+        spec.pid_of.clone_from(&debug.target_container_name);
+    }
     let paths = pod_paths.container(name, attempt);
     for dir in [&paths.upper, &paths.work, &paths.root] {
         std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
@@ -535,7 +538,7 @@ async fn kill_container(job: &Job, name: &str, grace_ms: u64) -> Result<Done, St
 
 /// Runs a hook until it is done or its run is over.
 async fn run_hook(mut job: Job, name: &str, attempt: u32, pre_stop: bool) -> Result<Done, StepError> {
-    let container = container(&job, name)?.clone();
+    let container = container(&job, name)?.into_owned();
     let lifecycle = container.lifecycle.as_ref();
     let hook =
         lifecycle.and_then(|lifecycle| if pre_stop { &lifecycle.pre_stop } else { &lifecycle.post_start }.as_ref());

@@ -193,7 +193,8 @@ pub fn adopt_from_api(pod: &Pod, seen: &mut Seen, (now_ms, now_wall_ms): (u64, u
             grace_ms: None,
         });
     }
-    for container in status.init_container_statuses.iter().chain(&status.container_statuses) {
+    let debug = &status.ephemeral_container_statuses;
+    for container in status.init_container_statuses.iter().chain(&status.container_statuses).chain(debug) {
         let state = container.state.clone().unwrap_or_default();
         let last = container.last_state.clone().unwrap_or_default();
         let ms = |time: Option<minipod_proto::v1::Time>| time.map_or(0, |t| u64::try_from(t.unix_ms()).unwrap_or(0));

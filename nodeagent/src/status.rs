@@ -9,7 +9,7 @@ use minipod_proto::v1::{
 
 use crate::plan::model::{Ended, Kind};
 use crate::plan::view::{ConditionView, ContainerView, PodView, StateView};
-use crate::want::find_container;
+use crate::want::any_container;
 
 /// What the status tells beside the planner's view.
 #[derive(Debug, Clone, Default)]
@@ -29,10 +29,10 @@ pub struct Facts {
 #[must_use]
 pub fn pod_status(pod: &Pod, view: &PodView, facts: &Facts, previous: &PodStatus, now_wall_ms: u64) -> PodStatus {
     let stored = pod.status.clone().unwrap_or_default();
-    let of_init_list = |init: bool| {
+    let of = |belongs: fn(Kind) -> bool| {
         view.containers
             .iter()
-            .filter(|container| (container.kind != Kind::App) == init)
+            .filter(|container| belongs(container.kind))
             .map(|container| container_status(pod, container, facts))
             .collect()
     };
@@ -49,8 +49,9 @@ pub fn pod_status(pod: &Pod, view: &PodView, facts: &Facts, previous: &PodStatus
         pod_ip: facts.pod_ip.clone(),
         pod_ips: ips(&facts.pod_ip).map(|ip| PodIp { ip }).into_iter().collect(),
         start_time: Some(time(facts.start_wall_ms)),
-        init_container_statuses: of_init_list(true),
-        container_statuses: of_init_list(false),
+        init_container_statuses: of(Kind::is_of_init_list),
+        container_statuses: of(|kind| kind == Kind::App),
+        ephemeral_container_statuses: of(|kind| kind == Kind::Debug),
         qos_class: stored.qos_class,
         ..PodStatus::default()
     }
@@ -147,7 +148,7 @@ fn container_status(pod: &Pod, view: &ContainerView, facts: &Facts) -> Container
         last_state: view.last.as_ref().map(|ended| terminated(pod, view, ended, last_attempt)),
         ready: view.ready,
         restart_count: i32::try_from(view.restarts).unwrap_or(i32::MAX),
-        image: find_container(pod, &view.name).map_or_else(String::new, |container| container.image.clone()),
+        image: any_container(pod, &view.name).map_or_else(String::new, |container| container.image.clone()),
         image_id: facts.image_ids.get(&view.name).cloned().unwrap_or_default(),
         container_id: if ran { container_id(pod, &view.name, view.restarts) } else { String::new() },
         started: Some(view.started),

@@ -1,5 +1,6 @@
-//! Logs, exec, attach, ports and images: the API server asks on the session, the agent dials a tunnel and serves the request on it.
+//! Logs, exec, attach, files, ports and images: the API server asks on the session, the agent dials a tunnel and serves the request on it.
 
+mod copy;
 mod ports;
 
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use crate::image::{ImageError, ImageRecord, LoadOptions, gc};
 use crate::logs::{LogOptions, read_log};
 use crate::session::{SessionError, endpoint};
 use crate::shim::{ExecInput, ExecInputs, ExecOutput, ExecProcess, ExecStreams, Shim, ShimError};
-use crate::want::{Uid, find_container};
+use crate::want::{Uid, any_container};
 use crate::worker::PodView;
 
 /// Frames between a request and its connection; each holds at most 64 KiB, so a slow reader costs 1 MiB and no more.
@@ -102,6 +103,10 @@ async fn serve(agent: &Arc<Agent>, open: OpenStream) -> Result<(), Status> {
             Some(Request::Logs(request)) => logs(agent, &mut tunnel, &open.pod_uid, &request).await,
             Some(Request::Exec(start)) => exec(agent, &mut tunnel, &open.pod_uid, start).await,
             Some(Request::Attach(start)) => attach(agent, &mut tunnel, &open.pod_uid, start).await,
+            Some(Request::Copy(start)) => match running(agent, &open.pod_uid, &start.container) {
+                Ok((shim, container, attempt)) => copy::copy(&mut tunnel, (&shim, &container, attempt), start).await,
+                Err(status) => Err(status),
+            },
             Some(Request::Port(start)) => match find_pod(agent, &open.pod_uid) {
                 Ok((_, view)) => ports::forward(&mut tunnel, &view, &start).await,
                 Err(status) => Err(status),
@@ -141,7 +146,7 @@ fn find_pod(agent: &Agent, uid: &str) -> Result<(Uid, PodView), Status> {
 fn find(agent: &Agent, uid: &str, container: &str) -> Result<(Uid, PodView, String), Status> {
     let (uid, view) = find_pod(agent, uid)?;
     if !container.is_empty() {
-        let known = find_container(&view.pod, container).is_some();
+        let known = any_container(&view.pod, container).is_some();
         let unknown = || Status::invalid_argument(format!("the pod has no container {container:?}"));
         return if known { Ok((uid, view, container.to_owned())) } else { Err(unknown()) };
     }

@@ -1,10 +1,10 @@
 //! From the API's pod to what the planner wants.
 
-use minipod_proto::v1::{Container, ContainerRestartRule, Lifecycle, Pod, PodSpec};
-
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use minipod_proto::resize;
+use minipod_proto::v1::{Container, ContainerRestartRule, Lifecycle, Pod, PodSpec};
 
 use crate::container::resources::Resources;
 use crate::container::spec::pod_level;
@@ -52,6 +52,13 @@ pub fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
     spec.init_containers.iter().chain(&spec.containers).find(|container| container.name == name)
 }
 
+/// Any container of the pod, debug containers too.
+#[must_use]
+pub fn any_container<'a>(pod: &'a Pod, name: &str) -> Option<Cow<'a, Container>> {
+    let debug = || Some(Cow::Owned(pod.spec.as_ref()?.ephemeral_container(name)?.as_container()));
+    find_container(pod, name).map(Cow::Borrowed).or_else(debug)
+}
+
 /// The planner's view of the wanted pod; deletion and deadline are the worker's to fill in, because they are points in
 /// this node's time.
 #[must_use]
@@ -69,10 +76,19 @@ pub fn pod_want(pod: &Pod) -> PodWant {
         resources: Resources::of(container.resources.as_ref()),
         resize: resize_policy(container),
     });
+    let debug = spec.ephemeral_containers.iter().map(|container| ContainerWant {
+        name: container.name.clone(),
+        kind: Kind::Debug,
+        restart: RestartPolicy::Never,
+        rules: Vec::new(),
+        gates: Gates::default(),
+        resources: Resources::default(),
+        resize: ResizePolicy::default(),
+    });
     let (namespace, name) = key_of(pod);
     PodWant {
         display_name: format!("{namespace}/{name}"),
-        containers: init.chain(apps).collect(),
+        containers: init.chain(apps).chain(debug).collect(),
         restart,
         grace_ms: grace_ms(spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_S)),
         deletion: None,

@@ -729,7 +729,7 @@ impl Worker {
 
     /// What the container left to say, for its status.
     fn add_termination_message(&self, name: &str, attempt: u32, ended: &mut Ended) {
-        let Some(container) = crate::want::find_container(&self.pod, name) else { return };
+        let Some(container) = crate::want::any_container(&self.pod, name) else { return };
         let paths = self.agent.paths.pod(&self.uid).container(name, attempt);
         let log = self.agent.paths.log_file(&self.pod, &self.uid, name, attempt);
         let message = crate::termination::message(
@@ -876,7 +876,7 @@ impl Worker {
     }
 
     fn image_of(&self, name: &str) -> String {
-        crate::want::find_container(&self.pod, name).map_or_else(String::new, |container| container.image.clone())
+        crate::want::any_container(&self.pod, name).map_or_else(String::new, |container| container.image.clone())
     }
 
     fn save(&mut self) {

@@ -8,8 +8,8 @@ use crate::{
     DEFAULT_GRACE_SECONDS, Kind,
     resources::{CPU, MEMORY, amount_text},
     v1::{
-        ConfigMapVolumeSource, Container, ContainerPort, Event, HttpGetAction, NamespaceStatus, NodeStatus, Object,
-        Pod, PodSpec, Probe, ResourceRequirements, Secret, Volume, object,
+        ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EphemeralContainer, Event, HttpGetAction,
+        NamespaceStatus, NodeStatus, Object, Pod, PodSpec, Probe, ResourceRequirements, Secret, Volume, object,
     },
 };
 
@@ -94,6 +94,7 @@ fn apply_pod(pod: &mut Pod) {
     spec.volumes.iter_mut().for_each(volume);
     let host_network = spec.host_network;
     spec.init_containers.iter_mut().chain(&mut spec.containers).for_each(|one| container(one, host_network));
+    spec.ephemeral_containers.iter_mut().for_each(ephemeral);
     pod_level_requests(spec);
     for constraint in &mut spec.topology_spread_constraints {
         set(&mut constraint.node_affinity_policy, "Honor");
@@ -126,6 +127,14 @@ fn requests_from_limits(resources: &mut ResourceRequirements) {
     }
 }
 
+/// A debug container has no ports, probes, resources or hooks, which is what the other defaults are about.
+fn ephemeral(debug: &mut EphemeralContainer) {
+    set(&mut debug.image_pull_policy, pull_policy(&debug.image));
+    set(&mut debug.termination_message_path, "/dev/termination-log");
+    set(&mut debug.termination_message_policy, "File");
+    debug.env.iter_mut().for_each(variable);
+}
+
 fn container(container: &mut Container, host_network: bool) {
     set(&mut container.image_pull_policy, pull_policy(&container.image));
     set(&mut container.termination_message_path, "/dev/termination-log");
@@ -137,21 +146,23 @@ fn container(container: &mut Container, host_network: bool) {
     for policy in &mut container.resize_policy {
         set(&mut policy.restart_policy, "NotRequired");
     }
-    for variable in &mut container.env {
-        if let Some(source) = &mut variable.value_from {
-            if let Some(field) = &mut source.field_ref {
-                set(&mut field.api_version, "v1");
-            }
-            if let Some(field) = &mut source.resource_field_ref {
-                set(&mut field.divisor, "0");
-            }
-        }
-    }
+    container.env.iter_mut().for_each(variable);
     let probes = [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe];
     probes.into_iter().flatten().for_each(probe);
     if let Some(lifecycle) = &mut container.lifecycle {
         let handlers = [&mut lifecycle.post_start, &mut lifecycle.pre_stop];
         handlers.into_iter().flatten().filter_map(|handler| handler.http_get.as_mut()).for_each(http_get);
+    }
+}
+
+fn variable(variable: &mut EnvVar) {
+    if let Some(source) = &mut variable.value_from {
+        if let Some(field) = &mut source.field_ref {
+            set(&mut field.api_version, "v1");
+        }
+        if let Some(field) = &mut source.resource_field_ref {
+            set(&mut field.divisor, "0");
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 use std::{fmt, sync::LazyLock};
 
 use crate::v1::{
-    ConfigMap, Container, Event, Namespace, Node, NodeCondition, NodeSpec, NodeStatus, Object, ObjectMeta, Pod,
-    PodCondition, PodSpec, PodStatus, PriorityClass, Secret, Time, object,
+    ConfigMap, Container, EphemeralContainer, Event, Namespace, Node, NodeCondition, NodeSpec, NodeStatus, Object,
+    ObjectMeta, Pod, PodCondition, PodSpec, PodStatus, PriorityClass, Secret, Time, object,
 };
 
 static NO_META: LazyLock<ObjectMeta> = LazyLock::new(ObjectMeta::default);
@@ -418,6 +418,11 @@ impl PodSpec {
         self.init_containers.iter().chain(&self.containers)
     }
 
+    /// Debug container of that name.
+    pub fn ephemeral_container(&self, name: &str) -> Option<&EphemeralContainer> {
+        self.ephemeral_containers.iter().find(|container| container.name == name)
+    }
+
     /// Init or app container of that name.
     pub fn container(&self, name: &str) -> Option<&Container> {
         self.all_containers().find(|container| container.name == name)
@@ -426,6 +431,39 @@ impl PodSpec {
     /// Whether one process namespace is for the whole pod.
     pub fn shares_processes(&self) -> bool {
         self.share_process_namespace.unwrap_or(false)
+    }
+}
+
+impl EphemeralContainer {
+    /// The same as a container; what only this kind has is left behind.
+    pub fn as_container(&self) -> Container {
+        Container {
+            name: self.name.clone(),
+            image: self.image.clone(),
+            command: self.command.clone(),
+            args: self.args.clone(),
+            working_dir: self.working_dir.clone(),
+            ports: self.ports.clone(),
+            env_from: self.env_from.clone(),
+            env: self.env.clone(),
+            resources: self.resources.clone(),
+            resize_policy: self.resize_policy.clone(),
+            restart_policy: self.restart_policy.clone(),
+            restart_policy_rules: self.restart_policy_rules.clone(),
+            volume_mounts: self.volume_mounts.clone(),
+            volume_devices: self.volume_devices.clone(),
+            liveness_probe: self.liveness_probe.clone(),
+            readiness_probe: self.readiness_probe.clone(),
+            startup_probe: self.startup_probe.clone(),
+            lifecycle: self.lifecycle.clone(),
+            termination_message_path: self.termination_message_path.clone(),
+            termination_message_policy: self.termination_message_policy.clone(),
+            image_pull_policy: self.image_pull_policy.clone(),
+            security_context: self.security_context.clone(),
+            stdin: self.stdin,
+            stdin_once: self.stdin_once,
+            tty: self.tty,
+        }
     }
 }
 

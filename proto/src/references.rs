@@ -28,12 +28,14 @@ pub fn references(pod: &Pod) -> BTreeSet<Reference> {
 }
 
 fn of_environment(spec: &PodSpec, all: &mut BTreeSet<Reference>) {
-    for container in spec.init_containers.iter().chain(&spec.containers) {
-        for source in &container.env_from {
+    let containers = spec.init_containers.iter().chain(&spec.containers).map(|one| (&one.env_from, &one.env));
+    let debug = spec.ephemeral_containers.iter().map(|one| (&one.env_from, &one.env));
+    for (env_from, env) in containers.chain(debug) {
+        for source in env_from {
             all.extend(source.config_map_ref.iter().map(|map| Reference::ConfigMap(map.name.clone())));
             all.extend(source.secret_ref.iter().map(|secret| Reference::Secret(secret.name.clone())));
         }
-        for source in container.env.iter().filter_map(|variable| variable.value_from.as_ref()) {
+        for source in env.iter().filter_map(|variable| variable.value_from.as_ref()) {
             all.extend(source.config_map_key_ref.iter().map(|map| Reference::ConfigMap(map.name.clone())));
             all.extend(source.secret_key_ref.iter().map(|secret| Reference::Secret(secret.name.clone())));
         }

@@ -43,7 +43,6 @@ const NO_ACCOUNTS: &str = "there are no service accounts";
 
 /// The fields of core.proto that are refused, in the order of core.proto.
 pub const REFUSED: &[Row] = &[
-    row("PodSpec", "ephemeralContainers", Empty, "debug containers are not started yet"),
     row("PodSpec", "serviceAccountName", Values(&["default"]), NO_ACCOUNTS),
     row("PodSpec", "serviceAccount", Values(&["default"]), NO_ACCOUNTS),
     row("PodSpec", "automountServiceAccountToken", Values(&["false"]), NO_ACCOUNTS),
@@ -111,7 +110,7 @@ impl Seen for Json {
 
 /// Why this value of a field is refused, if it is.
 pub(crate) fn refused<V: Seen>(message: &str, field: &str, value: &V) -> Option<&'static str> {
-    // An ephemeral container has the fields of a container; the list of them is refused as a whole.
+    // An ephemeral container has the fields of a container; those that are refused here it must not have at all.
     let row = REFUSED.iter().find(|row| row.field == field && row.message == message)?;
     let accepted = value.is_nothing()
         || match &row.accepted {

@@ -5,11 +5,12 @@
 //! - [`podman`] is the peer of the benchmarks.
 //! - [`cluster`] is a cluster of the real binaries on this machine, and shorthands for what tests do with one.
 //! - [`hollow`] has nodes without a machine, for tests of the control plane; [`plane`] is the control plane without nodes.
-//! - [`e2e`] is the benchmark `schedule-e2e`.
+//! - [`e2e`] is the benchmark `schedule-e2e`, [`hands`] the benchmark `access`.
 #![forbid(unsafe_code)]
 
 pub mod cluster;
 pub mod e2e;
+pub mod hands;
 pub mod hollow;
 pub mod kernel;
 pub mod plane;

@@ -5,8 +5,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use minipod_client::ExecOutput;
-use minipod_proto::v1::{ExecStart, TerminalSize};
-use minipod_tests::cluster::{Cluster, bin_dir, pod, text};
+use minipod_proto::v1::{AttachStart, ExecStart, TerminalSize};
+use minipod_tests::cluster::{Cluster, bin_dir, example, pod, text};
 use minipod_tests::wait;
 
 const MANIFEST: &str = "apiVersion: v1
@@ -23,6 +23,21 @@ spec:
     image: minipod.local/busybox
     imagePullPolicy: IfNotPresent
     command: [sh, -c, 'echo beside it; exec sleep infinity']
+";
+
+const TALK: &str = "apiVersion: v1
+kind: Pod
+metadata: {name: talk}
+spec:
+  terminationGracePeriodSeconds: 0
+  restartPolicy: Never
+  containers:
+  - name: talk
+    image: minipod.local/busybox
+    imagePullPolicy: IfNotPresent
+    stdin: true
+    stdinOnce: true
+    command: [sh, -c, 'while read word; do echo you said $word; done; exit 4']
 ";
 
 /// Killed with the test.
@@ -91,20 +106,11 @@ async fn ports_terminals_and_logs_of_a_pod() {
     assert_eq!((text(&shown).as_str(), code), ("/dev/pts/0\r\n31 97\r\n", 3));
     drop(forward);
 
-    let name = |line: &str| {
-        MANIFEST.replace("{name: web, labels: {app: web}}", "{name: talk}").replace("  - name: other", line)
-    };
-    let talk = "  - name: talk
-    image: minipod.local/busybox
-    imagePullPolicy: IfNotPresent
-    stdin: true
-    stdinOnce: true
-    command: [sh, -c, 'while read word; do echo you said $word; done; exit 4']
-  - name: other";
-    cluster.create(pod(&name(talk))).await;
+    // Keys and output of a container's own process.
+    cluster.create(pod(TALK)).await;
     cluster.until_phase("talk", "Running").await;
     let mut command = Command::new(bin_dir().join("minictl"));
-    command.args(["attach", "-i", "talk", "-c", "talk"]).env("MINIPOD_SERVER", cluster.local.server());
+    command.args(["attach", "-i", "talk"]).env("MINIPOD_SERVER", cluster.local.server());
     let mut attached = Forward(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("minictl starts"));
     let mut keyboard = attached.0.stdin.take().expect("piped");
     let mut shown = BufReader::new(attached.0.stdout.take().expect("piped"));
@@ -116,6 +122,59 @@ async fn ports_terminals_and_logs_of_a_pod() {
     drop(keyboard);
     assert_eq!(attached.0.wait().expect("ends").code(), Some(4));
     cluster.delete_completely("talk").await;
+
+    // The example: a shell on a terminal, which outlives who was attached to it.
+    cluster.create(pod(&example("terminal.yaml"))).await;
+    cluster.until_phase("desk", "Running").await;
+    let start = || AttachStart {
+        namespace: "default".to_owned(),
+        pod: "desk".to_owned(),
+        stdin: true,
+        size: Some(TerminalSize { rows: 31, columns: 97 }),
+        ..AttachStart::default()
+    };
+    for (typed, want) in [("stty size; X=kept\n", "31 97\r\n"), ("echo $X; exit 3\n", "\nkept\r\n")] {
+        let mut desk = cluster.client().attach(start(), true).await.expect("attach");
+        let keyboard = desk.take_stdin().expect("keys");
+        assert!(keyboard.write(typed.into()).await);
+        let mut shown = String::new();
+        while !shown.contains(want) {
+            match desk.next().await.unwrap_or_else(|error| panic!("{error} after {shown:?}")) {
+                ExecOutput::Stdout(data) | ExecOutput::Stderr(data) => shown.push_str(&text(&data)),
+                ExecOutput::Exit(code) => panic!("ended with {code} after {shown:?}"),
+            }
+        }
+    }
+    cluster.until_phase("desk", "Failed").await;
+    cluster.delete_completely("desk").await;
+
+    // Files in and out, and a debug container among the server's processes.
+    let dir = tempfile::tempdir().expect("tempdir");
+    let at = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    std::fs::create_dir(at("site")).expect("make");
+    std::fs::write(at("site/page.html"), "hello from outside\n").expect("write");
+    let ran = |arguments: &[&str]| {
+        let ran = cluster.minictl(arguments);
+        assert!(ran.status.success(), "{arguments:?}: {}", text(&ran.stderr));
+        text(&ran.stdout)
+    };
+    ran(&["cp", &at("site"), "web:/www", "-c", "server"]);
+    let page = ran(&["exec", "web", "-c", "server", "--", "cat", "/www/site/page.html"]);
+    assert_eq!(page, "hello from outside\n");
+    ran(&["cp", "web:/www", &at("back"), "-c", "server"]);
+    assert_eq!(std::fs::read_to_string(at("back/index.html")).expect("copied"), "hello from inside\n");
+    assert_eq!(std::fs::read_to_string(at("back/site/page.html")).expect("copied"), "hello from outside\n");
+    let refused = cluster.minictl(&["cp", "web:/proc/1", &at("proc"), "-c", "server"]);
+    assert!(!refused.status.success() && text(&refused.stderr).contains("use exec"), "{}", text(&refused.stderr));
+    let script = "tr '\\0' ' ' </proc/1/cmdline; wget -qO- http://127.0.0.1/; exit 3";
+    let image = "--image=minipod.local/busybox";
+    let debug =
+        cluster.minictl(&["debug", "web", "-i", image, "-c", "look", "--target=server", "--", "sh", "-c", script]);
+    assert_eq!(debug.status.code(), Some(3), "{}", text(&debug.stderr));
+    let log = ran(&["logs", "web", "-c", "look"]);
+    assert_eq!(log, "httpd -f -p 127.0.0.1:80 -h /www hello from inside\n");
+    let described = ran(&["describe", "pod", "web"]);
+    assert!(described.contains("Debug containers") && described.contains("look"), "{described}");
     cluster.delete_completely("web").await;
     cluster.local.stop().expect("taken down");
 }

@@ -13,6 +13,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("minipod-proto", 0),
     ("minipod-daemon", 0),
     ("minipod-store", 1),
+    ("minipod-transfer", 1),
     ("minipod-client", 2),
     ("minipod-podshim", 2),
     ("minipod-pause", 2),

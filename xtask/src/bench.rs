@@ -25,6 +25,7 @@ const BENCHES: &[Bench] = &[
         needs: setup::PODMAN,
     },
     Bench { name: "density", binary: "minipod-bench", arguments: &["density"], packages: &[], needs: &[] },
+    Bench { name: "access", binary: "minipod-bench", arguments: &["access"], packages: &[], needs: &[] },
     Bench {
         name: "scheduler",
         binary: "minipod-scheduler-bench",

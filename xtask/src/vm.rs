@@ -43,6 +43,7 @@ const ALL: &[Suite] = &[
     suite("minipod-nodeagent", "life", &[]),
     suite("minipod-nodeagent", "probes", &[]),
     suite("minipod-nodeagent", "streams", &[]),
+    suite("minipod-nodeagent", "copy_debug", &[]),
     suite("minipod-nodeagent", "volumes", &[]),
     suite("minipod-nodeagent", "resize", &[]),
     suite("minipod-nodeagent", "pressure", &[]),

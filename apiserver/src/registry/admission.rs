@@ -85,6 +85,14 @@ pub fn validate_update(old: &Object, new: &Object) -> Result<(), ApiError> {
     problems(&validate::update(old, new))
 }
 
+/// The same for a change of a pod's debug containers.
+///
+/// # Errors
+/// When there are any.
+pub fn validate_ephemeral(old: &Object, new: &Object) -> Result<(), ApiError> {
+    problems(&validate::update_ephemeral(old, new))
+}
+
 /// All of them as one error.
 ///
 /// # Errors

@@ -27,6 +27,15 @@ impl Registry {
         self.change(kind, &key, request.dry_run, |old| restated(old, given.clone())).await
     }
 
+    /// Replaces a pod's debug containers alone: new ones are added, those that are there stay as they are.
+    ///
+    /// # Errors
+    /// When it is no pod, has ended, or the new list is wrong.
+    pub async fn update_ephemeral(&self, request: UpdateRequest) -> Result<Object, ApiError> {
+        let (kind, key, given) = target(request.object)?;
+        self.change(kind, &key, request.dry_run, |old| debugged(old, given.clone())).await
+    }
+
     /// Changes by a JSON merge patch. A patch that names a resourceVersion is a compare-and-swap.
     ///
     /// # Errors
@@ -121,6 +130,9 @@ fn replaced(old: &Object, mut new: Object) -> Result<Verdict, ApiError> {
             if spec.node_name.is_empty() {
                 spec.node_name.clone_from(&was.node_name);
             }
+            if spec.ephemeral_containers.is_empty() {
+                spec.ephemeral_containers.clone_from(&was.ephemeral_containers);
+            }
             spec.priority = spec.priority.or(was.priority);
             if spec.priority_class_name.is_empty() {
                 spec.priority_class_name.clone_from(&was.priority_class_name);
@@ -150,6 +162,35 @@ fn replaced(old: &Object, mut new: Object) -> Result<Verdict, ApiError> {
         return Ok(Verdict::Remove);
     }
     Ok(if *old == new { Verdict::Keep } else { Verdict::put(new) })
+}
+
+/// The debug containers from `new`, everything else from `old`.
+fn debugged(old: &Object, mut given: Object) -> Result<Verdict, ApiError> {
+    check_stated(old, &given)?;
+    defaults::apply(&mut given);
+    let (Some(object::Kind::Pod(was)), Some(object::Kind::Pod(given))) = (&old.kind, given.kind) else {
+        let kind = old.kind_of().map_or("this kind", Kind::name);
+        return Err(ApiError::Invalid(format!("a {kind} has no ephemeral containers")));
+    };
+    let phase = was.status().phase.as_str();
+    if old.meta().deletion_timestamp.is_some() || matches!(phase, "Succeeded" | "Failed") {
+        return Err(ApiError::Precondition(format!(
+            "pod {} has ended or is ending: nothing is added to it",
+            old.key()
+        )));
+    }
+    let mut new = old.clone();
+    if let Some(object::Kind::Pod(pod)) = &mut new.kind {
+        pod.spec_mut().ephemeral_containers = given.spec.unwrap_or_default().ephemeral_containers;
+    }
+    admission::validate_ephemeral(old, &new)?;
+    if *old == new {
+        return Ok(Verdict::Keep);
+    }
+    if let Some(meta) = new.meta_mut() {
+        meta.generation = old.meta().generation.saturating_add(1);
+    }
+    Ok(Verdict::put(new))
 }
 
 /// The status from `new`, everything else from `old`.

@@ -7,10 +7,7 @@ use futures_util::future::join_all;
 use minipod_proto::{
     Kind,
     v1::{
-        AttachStart, ExecFrame, ExecStart, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest,
-        ImageLoadStart, ImageLoadSummary, ImagePruneRequest, LogChunk, LogsRequest, Pod, PortFrame, PortStart,
-        TunnelEnd, TunnelFrame, exec_frame, image_list_summary, image_load_request, image_load_summary, images_server,
-        open_stream::Request as Ask, pod_access_server, port_frame, tunnel_frame::Frame,
+    AttachStart, ExecFrame, ExecStart, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadStart, ImageLoadSummary, ImagePruneRequest, LogChunk, LogsRequest, Pod, PortFrame, PortStart, TunnelEnd, TunnelFrame, exec_frame, image_list_summary, image_load_request, image_load_summary, images_server, open_stream::Request as Ask, pod_access_server, port_frame, tunnel_frame::Frame, CopyFrame, CopyStart, copy_frame,
     },
 };
 use tokio::sync::{Semaphore, mpsc};
@@ -105,6 +102,7 @@ fn container_of(pod: &Pod, key: &str, wanted: &str) -> Result<String, ApiError> 
         ("", [only]) => Ok(only.name.clone()),
         ("", _) => Err(ApiError::Invalid(format!("container: pod {key} has several, say which one: {}", names()))),
         (wanted, _) if pod.spec().container(wanted).is_some() => Ok(wanted.to_owned()),
+        (wanted, _) if pod.spec().ephemeral_container(wanted).is_some() => Ok(wanted.to_owned()),
         (wanted, _) => {
             let wanted: String = wanted.chars().take(64).collect();
             Err(ApiError::Invalid(format!("container: pod {key} has no {wanted:?}; it has {}", names())))
@@ -117,6 +115,7 @@ impl pod_access_server::PodAccess for AccessApi {
     type LogsStream = ReceiverStream<Result<LogChunk, Status>>;
     type ExecStream = ReceiverStream<Result<ExecFrame, Status>>;
     type AttachStream = ReceiverStream<Result<ExecFrame, Status>>;
+    type CopyStream = ReceiverStream<Result<CopyFrame, Status>>;
     type PortForwardStream = ReceiverStream<Result<PortFrame, Status>>;
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
@@ -162,6 +161,27 @@ impl pod_access_server::PodAccess for AccessApi {
         start.container = container;
         let uid = &pod.metadata.unwrap_or_default().uid;
         let tunnel = self.tunnels.open(&node, Ask::Attach(start), uid).await?;
+        let (out, receiver) = mpsc::channel(READY);
+        tokio::spawn(pump(tunnel, inbound, out));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn copy(&self, request: Request<Streaming<CopyFrame>>) -> Result<Response<Self::CopyStream>, Status> {
+        let mut inbound = request.into_inner();
+        let first = tokio::time::timeout(FIRST_MESSAGE, inbound.message()).await;
+        let mut start: CopyStart = match first {
+            Ok(Ok(Some(CopyFrame { frame: Some(copy_frame::Frame::Start(start)) }))) => start,
+            _ => return Err(ApiError::Invalid("frame: a copy begins with start".into()).into()),
+        };
+        if !start.path.starts_with(b"/") {
+            let path = String::from_utf8_lossy(&start.path).into_owned();
+            return Err(ApiError::Invalid(format!("start.path: found {path:?}, want an absolute path")).into());
+        }
+        let (pod, node, container) = self.find(&start.namespace, &start.pod, &start.container).await?;
+        check_not_ended(&pod, &start.namespace, &start.pod)?;
+        start.container = container;
+        let uid = &pod.metadata.unwrap_or_default().uid;
+        let tunnel = self.tunnels.open(&node, Ask::Copy(start), uid).await?;
         let (out, receiver) = mpsc::channel(READY);
         tokio::spawn(pump(tunnel, inbound, out));
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -238,6 +258,26 @@ impl TwoWay for PortFrame {
 
     fn closed() -> Frame {
         Frame::Port(PortFrame { frame: Some(port_frame::Frame::Closed(true)) })
+    }
+}
+
+impl TwoWay for CopyFrame {
+    fn from_agent(frame: Frame) -> Option<Self> {
+        if let Frame::Copy(copy) = frame { Some(copy) } else { None }
+    }
+
+    fn into_frame(self) -> Option<Frame> {
+        use copy_frame::Frame::{Complete, Data, Entry, Left};
+        matches!(self.frame, Some(Entry(_) | Data(_) | Left(_) | Complete(_))).then_some(Frame::Copy(self))
+    }
+
+    fn weight(&self) -> usize {
+        prost::Message::encoded_len(self)
+    }
+
+    /// Not `complete`: a user who breaks off sends this too.
+    fn closed() -> Frame {
+        Frame::End(TunnelEnd::default())
     }
 }
 

@@ -252,6 +252,10 @@ impl objects_server::Objects for ObjectsApi {
         Ok(Response::new(self.registry.update_status(request.into_inner()).await?))
     }
 
+    async fn update_ephemeral_containers(&self, request: Request<UpdateRequest>) -> Result<Response<Object>, Status> {
+        Ok(Response::new(self.registry.update_ephemeral(request.into_inner()).await?))
+    }
+
     async fn patch(&self, request: Request<PatchRequest>) -> Result<Response<Object>, Status> {
         Ok(Response::new(self.registry.patch(request.into_inner()).await?))
     }

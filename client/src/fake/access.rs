@@ -8,8 +8,7 @@ use minipod_proto::Kind;
 use minipod_proto::v1::images_server::Images;
 use minipod_proto::v1::pod_access_server::PodAccess;
 use minipod_proto::v1::{
-    ExecFrame, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadSummary, ImagePruneRequest,
-    LogChunk, LogsRequest, PortFrame, exec_frame::Frame, image_list_summary, image_load_request, image_load_summary,
+    ExecFrame, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadSummary, ImagePruneRequest, LogChunk, LogsRequest, PortFrame, exec_frame::Frame, image_list_summary, image_load_request, image_load_summary, CopyFrame, copy_frame,
     port_frame,
 };
 use tokio::sync::mpsc;
@@ -26,6 +25,7 @@ impl PodAccess for Shared {
     type LogsStream = Pin<Box<dyn Stream<Item = Result<LogChunk, Status>> + Send>>;
     type ExecStream = Pin<Box<dyn Stream<Item = Result<ExecFrame, Status>> + Send>>;
     type AttachStream = Pin<Box<dyn Stream<Item = Result<ExecFrame, Status>> + Send>>;
+    type CopyStream = Pin<Box<dyn Stream<Item = Result<CopyFrame, Status>> + Send>>;
     type PortForwardStream = Pin<Box<dyn Stream<Item = Result<PortFrame, Status>> + Send>>;
 
     /// The text that the test set, in pieces of seven bytes.
@@ -67,6 +67,30 @@ impl PodAccess for Shared {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    /// What is copied in is kept for the test; what is copied out is what the test put there, whatever the path.
+    async fn copy(&self, request: Request<Streaming<CopyFrame>>) -> Result<Response<Self::CopyStream>, Status> {
+        let mut input = request.into_inner();
+        let out = self.call("copy")?.copy_out.clone();
+        let Some(CopyFrame { frame: Some(copy_frame::Frame::Start(start)) }) = input.message().await? else {
+            return Err(Status::invalid_argument("the first frame must be start"));
+        };
+        if !start.upload {
+            let frames: Vec<_> = out.into_iter().map(|frame| Ok(CopyFrame { frame: Some(frame) })).collect();
+            return Ok(Response::new(Box::pin(stream::iter(frames))));
+        }
+        let mut frames = vec![copy_frame::Frame::Start(start)];
+        while let Some(frame) = input.message().await?.and_then(|message| message.frame) {
+            let last = matches!(frame, copy_frame::Frame::Complete(_));
+            frames.push(frame);
+            if last {
+                self.lock().copied_in.push(frames);
+                let done = CopyFrame { frame: Some(copy_frame::Frame::Done(true)) };
+                return Ok(Response::new(Box::pin(stream::iter([Ok(done)]))));
+            }
+        }
+        Err(Status::aborted("the copy was broken off"))
     }
 
     /// Every container is a `cat` that ends with 5 at the end of its input.

@@ -16,7 +16,7 @@ use minipod_proto::v1::images_server::ImagesServer;
 use minipod_proto::v1::objects_server::ObjectsServer;
 use minipod_proto::v1::pod_access_server::PodAccessServer;
 use minipod_proto::v1::scheduling_server::SchedulingServer;
-use minipod_proto::v1::{ImageLoadStart, LogsRequest, Object, Time, watch_event};
+use minipod_proto::v1::{ImageLoadStart, LogsRequest, Object, Time, copy_frame, watch_event};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -70,6 +70,8 @@ struct State {
     logs: HashMap<String, Bytes>,
     log_requests: Vec<LogsRequest>,
     images: Vec<(ImageLoadStart, Vec<u8>)>,
+    copy_out: Vec<copy_frame::Frame>,
+    copied_in: Vec<Vec<copy_frame::Frame>>,
 }
 
 impl Fake {
@@ -193,6 +195,17 @@ impl Fake {
     /// Sets the log of a container, by `namespace/pod/container`.
     pub fn log(&self, key: &str, text: &str) {
         self.lock().logs.insert(key.to_owned(), Bytes::copy_from_slice(text.as_bytes()));
+    }
+
+    /// Sets what every copy out of a container brings.
+    pub fn copy_out(&self, frames: Vec<copy_frame::Frame>) {
+        self.lock().copy_out = frames;
+    }
+
+    /// What was copied into containers completely, each with its start.
+    #[must_use]
+    pub fn copied_in(&self) -> Vec<Vec<copy_frame::Frame>> {
+        self.lock().copied_in.clone()
     }
 
     /// The log requests so far.

@@ -240,6 +240,18 @@ impl Objects for Shared {
         self.write(state, object)
     }
 
+    async fn update_ephemeral_containers(&self, request: Request<UpdateRequest>) -> Answer<Object> {
+        let request = request.into_inner();
+        let state = self.call("update_ephemeral_containers")?;
+        let (object, kind, key) = written(request.object)?;
+        let mut old = find(&state, kind, &key)?;
+        compare_revision(&object.meta().resource_version, &old)?;
+        if let (Some(object::Kind::Pod(old)), Some(object::Kind::Pod(new))) = (&mut old.kind, object.kind) {
+            old.spec_mut().ephemeral_containers = new.spec.unwrap_or_default().ephemeral_containers;
+        }
+        self.write(state, old)
+    }
+
     async fn patch(&self, request: Request<PatchRequest>) -> Answer<Object> {
         let request = request.into_inner();
         let state = self.call("patch")?;

@@ -33,7 +33,7 @@ pub async fn exec(session: &Session, options: &ExecArgs) -> Result<(), CliError>
     let start = ExecStart {
         namespace: session.namespace.clone(),
         pod: name.to_owned(),
-        container: container(session, name, &options.container).await?,
+        container: container(session, &session.namespace, name, &options.container).await?,
         command: options.command.clone(),
         stdin: options.stdin,
         tty,
@@ -174,11 +174,11 @@ fn pass_stdin(stdin: ExecStdin) {
 }
 
 /// The container that is meant, and says so when there was a choice.
-pub async fn container(session: &Session, pod: &str, named: &str) -> Result<String, CliError> {
+pub async fn container(session: &Session, namespace: &str, pod: &str, named: &str) -> Result<String, CliError> {
     if !named.is_empty() {
         return Ok(named.to_owned());
     }
-    Ok(say_choice(&session.client.get(&session.namespace, pod).await?))
+    Ok(say_choice(&session.client.get(namespace, pod).await?))
 }
 
 fn say_choice(pod: &Pod) -> String {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use minipod_proto::v1::Time;
 
+use super::cp::Side;
 use super::forward::Ports;
 use super::resize::Amounts;
 
@@ -67,6 +68,10 @@ pub enum Command {
     Exec(ExecArgs),
     /// Take part in the streams of a container's own process: its output from now on, with -i its input.
     Attach(AttachArgs),
+    /// Copy files into a container, or out of it: minictl cp POD:/PATH FILE. The image needs no tar for it.
+    Cp(CopyArgs),
+    /// Add a debug container to a running pod: an image of yours beside its containers, that is never restarted and never removed.
+    Debug(DebugArgs),
     /// Listen here, and carry each connection to a port of a pod's localhost.
     PortForward(ForwardArgs),
     /// Images in the nodes' stores.
@@ -339,6 +344,66 @@ pub struct AttachArgs {
     /// Expect a terminal; a container whose manifest has tty: true is attached to as one in any case.
     #[arg(short = 't', long)]
     pub tty: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CopyArgs {
+    /// [NAMESPACE/]POD:/PATH, or a file or directory here.
+    #[arg(value_name = "FROM", value_parser = Side::parse)]
+    pub from: Side,
+    /// The other side. A directory that exists takes it under its own name; FROM ending in /. stands for a directory's content.
+    #[arg(value_name = "TO", value_parser = Side::parse)]
+    pub to: Side,
+    /// The container [default: as with logs].
+    #[arg(short, long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub container: String,
+}
+
+#[derive(Debug, Args)]
+pub struct DebugArgs {
+    /// The pod.
+    pub pod: String,
+    /// The image of the debug container.
+    #[arg(long, value_name = "IMAGE")]
+    pub image: String,
+    /// Whether the node asks a registry: IfNotPresent, Always or Never.
+    #[arg(long, value_name = "POLICY", default_value = "IfNotPresent", value_parser = ["IfNotPresent", "Always", "Never"])]
+    pub image_pull_policy: String,
+    /// Its name [default: debugger- and five letters].
+    #[arg(short, long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub container: String,
+    /// Among the processes of this container.
+    #[arg(long, value_name = "CONTAINER", default_value = "", hide_default_value = true)]
+    pub target: String,
+    /// Attach, with standard input.
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// With a terminal.
+    #[arg(short = 't', long)]
+    pub tty: bool,
+    /// Attach to it [default: with -i].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub attach: Option<bool>,
+    /// A variable of its environment, NAME=VALUE; may be given several times.
+    #[arg(long = "env", value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// general: with the right to trace processes (SYS_PTRACE); sysadmin: privileged; restricted: as nobody special, without capabilities.
+    #[arg(long, value_enum, default_value_t = Profile::General)]
+    pub profile: Profile,
+    /// What it runs instead of the image's command, after --.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// What a debug container may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Profile {
+    /// SYS_PTRACE beside the default capabilities.
+    General,
+    /// Everything.
+    Sysadmin,
+    /// Nothing, and not as root.
+    Restricted,
 }
 
 #[derive(Debug, Subcommand)]

@@ -58,6 +58,12 @@ pub enum CliError {
         /// Of how many.
         all: usize,
     },
+    /// Files here, or a stream of them that is not to be trusted.
+    #[error(transparent)]
+    Transfer(#[from] minipod_transfer::TransferError),
+    /// A copy is there, but for this many entries; each was told already.
+    #[error("{0} of the entries were left out")]
+    LeftOut(usize),
     /// What was waited for did not happen.
     #[error("{what} did not happen within {seconds} s; last seen: {last}")]
     Waited {

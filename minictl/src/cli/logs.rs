@@ -106,7 +106,12 @@ async fn sources(session: &Session, options: &LogsArgs) -> Result<Vec<LogsReques
         }
         (Some(pod), false) => {
             let name = target::pod_name(pod)?;
-            return Ok(vec![request(session, options, name, &container(session, name, &options.container).await?)]);
+            return Ok(vec![request(
+                session,
+                options,
+                name,
+                &container(session, &session.namespace, name, &options.container).await?,
+            )]);
         }
         (None, true) => {
             let query = Query::namespace(&session.namespace).with_labels(&options.selector);

@@ -20,6 +20,8 @@ mod access;
 mod apply;
 mod args;
 mod config;
+mod cp;
+mod debug;
 mod delete;
 mod demo;
 mod error;
@@ -107,6 +109,8 @@ async fn connected(session: &Session, command: Command) -> Result<(), CliError> 
         Command::PortForward(options) => forward::forward(session, &options).await,
         Command::Exec(options) => access::exec(session, &options).await,
         Command::Attach(options) => access::attach(session, &options).await,
+        Command::Cp(options) => cp::copy(session, &options).await,
+        Command::Debug(options) => debug::debug(session, &options).await,
         Command::Image(command) => image::run(session, &command).await,
         Command::Node(command) => node::run(session, &command).await,
         Command::Cordon { nodes } => node::cordon(session, &nodes, true).await,

@@ -127,6 +127,10 @@ pub fn pod(pod: &Pod, events: &[Event], now: Time) -> String {
         });
     }
     page.within("Containers", |page| containers(page, &spec.containers, &status.container_statuses, now));
+    if !spec.ephemeral_containers.is_empty() {
+        let debug: Vec<Container> = spec.ephemeral_containers.iter().map(|one| one.as_container()).collect();
+        page.within("Debug containers", |page| containers(page, &debug, &status.ephemeral_container_statuses, now));
+    }
     pod_conditions(&mut page, pod, now);
     if !spec.volumes.is_empty() {
         page.within("Volumes", |page| spec.volumes.iter().for_each(|one| page.field(&one.name, &volume(one))));

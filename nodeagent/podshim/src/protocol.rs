@@ -14,7 +14,7 @@ use prost::Message;
 pub const VERSION: u16 = 1;
 /// What this build carries out, as it tells in [`State::version`]: grows with every field of a spec that an older supervisor
 /// would do harm by ignoring. 2: [`Mount::sub_path`]. 3: [`Exec::terminal`]. 4: [`ContainerSpec::terminal`],
-/// [`ContainerSpec::stdin_once`], [`ContainerSpec::pid_of`], [`Ask::Attach`]. 5: [`Ask::Resize`].
+/// [`ContainerSpec::stdin_once`], [`ContainerSpec::pid_of`], [`Ask::Attach`], [`Run::user`]. 5: [`Ask::Resize`].
 pub const ABILITIES: u32 = 5;
 /// Largest message: a container's spec with the manifest's largest environment fits several times.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
@@ -714,6 +714,12 @@ pub struct Run {
     /// How its first process ended, while its end is not complete: what a supervisor that dies in between would take with it.
     #[prost(message, optional, tag = "4")]
     pub leaving: Option<Ended>,
+    /// Who its first process was made as.
+    #[prost(message, optional, tag = "5")]
+    pub user: Option<User>,
+    /// With which effective capabilities.
+    #[prost(uint64, tag = "6")]
+    pub capabilities: u64,
 }
 
 /// Everything that the supervisor knows.

@@ -222,6 +222,7 @@ impl Planner<'_> {
             (Kind::Init, Some(ended)) => !self.is_current(run) || (ended.exit_code != 0 && container.restarts(ended)),
             (Kind::Sidecar, Some(_)) => true,
             (Kind::App, Some(ended)) => container.restarts(ended),
+            (Kind::Debug, Some(_)) => false,
         }
     }
 
@@ -290,8 +291,14 @@ impl Planner<'_> {
 
     /// Init list strictly in order, then the apps.
     fn run_containers(&mut self) {
+        // They are there to find out why others do not start.
+        for debug in self.want.containers.iter().filter(|container| container.kind == Kind::Debug) {
+            if self.seen.container(&debug.name).run.is_none() {
+                self.start(debug, "a user has added it");
+            }
+        }
         let init_list: Vec<&ContainerWant> =
-            self.want.containers.iter().filter(|container| container.kind != Kind::App).collect();
+            self.want.containers.iter().filter(|container| container.kind.is_of_init_list()).collect();
         for (index, container) in init_list.iter().enumerate() {
             let later_ran = self.something_after_ran(&init_list[index + 1..]);
             let goes_on = match container.kind {

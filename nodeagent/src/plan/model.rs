@@ -19,6 +19,16 @@ pub enum Kind {
     Sidecar,
     /// Starts when the whole init list is done.
     App,
+    /// Added to the running pod by a user: starts as soon as there is a sandbox, once, and counts for nothing.
+    Debug,
+}
+
+impl Kind {
+    /// Whether it is of the init list.
+    #[must_use]
+    pub fn is_of_init_list(self) -> bool {
+        matches!(self, Self::Init | Self::Sidecar)
+    }
 }
 
 /// When an ended container is started again.
@@ -49,7 +59,7 @@ impl RestartPolicy {
 pub struct ContainerWant {
     /// Unique within the pod.
     pub name: String,
-    /// Init, sidecar or app.
+    /// Init, sidecar, app or debug container.
     pub kind: Kind,
     /// The effective policy: the container's own where it has one, else the pod's. An init container of an `Always`
     /// pod is retried on failure.
@@ -148,7 +158,7 @@ pub struct Deletion {
 pub struct PodWant {
     /// For messages: namespace/name.
     pub display_name: String,
-    /// Init list in order, then apps in order.
+    /// Init list in order, then apps in order, then debug containers.
     pub containers: Vec<ContainerWant>,
     /// The pod's restart policy.
     pub restart: RestartPolicy,

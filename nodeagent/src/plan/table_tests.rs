@@ -35,6 +35,7 @@ fn parse_pod(words: &[&str]) -> PodWant {
                 ("init", _) => (Kind::Init, RestartPolicy::OnFailure),
                 ("sidecar", _) => (Kind::Sidecar, RestartPolicy::Always),
                 ("app", restart) => (Kind::App, restart),
+                ("debug", _) => (Kind::Debug, RestartPolicy::Never),
                 other => panic!("unknown kind {other:?}"),
             };
             want.containers.push(ContainerWant {

@@ -96,7 +96,7 @@ pub struct PodView {
     pub message: String,
     /// In Kubernetes' order.
     pub conditions: Vec<ConditionView>,
-    /// In the order of the wanted pod: init list, apps.
+    /// In the order of the wanted pod: init list, apps, debug containers.
     pub containers: Vec<ContainerView>,
 }
 
@@ -157,6 +157,7 @@ fn container_view(
             // An init container is ready once it is done.
             (view.ready, view.started) = match container.kind {
                 Kind::Init => (false, true),
+                Kind::Debug => (false, false),
                 _ => (observed.is_ready(container.gates), observed.is_started(container.gates)),
             };
         }
@@ -193,6 +194,7 @@ pub fn will_restart(container: &ContainerWant, ended: &Ended) -> bool {
         Kind::Init => ended.exit_code != 0 && container.restarts(ended),
         Kind::Sidecar => true,
         Kind::App => container.restarts(ended),
+        Kind::Debug => false,
     }
 }
 
@@ -203,7 +205,9 @@ fn waiting_first(want: &PodWant, container: &ContainerWant, observed: &Container
     }
     match &observed.image {
         Image::Failed { reason, message, .. } => waiting(reason, message),
-        _ if want.containers.iter().any(|other| other.kind != Kind::App) => waiting("PodInitializing", ""),
+        _ if container.kind != Kind::Debug && want.containers.iter().any(|other| other.kind.is_of_init_list()) => {
+            waiting("PodInitializing", "")
+        }
         _ => waiting("ContainerCreating", ""),
     }
 }
@@ -232,10 +236,8 @@ fn waiting_again(
 
 /// Whether an entry of the init list before this container has not done its part in this sandbox.
 fn init_list_open_before(want: &PodWant, container: &ContainerWant, seen: &Seen) -> bool {
-    want.containers
-        .iter()
-        .take_while(|other| other.name != container.name)
-        .any(|other| other.kind != Kind::App && !init_done(other, seen))
+    let mut before = want.containers.iter().take_while(|other| other.name != container.name);
+    container.kind != Kind::Debug && before.any(|other| other.kind.is_of_init_list() && !init_done(other, seen))
 }
 
 fn init_done(container: &ContainerWant, seen: &Seen) -> bool {
@@ -286,6 +288,7 @@ fn phase(want: &PodWant, containers: &[ContainerView], is_terminal: bool) -> Pha
                 _ => {}
             },
             Kind::App => tally_app(&mut tally, container, view),
+            Kind::Debug => {}
         }
     }
     decide(&tally, apps_have_started(containers), is_terminal)
@@ -352,13 +355,13 @@ fn conditions(want: &PodWant, seen: &Seen, phase: Phase, containers: &[Container
     let incomplete: Vec<&str> = want
         .containers
         .iter()
-        .filter(|container| container.kind != Kind::App && !init_done(container, seen))
+        .filter(|container| container.kind.is_of_init_list() && !init_done(container, seen))
         .filter(|container| !(container.kind == Kind::Sidecar && apps_ran))
         .map(|container| container.name.as_str())
         .collect();
     let unready: Vec<&str> = containers
         .iter()
-        .filter(|view| view.kind != Kind::Init && !view.ready)
+        .filter(|view| !matches!(view.kind, Kind::Init | Kind::Debug) && !view.ready)
         .map(|view| view.name.as_str())
         .collect();
     let initialized = if phase == Phase::Succeeded || incomplete.is_empty() {

@@ -200,10 +200,25 @@ pub struct ShimState {
     pub pause_pid: Option<u32>,
     /// The newest run of each container.
     pub runs: Vec<(String, Run)>,
-    /// The first process of each container that runs, in the node's PID namespace.
-    pub pids: Vec<(String, u32)>,
+    /// The first process of each container that runs.
+    pub processes: Vec<Process>,
     /// The supervisor itself.
     pub shim_pid: u32,
+}
+
+/// The first process of a container that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// The container.
+    pub name: String,
+    /// Its run.
+    pub attempt: u32,
+    /// In the node's PID namespace.
+    pub pid: u32,
+    /// Who it was made as; `None` where an older supervisor does not say.
+    pub user: Option<protocol::User>,
+    /// The capabilities that it was made with.
+    pub capabilities: u64,
 }
 
 /// The first [`protocol::ABILITIES`] with `Mount::sub_path`.
@@ -478,13 +493,18 @@ fn state_of(state: protocol::State) -> ShimState {
         SandboxPhase::Ended => SandboxState::Ended,
     };
     let living = state.runs.iter().filter(|run| run.ended.is_none());
-    let pids = living.filter_map(|run| run.started.as_ref()).map(|run| (run.name.clone(), run.pid)).collect();
+    let process = |run: &protocol::Run| {
+        let started = run.started.as_ref()?;
+        let (name, user, capabilities) = (started.name.clone(), run.user.clone(), run.capabilities);
+        Some(Process { name, attempt: started.attempt, pid: started.pid, user, capabilities })
+    };
+    let processes = living.filter_map(process).collect();
     ShimState {
         sandbox,
         sandbox_attempt: state.sandbox,
         pause_pid: (state.pause_pid != 0).then_some(state.pause_pid),
         runs: state.runs.into_iter().filter_map(run_of).collect(),
-        pids,
+        processes,
         shim_pid: state.shim_pid,
     }
 }

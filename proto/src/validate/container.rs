@@ -9,8 +9,8 @@ use super::{
 use crate::{
     names::{dns_label, env_name, port_name, qualified_name},
     v1::{
-        Container, ContainerPort, EnvVar, EnvVarSource, HttpGetAction, IntOrString, Lifecycle, LifecycleHandler,
-        ObjectFieldSelector, PodSpec, Probe, ResourceFieldSelector, VolumeMount, int_or_string,
+        Container, ContainerPort, EnvVar, EnvVarSource, EphemeralContainer, HttpGetAction, IntOrString, Lifecycle,
+        LifecycleHandler, ObjectFieldSelector, PodSpec, Probe, ResourceFieldSelector, VolumeMount, int_or_string,
     },
 };
 
@@ -24,6 +24,8 @@ const MAX_EXIT_CODES: usize = 255;
 enum Place {
     Init,
     App,
+    /// Added to a running pod (`ephemeralContainers`).
+    Debug,
 }
 
 pub(super) fn all(walk: &mut Walk, spec: &PodSpec) {
@@ -41,6 +43,51 @@ pub(super) fn all(walk: &mut Walk, spec: &PodSpec) {
         }
     }
     host_ports(walk, spec);
+    for (index, one) in spec.ephemeral_containers.iter().enumerate() {
+        walk.within(&format!("ephemeralContainers[{index}]"), |walk| {
+            ephemeral(walk, one, spec);
+            if !one.name.is_empty() && !seen.insert(&one.name) {
+                walk.bad("name", &one.name, "is there already, want every one once");
+            }
+        });
+    }
+}
+
+/// A debug container: what would count for the pod, or for its scheduling, it cannot have (KEP-277).
+fn ephemeral(walk: &mut Walk, debug: &EphemeralContainer, spec: &PodSpec) {
+    let forbidden = [
+        ("ports", !debug.ports.is_empty()),
+        ("resources", debug.resources.is_some()),
+        ("resizePolicy", !debug.resize_policy.is_empty()),
+        ("restartPolicy", !debug.restart_policy.is_empty()),
+        ("restartPolicyRules", !debug.restart_policy_rules.is_empty()),
+        ("volumeDevices", !debug.volume_devices.is_empty()),
+        ("livenessProbe", debug.liveness_probe.is_some()),
+        ("readinessProbe", debug.readiness_probe.is_some()),
+        ("startupProbe", debug.startup_probe.is_some()),
+        ("lifecycle", debug.lifecycle.is_some()),
+    ];
+    for (field, _) in forbidden.iter().filter(|(_, set)| *set) {
+        walk.wrong(field, "cannot be set for an Ephemeral Container");
+    }
+    for (index, mount) in debug.volume_mounts.iter().enumerate() {
+        for (field, text) in [("subPath", &mount.sub_path), ("subPathExpr", &mount.sub_path_expr)] {
+            if !text.is_empty() {
+                walk.bad(&format!("volumeMounts[{index}].{field}"), text, "cannot be set for an Ephemeral Container");
+            }
+        }
+    }
+    if !debug.target_container_name.is_empty() && spec.container(&debug.target_container_name).is_none() {
+        walk.bad("targetContainerName", &debug.target_container_name, "want the name of a container of the pod");
+    }
+    let mut plain = debug.as_container();
+    // What was refused above is not judged a second time.
+    plain.ports.clear();
+    plain.restart_policy.clear();
+    plain.restart_policy_rules.clear();
+    (plain.resources, plain.lifecycle) = (None, None);
+    (plain.liveness_probe, plain.readiness_probe, plain.startup_probe) = (None, None, None);
+    container(walk, &plain, spec, Place::Debug);
 }
 
 /// Ports of the node that two containers of the pod would both need.

@@ -17,7 +17,7 @@ mod walk;
 use self::walk::Walk;
 pub use self::{
     resize::resize,
-    update::{carry_over, update},
+    update::{carry_over, update, update_ephemeral},
 };
 pub use crate::problem::{Problem, Problems};
 use crate::{

@@ -66,6 +66,81 @@ fn changed_objects() {
 }
 
 #[test]
+fn debug_containers_are_added_and_stay() {
+    let pod = |ephemeral: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, uid: u}}\nspec:\n  volumes: [{{name: v}}]\n  initContainers: \
+             [{{name: i, image: x}}]\n  containers: [{{name: a, image: x}}]\n  ephemeralContainers: [{ephemeral}]\n"
+        );
+        one(&text, ephemeral)
+    };
+    let first =
+        "{name: d, image: x, targetContainerName: a, stdin: true, tty: true, volumeMounts: [{name: v, mountPath: /v}]}";
+    let second =
+        "{name: e, image: x, securityContext: {capabilities: {add: [SYS_PTRACE]}}, env: [{name: A, value: b}]}";
+    let both = format!("{first}, {second}");
+    for (old, new, expected) in [
+        ("", first, "none"),
+        (first, first, "none"),
+        (first, both.as_str(), "none"),
+        (
+            both.as_str(),
+            second,
+            "spec.ephemeralContainers: found \"d\": existing ephemeral containers may not be removed",
+        ),
+        (
+            first,
+            "{name: d, image: y}",
+            "spec.ephemeralContainers: found \"d\": existing ephemeral containers may not be changed",
+        ),
+        (
+            "",
+            "{name: a, image: x}",
+            "spec.ephemeralContainers[0].name: found \"a\": is there already, want every one once",
+        ),
+        (
+            "",
+            "{name: i, image: x}",
+            "spec.ephemeralContainers[0].name: found \"i\": is there already, want every one once",
+        ),
+        (
+            "",
+            "{name: d, image: x, targetContainerName: b}",
+            "spec.ephemeralContainers[0].targetContainerName: found \"b\": want the name of a container of the pod",
+        ),
+        (
+            "",
+            "{name: d, image: x, ports: [{containerPort: 1}], resources: {limits: {cpu: 1}}, restartPolicy: Always, \
+             livenessProbe: {exec: {command: [a]}}, lifecycle: {preStop: {sleep: {seconds: 1}}}}",
+            "spec.ephemeralContainers[0].ports: cannot be set for an Ephemeral Container\n\
+             spec.ephemeralContainers[0].resources: cannot be set for an Ephemeral Container\n\
+             spec.ephemeralContainers[0].restartPolicy: cannot be set for an Ephemeral Container\n\
+             spec.ephemeralContainers[0].livenessProbe: cannot be set for an Ephemeral Container\n\
+             spec.ephemeralContainers[0].lifecycle: cannot be set for an Ephemeral Container",
+        ),
+        (
+            "",
+            "{name: d, volumeMounts: [{name: v, mountPath: /v, subPath: x}]}",
+            "spec.ephemeralContainers[0].volumeMounts[0].subPath: found \"x\": cannot be set for an Ephemeral Container\n\
+             spec.ephemeralContainers[0].image: missing, want an image such as busybox:1.36",
+        ),
+    ] {
+        assert_eq!(text(update_ephemeral(&pod(old), &pod(new))), expected, "{old} --> {new}");
+    }
+    // By no other way, and nothing else by this one.
+    assert!(text(create(&pod(first))).contains("added to a running one"));
+    assert!(text(update(&pod(""), &pod(first))).starts_with("spec.ephemeralContainers: does not change"));
+    let mut other = pod(first);
+    let Some(object::Kind::Pod(changed)) = &mut other.kind else { panic!("a pod") };
+    changed.spec_mut().containers[0].image = "y".into();
+    assert!(text(update_ephemeral(&pod(""), &other)).starts_with("spec.containers[0].image: does not change"));
+    // A manifest that is applied again leaves them alone.
+    let mut again = pod("");
+    carry_over(&pod(first), &mut again);
+    assert_eq!(update(&pod(first), &again), []);
+}
+
+#[test]
 fn what_the_system_set_is_carried_over() {
     let old = one(
         "apiVersion: v1\nkind: Pod\nmetadata: {name: p, uid: u, generation: 3}\nspec: {nodeName: node-a, priority: 7, containers: [{name: a, image: x}]}",

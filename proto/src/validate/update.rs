@@ -34,7 +34,38 @@ pub fn update(old: &Object, new: &Object) -> Vec<Problem> {
     walk.problems
 }
 
-/// Takes over into `new` what the system set in `old` and a manifest leaves out: uid, times, generation, the binding and the priority.
+/// What is wrong with `new` in place of `old` where debug containers are added to a pod: only that may change, and what is there
+/// stays as it is.
+pub fn update_ephemeral(old: &Object, new: &Object) -> Vec<Problem> {
+    let mut walk = checked(new);
+    meta(&mut walk, old, new);
+    let (Some(old), Some(new)) = (old.as_pod(), new.as_pod()) else {
+        walk.wrong("kind", "want Pod, others have no ephemeral containers");
+        return walk.problems;
+    };
+    let (old, new) = (old.spec(), new.spec());
+    walk.within("spec", |walk| {
+        for before in &old.ephemeral_containers {
+            match new.ephemeral_container(&before.name) {
+                None => {
+                    walk.bad("ephemeralContainers", &before.name, "existing ephemeral containers may not be removed")
+                }
+                Some(now) if now != before => {
+                    walk.bad("ephemeralContainers", &before.name, "existing ephemeral containers may not be changed");
+                }
+                Some(_) => {}
+            }
+        }
+        let rest = PodSpec { ephemeral_containers: old.ephemeral_containers.clone(), ..new.clone() };
+        if rest != *old {
+            differences(walk, old, &rest);
+        }
+    });
+    walk.problems
+}
+
+/// Takes over into `new` what the system set in `old` and a manifest leaves out: uid, times, generation, the binding, the priority and
+/// debug containers.
 pub fn carry_over(old: &Object, new: &mut Object) {
     let before = old.meta();
     if let Some(meta) = new.meta_mut() {
@@ -50,6 +81,9 @@ pub fn carry_over(old: &Object, new: &mut Object) {
         let (old, new) = (old.spec(), new.spec_mut());
         if new.node_name.is_empty() {
             new.node_name.clone_from(&old.node_name);
+        }
+        if new.ephemeral_containers.is_empty() {
+            new.ephemeral_containers.clone_from(&old.ephemeral_containers);
         }
         if new.priority_class_name.is_empty() || new.priority_class_name == old.priority_class_name {
             new.priority = new.priority.or(old.priority);

@@ -1,5 +1,5 @@
-//! Benchmarks of a whole cluster on this machine: `minipod-bench podstart|footprint|density|schedule-e2e`. Figures go to standard output, one
-//! `key value` a line; `cargo xtask bench NAME` builds for release, runs this, prints a table and writes the JSON.
+//! Benchmarks of a whole cluster on this machine: `minipod-bench podstart|footprint|density|access|schedule-e2e`. Figures go to
+//! standard output, one `key value` a line; `cargo xtask bench NAME` builds for release, runs this, prints a table and writes the JSON.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,6 +12,7 @@ use minipod_proto::Resource;
 use minipod_proto::v1::Pod;
 use minipod_tests::cluster::{Cluster, bin_dir, pod};
 use minipod_tests::e2e::{board, limits, measure, workload};
+use minipod_tests::hands;
 use minipod_tests::kernel::{self, Process};
 use minipod_tests::podman::Podman;
 
@@ -39,6 +40,8 @@ enum Bench {
         #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1000))]
         pods: u32,
     },
+    /// Programs run in a container, and the throughput of its log.
+    Access,
     /// From a create to the node's watch, with hollow nodes.
     ScheduleE2e(Flags),
 }
@@ -68,6 +71,18 @@ async fn main() -> ExitCode {
             if let Err(error) = density(pods as usize).await {
                 eprintln!("minipod-bench density: {error}");
                 return ExitCode::FAILURE;
+            }
+        }
+        Bench::Access => {
+            let cluster = one_node().await;
+            let figures = hands::run(&cluster).await;
+            cluster.local.stop().expect("taken down");
+            match figures {
+                Ok(figures) => figures.into_iter().for_each(|(key, value)| figure(key, value)),
+                Err(error) => {
+                    eprintln!("minipod-bench access: {error}");
+                    return ExitCode::FAILURE;
+                }
             }
         }
         Bench::ScheduleE2e(flags) => {

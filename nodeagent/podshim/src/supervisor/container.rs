@@ -129,7 +129,14 @@ impl Container {
             Phase::Ending { ended, .. } => (None, Some(ended.clone())),
             Phase::Ended(ended) => (Some(ended.clone()), None),
         };
-        Some(Run { started: Some(self.started.clone()), ended, start_ticks: self.start_ticks, leaving })
+        Some(Run {
+            started: Some(self.started.clone()),
+            ended,
+            start_ticks: self.start_ticks,
+            leaving,
+            user: self.spec.user.clone(),
+            capabilities: self.spec.capabilities.map_or(0, |set| set.effective),
+        })
     }
 
     fn flow(&self) -> Flow {
