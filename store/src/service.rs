@@ -10,6 +10,7 @@ use crate::coalesce::Coalesced;
 use crate::compactor::{Retention, keep_compacting};
 use crate::disk::{Disk, DiskError, RealDisk};
 use crate::etcdapi::{Face, FaceConfig};
+use crate::metrics::{self, Timed};
 use crate::machine::{Member, MemberChange, MemberError, Replicator};
 use crate::peer::server::PeerService;
 use crate::peer::tls::PeerTls;
@@ -18,9 +19,12 @@ use crate::refused::Refused;
 use crate::replica::core::{Boot, Core, ReplicaError, Settings, wal_dir};
 use crate::replica::run::{Ended, Pace, Replica, Transport, id_from};
 use crate::snapshot::Snapshots;
+use crate::space::keep_space;
 use crate::state::{Shared, StateMachine};
 use crate::wal::{self, Identity, Wal, WalError};
+use crate::watch::Watches;
 use hyper_util::rt::TokioIo;
+use minipod_daemon::metrics::Registry;
 use minipod_daemon::shutdown::{Shutdown, Trigger};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -82,6 +86,8 @@ pub struct Config {
     pub retention: Retention,
     /// Limits of the etcd face.
     pub face: FaceConfig,
+    /// Where the time of syncs and snapshots is counted.
+    pub timed: Timed,
 }
 
 impl Config {
@@ -98,6 +104,7 @@ impl Config {
             snapshot_entries: 100_000,
             retention: Retention::All,
             face: FaceConfig::default(),
+            timed: Timed::default(),
         }
     }
 }
@@ -180,6 +187,7 @@ pub struct Store {
     face: Arc<Face<Replica>>,
     snapshots: Snapshots,
     peer_tls: Option<PeerTls>,
+    quota_bytes: u64,
     channel: Channel,
     /// Ends the servers.
     trigger: Trigger,
@@ -238,7 +246,13 @@ impl Store {
         {
             settings.planted = crate::planted::bug();
         }
-        settings.wal = wal::Options { nonce_seed: random(), prepare_ahead: true, ..wal::Options::default() };
+        settings.wal = wal::Options {
+            nonce_seed: random(),
+            prepare_ahead: true,
+            sync_seconds: Some(Arc::clone(&config.timed.wal_sync)),
+            ..wal::Options::default()
+        };
+        settings.timed = config.timed.clone();
         let (dir, boot) = (config.data_dir.clone(), place.boot.clone());
         // Reading a large directory takes seconds, which the runtime's threads have not.
         let opening = tokio::task::spawn_blocking(move || Core::open(&disk, &dir, settings, &boot, machine));
@@ -257,6 +271,7 @@ impl Store {
         let mut tasks = JoinSet::new();
         let channel = in_process(&face, &shutdown, &mut tasks);
         tasks.spawn(Arc::clone(&face).keep_leases());
+        tasks.spawn(keep_space(replica.clone(), Arc::clone(&shared), config.face.quota_bytes));
         if config.retention != Retention::All {
             tasks.spawn(keep_compacting(replica.clone(), Arc::clone(&shared), config.retention));
         }
@@ -273,6 +288,7 @@ impl Store {
             face,
             snapshots,
             peer_tls: config.peer_tls,
+            quota_bytes: config.face.quota_bytes,
             channel,
             trigger,
             shutdown,
@@ -313,10 +329,32 @@ impl Store {
         self.face.watches().watchers()
     }
 
-    /// Serves clients on a listener until the store ends.
-    pub fn serve_clients(&mut self, listener: TcpListener) {
+    /// All watches.
+    #[must_use]
+    pub fn watches(&self) -> Arc<Watches> {
+        Arc::clone(self.face.watches())
+    }
+
+    /// Shows this store in what a registry renders; [`Config::timed`] has the rest.
+    pub fn show_in(&self, registry: &Registry) {
+        metrics::show(self, registry, self.quota_bytes);
+    }
+
+    /// Serves clients on a listener until the store ends; with `tls` those alone that show a certificate of its authority.
+    ///
+    /// # Errors
+    /// When the certificates cannot be used.
+    pub fn serve_clients(
+        &mut self,
+        listener: TcpListener,
+        tls: Option<&PeerTls>,
+    ) -> Result<(), tonic::transport::Error> {
         let shutdown = self.shutdown.clone();
-        let server = server().add_routes(self.face.routes());
+        let mut server = match tls {
+            Some(tls) => tls.serve(server())?,
+            None => server(),
+        };
+        let server = server.add_routes(self.face.routes());
         self.tasks.spawn(async move {
             let incoming =
                 TcpIncoming::from(listener).with_nodelay(Some(true)).map(|accepted| accepted.map(Coalesced::new));
@@ -325,6 +363,7 @@ impl Store {
                 tracing::error!(%error, "serve clients");
             }
         });
+        Ok(())
     }
 
     /// Serves the other members on a listener until the store ends.
