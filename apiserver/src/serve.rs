@@ -392,9 +392,7 @@ impl Parts {
         let (cache, registry) = (Arc::clone(&self.registry.cache), Arc::clone(&self.registry));
         http::Checks {
             health: Arc::new(move || cache.trouble().map_or(Ok(()), Err)),
-            ready: Arc::new(move || {
-                registry.cache.trouble().or_else(|| registry.space.trouble()).map_or(Ok(()), Err)
-            }),
+            ready: Arc::new(move || registry.cache.trouble().or_else(|| registry.space.trouble()).map_or(Ok(()), Err)),
         }
     }
 

@@ -98,7 +98,11 @@ async fn connected<'a>(address: &str, remote: &'a OnceCell<Remote>) -> Result<&'
 }
 
 /// Puts together what is known of the members and what they said.
-pub fn report(kind: &str, known: Vec<Known>, said: Vec<(String, Result<MemberStatus, RemoteError>)>) -> v1::StoreStatus {
+pub fn report(
+    kind: &str,
+    known: Vec<Known>,
+    said: Vec<(String, Result<MemberStatus, RemoteError>)>,
+) -> v1::StoreStatus {
     let mut members: Vec<v1::StoreMember> = known
         .into_iter()
         .map(|known| v1::StoreMember {
@@ -235,8 +239,7 @@ pub async fn watch(space: Arc<Space>, members: Members, shutdown: Shutdown) {
             _ = tick.tick() => {}
             () = shutdown.asked() => return,
         }
-        let said: Vec<MemberStatus> =
-            members.statuses().await.into_iter().filter_map(|(_, said)| said.ok()).collect();
+        let said: Vec<MemberStatus> = members.statuses().await.into_iter().filter_map(|(_, said)| said.ok()).collect();
         // While nobody answers nothing is known, and nothing can be written anyway.
         if !said.is_empty() {
             space.set(judge(&said));
@@ -289,7 +292,11 @@ mod tests {
     fn members_and_their_words_are_put_together() {
         let known = |id, name: &str| Known { id, name: name.into(), ..Known::default() };
         let lost = RemoteError::Timeout { operation: "ask", endpoint: "b:1".into(), seconds: 10 };
-        let told = vec![("a:1".to_owned(), Ok(said(1, 5, 9))), ("b:1".to_owned(), Err(lost)), ("c:1".to_owned(), Ok(said(9, 1, 1)))];
+        let told = vec![
+            ("a:1".to_owned(), Ok(said(1, 5, 9))),
+            ("b:1".to_owned(), Err(lost)),
+            ("c:1".to_owned(), Ok(said(9, 1, 1))),
+        ];
         let report = report("etcd", vec![known(1, "a"), known(2, "b")], told);
         let seen: Vec<_> = report
             .members

@@ -444,7 +444,9 @@ fn read_error(operation: &'static str, error: &etcd_client::Error) -> StoreError
 fn write_error(operation: &'static str, error: &etcd_client::Error) -> StoreError {
     match read_error(operation, error) {
         // tonic's words for a connection that was never made: the request did not leave.
-        StoreError::Unavailable { operation, detail } if !never_sent(&detail) && !detail.contains("too many requests") => {
+        StoreError::Unavailable { operation, detail }
+            if !never_sent(&detail) && !detail.contains("too many requests") =>
+        {
             StoreError::Uncertain { operation, detail }
         }
         other => other,

@@ -20,7 +20,9 @@ const LONG_PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
     /// The address cannot be understood.
-    #[error("address {endpoint:?}: {problem}; write it like 127.0.0.1:2379, http://HOST:PORT, or https://HOST:PORT with certificates")]
+    #[error(
+        "address {endpoint:?}: {problem}; write it like 127.0.0.1:2379, http://HOST:PORT, or https://HOST:PORT with certificates"
+    )]
     Address {
         /// As it was given.
         endpoint: String,

@@ -35,8 +35,7 @@ pub struct Seen<'a> {
 /// of members that are gone, for whom nobody else would do it.
 #[must_use]
 pub fn to_clear(seen: &Seen<'_>) -> Vec<u64> {
-    let has_room =
-        seen.quota_bytes == 0 || seen.bytes <= seen.quota_bytes.saturating_sub(seen.quota_bytes / FREE_PART);
+    let has_room = seen.quota_bytes == 0 || seen.bytes <= seen.quota_bytes.saturating_sub(seen.quota_bytes / FREE_PART);
     let is_over = |member: u64| {
         if member == seen.me { has_room } else { seen.is_leader && !seen.members.contains(&member) }
     };

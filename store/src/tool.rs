@@ -157,7 +157,11 @@ pub struct SavedReport {
 impl std::fmt::Display for Report {
     /// One `name value` a line.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "cluster {:x}\nmember {:x}\nrecords {}", self.identity.cluster_id, self.identity.member_id, self.records)?;
+        writeln!(
+            f,
+            "cluster {:x}\nmember {:x}\nrecords {}",
+            self.identity.cluster_id, self.identity.member_id, self.records
+        )?;
         for (index, term) in &self.snapshots {
             writeln!(f, "snapshot {index} term {term}")?;
         }
@@ -219,11 +223,7 @@ pub fn verify(data_dir: &Path) -> Result<Report, ToolError> {
         let older = restore_in_memory(&disk, data_dir, identity)?;
         if (older.revision, older.hash) != (newest.revision, newest.hash) {
             let came = |of: &Restored| Came { index: of.from, revision: of.revision, hash: of.hash };
-            return Err(ToolError::Contradicts {
-                dir: data_dir.to_owned(),
-                older: came(&older),
-                newer: came(&newest),
-            });
+            return Err(ToolError::Contradicts { dir: data_dir.to_owned(), older: came(&older), newer: came(&newest) });
         }
     }
     let Restored { from: _, starts: _, applied, last, term, revision, compacted, keys, hash } = newest;

@@ -87,7 +87,10 @@ fn options(servers: &[Server]) {
     assert_eq!(String::from_utf8_lossy(&held.stdout), "holding\n", "{held:?}");
     // There are no users here, and nobody is made to believe that there are.
     let refused = run(servers, &["auth", "enable"], "");
-    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("nimplemented"), "{refused:?}");
+    assert!(
+        !refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("nimplemented"),
+        "{refused:?}"
+    );
 }
 
 /// A mirror reads all keys at one revision and follows from there.
@@ -128,7 +131,11 @@ fn maintenance(servers: &[Server]) {
     for args in [&["endpoint", "health"][..], &["endpoint", "status"], &["endpoint", "hashkv"]] {
         assert_eq!(count(&told(servers, args)), servers.len(), "etcdctl {args:?}");
     }
-    for args in [&["endpoint", "health", "--cluster"][..], &["endpoint", "status", "--cluster"], &["endpoint", "hashkv", "--cluster"]] {
+    for args in [
+        &["endpoint", "health", "--cluster"][..],
+        &["endpoint", "status", "--cluster"],
+        &["endpoint", "hashkv", "--cluster"],
+    ] {
         assert_eq!(count(&told(servers, args)), servers.len(), "etcdctl {args:?}");
     }
     assert_eq!(told(servers, &["alarm", "disarm"]), "");

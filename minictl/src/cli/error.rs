@@ -26,7 +26,9 @@ pub enum CliError {
     #[error(transparent)]
     StoreMember(#[from] RemoteError),
     /// A store's files and a running member have different contents.
-    #[error("the hash at revision {revision} is {here} here and {there} at {endpoint}: one of them has lost or changed something")]
+    #[error(
+        "the hash at revision {revision} is {here} here and {there} at {endpoint}: one of them has lost or changed something"
+    )]
     Differs {
         /// The member.
         endpoint: String,
@@ -183,8 +185,12 @@ const fn store_hint(error: &ToolError) -> Option<&'static str> {
         ToolError::Saved { .. } | ToolError::Restore { .. } => {
             Some("use an older snapshot, or save one from a running server: minictl store snapshot FILE")
         }
-        ToolError::NotEmpty { .. } => Some("a restore never replaces a store: move the directory away first, or name another one"),
-        ToolError::Empty { .. } => Some("name the directory that the API server has as --data-dir, or a saved snapshot"),
+        ToolError::NotEmpty { .. } => {
+            Some("a restore never replaces a store: move the directory away first, or name another one")
+        }
+        ToolError::Empty { .. } => {
+            Some("name the directory that the API server has as --data-dir, or a saved snapshot")
+        }
         _ => None,
     }
 }

@@ -233,7 +233,11 @@ fn restore(
     };
     let revision = tool::restore(snapshot, data_dir, &name, &cluster, bump_revision)?;
     print(&format!("restored {} at revision {revision}\n", data_dir.display()))?;
-    let more = if is_alone { String::new() } else { format!(" --name={name} --peers=…, and the same on every other member") };
+    let more = if is_alone {
+        String::new()
+    } else {
+        format!(" --name={name} --peers=…, and the same on every other member")
+    };
     note!("start it with: minipod-apiserver --store=embedded --data-dir={}{more}", data_dir.display());
     Ok(())
 }

@@ -108,12 +108,8 @@ fn unwire(said: v1::StoreMemberStatus, member_id: u64) -> MemberStatus {
 impl Told {
     fn add_api(&mut self, members: Vec<v1::StoreMember>) {
         for member in members {
-            let known = Known {
-                id: member.id,
-                name: member.name,
-                is_learner: member.is_learner,
-                client_urls: Vec::new(),
-            };
+            let known =
+                Known { id: member.id, name: member.name, is_learner: member.is_learner, client_urls: Vec::new() };
             let said = member.status.map(|said| unwire(said, member.id));
             self.add(Row { known, said, problem: member.problem });
         }
@@ -177,9 +173,8 @@ impl Told {
 
     /// One row a member, and what is wrong after them.
     pub fn table(&self) -> String {
-        let mut table = Table::new(&[
-            "MEMBER", "NAME", "ROLE", "REVISION", "APPLIED", "TERM", "SIZE", "USED", "QUOTA", "VERSION",
-        ]);
+        let mut table =
+            Table::new(&["MEMBER", "NAME", "ROLE", "REVISION", "APPLIED", "TERM", "SIZE", "USED", "QUOTA", "VERSION"]);
         let leader = self.leader();
         for row in self.rows.iter().filter(|row| row.known.id != 0) {
             let id = row.known.id;
@@ -263,7 +258,8 @@ impl Told {
 fn amount(bytes: u64) -> String {
     // Rounded to what fits a column; from some mebibytes on the rest does not matter.
     let rounded = match bytes {
-        0..1_048_576 => bytes >> 10 << 10,
+        0..1_024 => bytes,
+        1_024..1_048_576 => bytes >> 10 << 10,
         _ => bytes >> 20 << 20,
     };
     Quantity::from_bytes(i64::try_from(rounded).unwrap_or(i64::MAX)).to_string()
@@ -280,7 +276,16 @@ mod tests {
     fn said(member_id: u64, leader_id: u64, term: u64) -> MemberStatus {
         let (size_bytes, used_bytes, quota_bytes) = (64 << 20, 3 << 20, 2 << 30);
         let version = "3.5.13+minipod".to_owned();
-        MemberStatus { member_id, leader_id, term, size_bytes, used_bytes, quota_bytes, version, ..MemberStatus::default() }
+        MemberStatus {
+            member_id,
+            leader_id,
+            term,
+            size_bytes,
+            used_bytes,
+            quota_bytes,
+            version,
+            ..MemberStatus::default()
+        }
     }
 
     #[test]
@@ -312,7 +317,10 @@ mod tests {
         full.problems = vec!["etcdserver: no leader".into()];
         let told = Told { kind: String::new(), rows: vec![row(1, "a", Some(full))] };
         let table = told.table();
-        assert!(table.contains("alarm NOSPACE of a: the quota is used up") && table.contains("--store-quota"), "{table}");
+        assert!(
+            table.contains("alarm NOSPACE of a: the quota is used up") && table.contains("--store-quota"),
+            "{table}"
+        );
         assert!(table.contains("a: etcdserver: no leader"), "{table}");
         let nobody = Told { kind: String::new(), rows: vec![row(0, "h:1", None)] };
         assert!(nobody.outcome().is_err());
