@@ -59,6 +59,9 @@ pub enum ApiError {
     /// A limit of size or number.
     #[error("{0}")]
     TooLarge(String),
+    /// The store has no room for anything new.
+    #[error("{0}")]
+    NoRoom(String),
     /// Something that this needs cannot be reached now.
     #[error("{0}")]
     Unavailable(String),
@@ -86,7 +89,9 @@ impl ApiError {
             ApiError::Precondition(_) | ApiError::NoRoom { .. } => Code::FailedPrecondition,
             ApiError::Stale { .. } | ApiError::Stalled(_) => Code::Aborted,
             ApiError::Expired(_) | ApiError::Store(StoreError::Compacted { .. }) => Code::OutOfRange,
-            ApiError::TooLarge(_) | ApiError::Store(StoreError::TooLarge { .. }) => Code::ResourceExhausted,
+            ApiError::TooLarge(_)
+            | ApiError::NoRoom(_)
+            | ApiError::Store(StoreError::TooLarge { .. } | StoreError::Full { .. }) => Code::ResourceExhausted,
             ApiError::Unavailable(_)
             | ApiError::Store(StoreError::Unavailable { .. } | StoreError::Uncertain { .. }) => Code::Unavailable,
             ApiError::Corrupt { .. } => Code::DataLoss,

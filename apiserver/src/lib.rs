@@ -14,7 +14,8 @@
 //! ```
 //!
 //! Tasks for the life of the process: [`cache::feed::follow`], [`registry::namespaces::keep`], [`nodes::contact::watch`],
-//! [`nodes::routes::keep`], [`events::write`] and the compactor of [`serve`]. Tasks per stream: one per watch, session and tunnel.
+//! [`nodes::routes::keep`], [`events::write`], [`space::watch`] and the compactor of [`serve`]. Tasks per stream: one per watch, session
+//! and tunnel.
 #![forbid(unsafe_code)]
 
 pub mod binding;
@@ -27,6 +28,7 @@ pub mod nodes;
 pub mod registry;
 pub mod serve;
 pub mod services;
+pub mod space;
 pub mod storage;
 pub mod tunnels;
 mod wire;

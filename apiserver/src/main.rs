@@ -11,13 +11,14 @@ use clap::Parser;
 use minipod_apiserver::{
     cache::Limits,
     nodes::cidr::ClusterCidr,
-    serve::{self, Config, Replica, ServeError, StartError, StoreAt},
+    serve::{self, Config, Replica, ServeError, StartError, StoreAt, StoreListen},
     storage::DEFAULT_MAX_OPS,
 };
 use minipod_daemon::{
     shutdown::Shutdown,
     telemetry::{self, TelemetryError},
 };
+use minipod_proto::quantity::Quantity;
 use minipod_store::{
     members::{Members, host_and_port, parse_members},
     peer::tls::{TlsError, TlsFiles},
@@ -53,6 +54,23 @@ struct Args {
     /// The PEM certificate of the authority whose certificates the other members must show.
     #[arg(long, env = "MINIPOD_PEER_TRUSTED_CA_FILE", requires = "peers")]
     peer_trusted_ca_file: Option<PathBuf>,
+    /// Serve the embedded store here to others who speak etcd's protocol, such as etcdctl and `minictl store snapshot`: 127.0.0.1:2379. Whoever
+    /// reaches it can read and write everything, so an address beyond this machine needs the three files below.
+    #[arg(long, env = "MINIPOD_STORE_LISTEN")]
+    store_listen: Option<SocketAddr>,
+    /// The PEM certificate that is shown to the store's clients, who must show one of --store-trusted-ca-file.
+    #[arg(long, env = "MINIPOD_STORE_CERT_FILE", requires = "store_listen")]
+    store_cert_file: Option<PathBuf>,
+    /// Its PEM key.
+    #[arg(long, env = "MINIPOD_STORE_KEY_FILE", requires = "store_listen")]
+    store_key_file: Option<PathBuf>,
+    /// The PEM certificate of the authority whose certificates the store's clients must show.
+    #[arg(long, env = "MINIPOD_STORE_TRUSTED_CA_FILE", requires = "store_listen")]
+    store_trusted_ca_file: Option<PathBuf>,
+    /// How large the embedded store may grow, such as 4Gi; 0 for no limit. Its keys and their history are kept in memory. From nineteen
+    /// twentieths on nothing new is taken, when it is full nothing is written.
+    #[arg(long, env = "MINIPOD_STORE_QUOTA", default_value = "2Gi", value_parser = quota)]
+    store_quota: u64,
     /// Operations that the store takes in one transaction (etcd's --max-txn-ops).
     #[arg(long, env = "MINIPOD_STORE_MAX_TXN_OPS", default_value_t = DEFAULT_MAX_OPS)]
     store_max_txn_ops: usize,
@@ -104,6 +122,21 @@ impl Args {
             }
         }
     }
+
+    fn store_listen(&self) -> Result<Option<StoreListen>, MainError> {
+        let flags = ["--store-cert-file", "--store-key-file", "--store-trusted-ca-file"];
+        let files = TlsFiles::from_three(
+            flags,
+            self.store_cert_file.clone(),
+            self.store_key_file.clone(),
+            self.store_trusted_ca_file.clone(),
+        )?;
+        match (self.store_listen, &self.store) {
+            (Some(address), StoreArg::Embedded) => Ok(Some(StoreListen { address, tls: files })),
+            (Some(_), StoreArg::Etcd(_)) => Err(MainError::ListenOfEtcd),
+            (None, _) => Ok(None),
+        }
+    }
 }
 
 /// Where a member serves the others, by its first address.
@@ -136,6 +169,14 @@ fn store(text: &str) -> Result<StoreArg, String> {
     if hosts.iter().all(|host| good(host)) { Ok(StoreArg::Etcd(hosts)) } else { Err(wrong()) }
 }
 
+fn quota(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no size; write it like 512Mi, 2Gi or 8Gi, 0 for no limit");
+    let quantity: Quantity = text.parse().map_err(|_| wrong())?;
+    let bytes = u64::try_from(quantity.value_ceil()).map_err(|_| wrong())?;
+    // Less has no room for a cluster's own objects, and is a slip such as 2 for 2Gi.
+    if bytes != 0 && bytes < 16 << 20 { Err(format!("{text:?}: at least 16Mi is needed")) } else { Ok(bytes) }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no duration; write it like 15s, 500ms, 2m or 1h");
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -162,6 +203,8 @@ enum MainError {
     Grace,
     #[error("--peers: they are the members of --store=embedded; an etcd knows its own")]
     PeersOfEtcd,
+    #[error("--store-listen: it serves --store=embedded; an etcd serves its clients itself")]
+    ListenOfEtcd,
     #[error("--name {name}: --peers has no such member, only {known}")]
     Name { name: String, known: String },
     #[error("{0}")]
@@ -199,6 +242,8 @@ async fn serve(args: Args) -> Result<(), MainError> {
     let shutdown = Shutdown::on_signals()?;
     let config = Config {
         store: args.store_at()?,
+        store_listen: args.store_listen()?,
+        store_quota_bytes: args.store_quota,
         max_txn_ops: args.store_max_txn_ops,
         listen: args.listen,
         advertise: args.advertise,
@@ -246,6 +291,10 @@ mod tests {
         assert_eq!(store("embedded"), Ok(StoreArg::Embedded));
         for bad in ["", "a:1", "etcd://", "etcd://a", "etcd://a:0", "etcd://a:1,", "etcd://:1", "http://a:1"] {
             assert!(store(bad).is_err(), "{bad}");
+        }
+        assert_eq!((quota("2Gi"), quota("0"), quota("16Mi")), (Ok(2 << 30), Ok(0), Ok(16 << 20)));
+        for bad in ["", "2", "-1", "x", "1e30", "15Mi"] {
+            assert!(quota(bad).is_err(), "{bad}");
         }
         assert_eq!(duration("15s"), Ok(Duration::from_secs(15)));
         assert_eq!(duration("0"), Ok(Duration::ZERO));

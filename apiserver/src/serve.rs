@@ -7,12 +7,14 @@ use minipod_proto::{
     FILE_DESCRIPTOR_SET,
     v1::{
         explaining_server::ExplainingServer, images_server::ImagesServer, pod_access_server::PodAccessServer,
-        scheduling_server::SchedulingServer,
+        scheduling_server::SchedulingServer, stores_server::StoresServer,
     },
 };
 use minipod_store::{
-    members::Members,
+    members::Members as PeerMembers,
+    metrics::Timed,
     peer::tls::{PeerTls, TlsError, TlsFiles, check_urls},
+    remote::Remote,
     replica::run::Ended,
     service::{Cluster, Store},
 };
@@ -32,7 +34,9 @@ use crate::{
     registry::{Registry, namespaces},
     services::{
         access::AccessApi, explaining::ExplainingApi, nodes::NodesApi, objects::ObjectsApi, scheduling::SchedulingApi,
+        stores::StoresApi,
     },
+    space::{self, Members},
     storage::{Storage, StoreError},
     tunnels::Tunnels,
     wire::{self, REQUEST_LIMIT_BYTES},
@@ -63,7 +67,7 @@ pub struct Replica {
     /// Its name among the members.
     pub name: String,
     /// All members, the same list in every API server.
-    pub members: Members,
+    pub members: PeerMembers,
     /// Where it serves the other members.
     pub listen: SocketAddr,
     /// TLS between members; `None`: plain HTTP.
@@ -83,11 +87,42 @@ impl std::fmt::Display for StoreAt {
     }
 }
 
+/// Where this process's own store is served to others, such as etcdctl and `minictl store snapshot`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreListen {
+    /// The address.
+    pub address: SocketAddr,
+    /// TLS with clients of its authority alone; `None`: plain, on this machine alone.
+    pub tls: Option<TlsFiles>,
+}
+
+impl StoreListen {
+    /// Whether it can be served like this: whoever reaches it can read and write everything.
+    ///
+    /// # Errors
+    /// [`StartError::Exposed`] for an address beyond this machine without certificates.
+    fn check(&self) -> Result<(), StartError> {
+        if self.tls.is_none() && !self.address.ip().is_loopback() {
+            return Err(StartError::Exposed { address: self.address });
+        }
+        Ok(())
+    }
+
+    /// What others write to reach it.
+    fn url(&self) -> String {
+        format!("{}://{}", if self.tls.is_some() { "https" } else { "http" }, self.address)
+    }
+}
+
 /// What a server needs to know.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Where the objects are kept.
     pub store: StoreAt,
+    /// Where a store of this process's own is served to others, if anywhere.
+    pub store_listen: Option<StoreListen>,
+    /// How large a store of this process's own may grow, bytes; 0 for no limit.
+    pub store_quota_bytes: u64,
     /// The store's limit of operations in a transaction.
     pub max_txn_ops: usize,
     /// Where to serve.
@@ -131,12 +166,30 @@ pub enum StartError {
     /// The members of the store cannot speak TLS as configured.
     #[error("--peers: {}", minipod_store::replica::run::with_causes(.0))]
     Tls(#[from] TlsError),
+    /// The store would be open to everybody who reaches the address.
+    #[error(
+        "--store-listen {address}: whoever reaches this address could read and write everything, Secrets with it; listen on 127.0.0.1, or give \
+         --store-cert-file, --store-key-file and --store-trusted-ca-file (`minipod-store certs` makes them)"
+    )]
+    Exposed {
+        /// As it was given.
+        address: SocketAddr,
+    },
+    /// The store's clients cannot be served as configured.
+    #[error("--store-listen: {}", minipod_store::replica::run::with_causes(.0))]
+    StoreTls(TlsError),
+    /// The store's clients cannot be served.
+    #[error("serve the store's clients: {0}")]
+    StoreClients(tonic::transport::Error),
     /// The other members cannot be served.
     #[error("serve the other members of the store: {0}")]
     Peers(tonic::transport::Error),
     /// The store of this process cannot be spoken to.
     #[error("speak to the embedded store: {0}")]
     Channel(#[from] etcd_client::Error),
+    /// The store of this process cannot be asked for its status.
+    #[error("speak to the embedded store: {0}")]
+    Remote(#[from] minipod_store::remote::RemoteError),
     /// The description of the API cannot be served.
     #[error("set up the reflection service: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -172,25 +225,30 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, StartE
     let listener = TcpListener::bind(config.listen).await.map_err(|error| listen(config.listen, error))?;
     let address = listener.local_addr().map_err(|error| listen(config.listen, error))?;
     let metrics = Arc::new(Metrics::default());
-    let (storage, own_store) = open_store(&config, address).await?;
+    let (storage, own_store) = open_store(&config, address, &metrics).await?;
+    let members = match (&config.store, &own_store) {
+        (_, Some(store)) => Members::own(Remote::over(store.channel(), "the store of this process").await?),
+        (StoreAt::Etcd(addresses), None) => Members::etcd(addresses),
+        // There is a store of this process wherever it is embedded.
+        (_, None) => Members::etcd(&[]),
+    };
     let cache = Cache::new(config.limits, &metrics);
-
-    let mut metrics_address = None;
-    if let Some(wanted) = config.metrics_listen {
-        let health = Arc::clone(&cache);
-        let health: Arc<http::Health> = Arc::new(move || health.trouble().map_or(Ok(()), Err));
-        let bound = http::serve(wanted, Arc::clone(&metrics), health, shutdown.clone()).await;
-        metrics_address = Some(bound.map_err(|error| listen(wanted, error))?);
-    }
 
     let advertise = if config.advertise.is_empty() { address.to_string() } else { config.advertise.clone() };
     let parts = Parts::new(
         &config,
         Identity { id: uuid::Uuid::new_v4().to_string(), address: advertise },
         storage,
-        cache,
+        (cache, members),
         metrics,
     );
+    let metrics_address = match config.metrics_listen {
+        Some(wanted) => {
+            let bound = http::serve_checks(wanted, Arc::clone(&parts.metrics), parts.checks(), shutdown.clone()).await;
+            Some(bound.map_err(|error| listen(wanted, error))?)
+        }
+        None => None,
+    };
     let routes = parts.spawn_tasks(&config, &shutdown);
     let router = parts.services(&config, routes, &shutdown)?;
 
@@ -224,43 +282,73 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, StartE
 }
 
 /// The store's client, and the store itself where it is this process's own.
-async fn open_store(config: &Config, address: SocketAddr) -> Result<(Storage, Option<Store>), StartError> {
-    match &config.store {
-        StoreAt::Etcd(addresses) => Ok((Storage::connect(addresses, config.max_txn_ops).await?, None)),
+async fn open_store(
+    config: &Config,
+    address: SocketAddr,
+    metrics: &Arc<Metrics>,
+) -> Result<(Storage, Option<Store>), StartError> {
+    let store = match &config.store {
+        StoreAt::Etcd(addresses) => return Ok((Storage::connect(addresses, config.max_txn_ops).await?, None)),
         StoreAt::Embedded(dir) => {
-            let store = open_embedded(minipod_store::service::Config::alone(dir.clone()), config).await?;
-            let client = store.client().await?;
-            Ok((Storage::from_client(&client, config.max_txn_ops), Some(store)))
+            let mut options = minipod_store::service::Config::alone(dir.clone());
+            options.client_urls = config.store_listen.iter().map(StoreListen::url).collect();
+            open_embedded(options, config, metrics).await?
         }
-        StoreAt::Replica(replica) => {
-            let store = open_replica(replica, config, address).await?;
-            let client = store.client().await?;
-            Ok((Storage::from_client(&client, config.max_txn_ops), Some(store)))
-        }
-    }
+        StoreAt::Replica(replica) => open_replica(replica, config, address, metrics).await?,
+    };
+    let client = store.client().await?;
+    Ok((Storage::from_client(&client, config.max_txn_ops), Some(store)))
 }
 
-async fn open_embedded(mut options: minipod_store::service::Config, config: &Config) -> Result<Store, StartError> {
+/// Opens a store, and serves it to others where that is wanted.
+async fn open_embedded(
+    mut options: minipod_store::service::Config,
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<Store, StartError> {
+    // Bound first: a wrong address shows before the directory is touched.
+    let listener = match &config.store_listen {
+        Some(wanted) => {
+            wanted.check()?;
+            let tls = wanted.tls.as_ref().map(PeerTls::load).transpose().map_err(StartError::StoreTls)?;
+            let bound = TcpListener::bind(wanted.address).await;
+            Some((bound.map_err(|source| StartError::Listen { address: wanted.address, source })?, tls))
+        }
+        None => None,
+    };
     options.face.max_txn_ops = config.max_txn_ops;
+    options.face.quota_bytes = config.store_quota_bytes;
+    options.timed = Timed::of(metrics);
     let dir = options.data_dir.clone();
-    Store::open(options).await.map_err(|source| StartError::Embedded { dir, source })
+    let mut store = Store::open(options).await.map_err(|source| StartError::Embedded { dir, source })?;
+    store.show_in(metrics);
+    if let Some((listener, tls)) = listener {
+        store.serve_clients(listener, tls.as_ref()).map_err(StartError::StoreClients)?;
+    }
+    Ok(store)
 }
 
 /// Opens one of several replicas and serves the others. It need not have a leader yet.
-async fn open_replica(replica: &Replica, config: &Config, address: SocketAddr) -> Result<Store, StartError> {
+async fn open_replica(
+    replica: &Replica,
+    config: &Config,
+    address: SocketAddr,
+    metrics: &Arc<Metrics>,
+) -> Result<Store, StartError> {
     check_urls(replica.members.values().flatten(), replica.tls.is_some())?;
     let mut options = minipod_store::service::Config::alone(replica.dir.clone());
     options.peer_tls = replica.tls.as_ref().map(PeerTls::load).transpose()?;
     options.name = replica.name.clone();
     options.cluster = Cluster::New { members: replica.members.clone(), token: "minipod".to_owned() };
-    // A member that has told where its clients find it has lived: it may not begin anew with an empty directory. Its clients
-    // are the API's.
+    // A member that has told where its clients find it has lived: it may not begin anew with an empty directory. Where the store is
+    // not served, its clients are the API's.
     let advertise = if config.advertise.is_empty() { address.to_string() } else { config.advertise.clone() };
-    options.client_urls = vec![format!("http://{advertise}")];
+    options.client_urls =
+        vec![config.store_listen.as_ref().map_or_else(|| format!("http://{advertise}"), StoreListen::url)];
     // Bound first: a wrong address shows before the directory is touched.
     let listener = TcpListener::bind(replica.listen).await;
     let listener = listener.map_err(|source| StartError::Listen { address: replica.listen, source })?;
-    let mut store = open_embedded(options, config).await?;
+    let mut store = open_embedded(options, config, metrics).await?;
     store.serve_peers(listener).map_err(StartError::Peers)?;
     Ok(store)
 }
@@ -283,23 +371,40 @@ struct Parts {
     tunnels: Arc<Tunnels>,
     recorder: Recorder,
     queue: std::sync::Mutex<Option<events::Queue>>,
+    members: Members,
     metrics: Arc<Metrics>,
 }
 
 impl Parts {
-    fn new(config: &Config, identity: Identity, storage: Storage, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Parts {
+    fn new(
+        config: &Config,
+        identity: Identity,
+        storage: Storage,
+        (cache, members): (Arc<Cache>, Members),
+        metrics: Arc<Metrics>,
+    ) -> Parts {
         tracing::info!(store = %config.store, id = identity.id, address = identity.address, "starting");
         let sessions = Sessions::new(identity, Arc::clone(&cache), &metrics);
         let registry = Arc::new(Registry::new(storage, cache, &metrics));
         let (recorder, queue) = Recorder::new(&metrics);
         let tunnels = Tunnels::new(Arc::clone(&sessions));
-        Parts { registry, sessions, tunnels, recorder, queue: std::sync::Mutex::new(Some(queue)), metrics }
+        Parts { registry, sessions, tunnels, recorder, queue: std::sync::Mutex::new(Some(queue)), members, metrics }
+    }
+
+    /// Healthy while the store is followed; ready while it can be written, too.
+    fn checks(&self) -> http::Checks {
+        let (cache, registry) = (Arc::clone(&self.registry.cache), Arc::clone(&self.registry));
+        http::Checks {
+            health: Arc::new(move || cache.trouble().map_or(Ok(()), Err)),
+            ready: Arc::new(move || registry.cache.trouble().or_else(|| registry.space.trouble()).map_or(Ok(()), Err)),
+        }
     }
 
     /// Starts everything that runs beside the services.
     fn spawn_tasks(&self, config: &Config, shutdown: &Shutdown) -> watch::Receiver<routes::Table> {
         let (registry, end) = (&self.registry, || shutdown.clone());
         tokio::spawn(feed::follow(Arc::clone(&registry.cache), registry.storage.clone(), end()));
+        tokio::spawn(space::watch(Arc::clone(&registry.space), self.members.clone(), end()));
         tokio::spawn(namespaces::keep(Arc::clone(registry), end()));
         tokio::spawn(contact::watch(Arc::clone(registry), Arc::clone(&self.sessions), config.node_grace, end()));
         let (sender, table) = watch::channel(routes::Table::default());
@@ -352,6 +457,7 @@ impl Parts {
         routes.add_service(SchedulingServer::new(scheduling).max_decoding_message_size(REQUEST_LIMIT_BYTES));
         routes.add_service(explaining);
         routes.add_service(PodAccessServer::new(access.clone()).max_decoding_message_size(REQUEST_LIMIT_BYTES));
+        routes.add_service(StoresServer::new(StoresApi::new(registry(), self.members.clone())));
         routes.add_service(ImagesServer::new(access).max_decoding_message_size(REQUEST_LIMIT_BYTES));
         Ok(routes.routes())
     }

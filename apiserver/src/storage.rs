@@ -56,6 +56,12 @@ pub enum StoreError {
         /// What the client says.
         detail: String,
     },
+    /// The store has used up its quota: nothing was written, and nothing that adds will be until there is room.
+    #[error("{operation}: the store is full, nothing was written: {}", crate::space::ADVICE)]
+    Full {
+        /// What was tried.
+        operation: &'static str,
+    },
     /// Anything else: a mistake of ours, or a store that is no etcd.
     #[error("{operation}: the store refuses: {detail}")]
     Refused {
@@ -421,6 +427,11 @@ fn read_error(operation: &'static str, error: &etcd_client::Error) -> StoreError
     let detail = status.message().to_owned();
     match status.code() {
         Code::OutOfRange if detail.contains("compacted") => StoreError::Compacted { operation },
+        // etcd's words for a raised alarm; "too many requests" has the same code and passes.
+        Code::ResourceExhausted if detail.contains("database space exceeded") => StoreError::Full { operation },
+        Code::ResourceExhausted if detail.contains("too many requests") => {
+            StoreError::Unavailable { operation, detail }
+        }
         Code::OutOfRange | Code::ResourceExhausted => StoreError::TooLarge { operation, detail },
         Code::InvalidArgument if detail.contains("too large") => StoreError::TooLarge { operation, detail },
         Code::InvalidArgument | Code::Unimplemented | Code::PermissionDenied | Code::Unauthenticated => {
@@ -433,7 +444,9 @@ fn read_error(operation: &'static str, error: &etcd_client::Error) -> StoreError
 fn write_error(operation: &'static str, error: &etcd_client::Error) -> StoreError {
     match read_error(operation, error) {
         // tonic's words for a connection that was never made: the request did not leave.
-        StoreError::Unavailable { operation, detail } if !never_sent(&detail) => {
+        StoreError::Unavailable { operation, detail }
+            if !never_sent(&detail) && !detail.contains("too many requests") =>
+        {
             StoreError::Uncertain { operation, detail }
         }
         other => other,
@@ -464,6 +477,12 @@ mod tests {
         assert!(matches!(reset, StoreError::Uncertain { .. }), "{reset}");
         let unknown = write_error("write", &status(Code::Unknown, "h2 protocol error"));
         assert!(matches!(unknown, StoreError::Uncertain { .. }), "{unknown}");
+        let full = write_error("write", &status(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"));
+        assert!(matches!(full, StoreError::Full { .. }) && full.to_string().contains("--store-quota"), "{full}");
+        let busy = write_error("write", &status(Code::ResourceExhausted, "etcdserver: too many requests"));
+        assert!(matches!(busy, StoreError::Unavailable { .. }), "nothing was done: {busy}");
+        let large = write_error("write", &status(Code::ResourceExhausted, "grpc: received message larger than max"));
+        assert!(matches!(large, StoreError::TooLarge { .. }), "{large}");
         let compacted = read_error("list", &status(Code::OutOfRange, "required revision has been compacted"));
         assert!(matches!(compacted, StoreError::Compacted { .. }), "{compacted}");
     }

@@ -55,6 +55,11 @@ fn bad_flags_are_refused_by_name() {
             &["--store=embedded", "--listen=127.0.0.1:0", "--peers=a=https://127.0.0.1:1", "--name=a"],
             "must begin with http://",
         ),
+        (&["--store=embedded", "--listen=127.0.0.1:0", "--store-listen=0.0.0.0:2379"], "--store-cert-file"),
+        (&["--store=embedded", "--store-listen=127.0.0.1:1", "--store-key-file=x"], "--store-cert-file is missing"),
+        (&["--store=embedded", "--store-key-file=x"], "--store-listen"),
+        (&["--store=etcd://127.0.0.1:1", "--store-listen=127.0.0.1:1"], "an etcd serves its clients itself"),
+        (&["--store=embedded", "--store-quota=2"], "at least 16Mi"),
         (&["--store=etcd://127.0.0.1:1", "--listen=192.0.2.1:1"], "listen on 192.0.2.1:1"),
         (
             &["--store=etcd://127.0.0.1:1", "--listen=127.0.0.1:0", "--port-file=/nowhere/at/all"],
@@ -100,7 +105,9 @@ async fn it_starts_before_its_store_and_ends_on_term() {
     let mut objects = minipod_proto::v1::objects_client::ObjectsClient::new(channel.clone());
     let status = objects.get(get("Namespace", "", "default")).await.expect_err("no store");
     assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
-    assert!(http_get(metrics_port, "/healthz").starts_with("HTTP/1.1 503"));
+    for path in ["/healthz", "/readyz"] {
+        assert!(http_get(metrics_port, path).starts_with("HTTP/1.1 503"), "{path}");
+    }
 
     etcd.run();
     eventually("healthy", || async {
@@ -126,7 +133,7 @@ async fn it_starts_before_its_store_and_ends_on_term() {
     let answer = answers.expect("reflected").into_inner().message().await.expect("answered").expect("an answer");
     let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else { panic!("{answer:?}") };
     let names: Vec<String> = list.service.into_iter().map(|service| service.name).collect();
-    for service in ["Objects", "Scheduling", "Nodes", "PodAccess", "Images"] {
+    for service in ["Objects", "Scheduling", "Nodes", "PodAccess", "Images", "Stores"] {
         assert!(names.contains(&format!("minipod.v1.{service}")), "{names:?}");
     }
 

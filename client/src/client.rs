@@ -8,9 +8,10 @@ use std::time::Duration;
 use minipod_proto::v1::explaining_client::ExplainingClient;
 use minipod_proto::v1::objects_client::ObjectsClient;
 use minipod_proto::v1::scheduling_client::SchedulingClient;
+use minipod_proto::v1::stores_client::StoresClient;
 use minipod_proto::v1::{
     BindBatchRequest, BindBatchResponse, CreateRequest, DeleteRequest, ExplainRequest, Explanation, FitRequest,
-    FitResponse, GetRequest, ListRequest, Object, PatchRequest, Pod, ReportUnschedulableRequest, ResizeRequest, SchedulerMessage, SchedulerQuestion, UpdateRequest,
+    FitResponse, GetRequest, ListRequest, Object, PatchRequest, Pod, ReportUnschedulableRequest, ResizeRequest, SchedulerMessage, SchedulerQuestion, UpdateRequest, StoreStatus, StoreStatusRequest,
 };
 use minipod_proto::{Kind, Resource};
 use tonic::transport::{Channel, Endpoint};
@@ -526,6 +527,21 @@ impl Client {
             let request_timeout = self.shared.request_timeout;
             Client { shared: Arc::new(Shared { servers: vec![server], current: AtomicUsize::new(0), request_timeout }) }
         })
+    }
+
+    // ------------------------------------------------------------------------------------------------------- store
+
+    /// The store behind the server in use.
+    ///
+    /// # Errors
+    /// What any call can meet.
+    pub async fn store_status(&self) -> Result<StoreStatus, ClientError> {
+        let operation = Operation::new("ask for the status of", "the store");
+        self.call(operation, Retry::Always, |channel| {
+            let mut api = StoresClient::new(channel);
+            async move { api.status(StoreStatusRequest {}).await }
+        })
+        .await
     }
 
     // ----------------------------------------------------------------------------------------------------- plumbing

@@ -1,4 +1,4 @@
-//! `/healthz` and `/metrics` over HTTP/1.1: two GETs, one answer a connection. Not for anything else, so no HTTP library.
+//! `/healthz`, `/readyz` and `/metrics` over HTTP/1.1: three GETs, one answer a connection. Not for anything else, so no HTTP library.
 
 use crate::metrics::Registry;
 use crate::shutdown::Shutdown;
@@ -19,8 +19,17 @@ const AT_ONCE: usize = 16;
 /// Says whether the daemon can do its work: `Err` with what is wrong.
 pub type Health = dyn Fn() -> Result<(), String> + Send + Sync;
 
-/// Serves `/healthz` and `/metrics` on `address` in the background until the shutdown. Returns the real address (for
-/// port 0).
+/// What a daemon says of itself.
+#[derive(Clone)]
+pub struct Checks {
+    /// `/healthz`: whether it works at all.
+    pub health: Arc<Health>,
+    /// `/readyz`: whether it does all of its work, such as taking writes.
+    pub ready: Arc<Health>,
+}
+
+/// Serves `/healthz`, `/readyz` (the same here) and `/metrics` on `address` in the background until the shutdown. Returns the real
+/// address (for port 0).
 ///
 /// # Errors
 /// When the address cannot be listened on.
@@ -30,9 +39,23 @@ pub async fn serve(
     health: Arc<Health>,
     shutdown: Shutdown,
 ) -> std::io::Result<SocketAddr> {
+    let ready = Arc::clone(&health);
+    serve_checks(address, metrics, Checks { health, ready }, shutdown).await
+}
+
+/// As [`serve`], for a daemon that can be healthy and not ready.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn serve_checks(
+    address: SocketAddr,
+    metrics: Arc<Registry>,
+    checks: Checks,
+    shutdown: Shutdown,
+) -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind(address).await?;
     let real = listener.local_addr()?;
-    tracing::info!(%real, "serving /healthz and /metrics");
+    tracing::info!(%real, "serving /healthz, /readyz and /metrics");
     tokio::spawn(async move {
         let slots = Arc::new(Semaphore::new(AT_ONCE));
         loop {
@@ -41,11 +64,11 @@ pub async fn serve(
                 accepted = listener.accept() => accepted,
                 () = shutdown.asked() => return,
             };
-            let (metrics, health) = (Arc::clone(&metrics), Arc::clone(&health));
+            let (metrics, checks) = (Arc::clone(&metrics), checks.clone());
             match connection {
                 Ok((connection, _)) => drop(tokio::spawn(async move {
                     // A peer that breaks off or is too slow gets no answer; it is no problem of ours.
-                    let _ = tokio::time::timeout(PATIENCE, one(connection, &metrics, &*health)).await;
+                    let _ = tokio::time::timeout(PATIENCE, one(connection, &metrics, &checks)).await;
                     drop(slot);
                 })),
                 Err(error) => {
@@ -58,7 +81,7 @@ pub async fn serve(
     Ok(real)
 }
 
-async fn one(mut connection: TcpStream, metrics: &Registry, health: &Health) -> std::io::Result<()> {
+async fn one(mut connection: TcpStream, metrics: &Registry, checks: &Checks) -> std::io::Result<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
         if head.len() > MAX_HEAD {
@@ -68,24 +91,26 @@ async fn one(mut connection: TcpStream, metrics: &Registry, health: &Health) -> 
             return Ok(());
         }
     }
-    let (status, body) = answer(&String::from_utf8_lossy(&head), metrics, health);
+    let (status, body) = answer(&String::from_utf8_lossy(&head), metrics, checks);
     send(&mut connection, status, &body).await
 }
 
 /// The status line and body for a request's head.
-fn answer(head: &str, metrics: &Registry, health: &Health) -> (&'static str, String) {
+fn answer(head: &str, metrics: &Registry, checks: &Checks) -> (&'static str, String) {
     let mut words = head.lines().next().unwrap_or_default().split(' ');
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     if method != "GET" {
         return ("405 Method Not Allowed", "only GET is served here\n".to_owned());
     }
+    let told = |check: &Health| match check() {
+        Ok(()) => ("200 OK", "ok\n".to_owned()),
+        Err(problem) => ("503 Service Unavailable", format!("{problem}\n")),
+    };
     match target.split('?').next().unwrap_or_default() {
         "/metrics" => ("200 OK", metrics.render()),
-        "/healthz" => match health() {
-            Ok(()) => ("200 OK", "ok\n".to_owned()),
-            Err(problem) => ("503 Service Unavailable", format!("{problem}\n")),
-        },
-        _ => ("404 Not Found", "only /healthz and /metrics are here\n".to_owned()),
+        "/healthz" => told(&*checks.health),
+        "/readyz" => told(&*checks.ready),
+        _ => ("404 Not Found", "only /healthz, /readyz and /metrics are here\n".to_owned()),
     }
 }
 
@@ -122,10 +147,14 @@ mod tests {
             move || if healthy.load(Ordering::Relaxed) { Ok(()) } else { Err("etcd cannot be reached".to_owned()) }
         });
         let (trigger, shutdown) = Shutdown::manual();
-        let address = serve(SocketAddr::from(([127, 0, 0, 1], 0)), metrics, health, shutdown).await.expect("listen");
+        let checks = Checks { health, ready: Arc::new(|| Err("the store is full".to_owned())) };
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let address = serve_checks(any, metrics, checks, shutdown).await.expect("listen");
         let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         assert!(ask(address, &get("/metrics")).await.contains("seen_total 1"));
         assert!(ask(address, &get("/healthz")).await.starts_with("HTTP/1.1 200"));
+        let unready = ask(address, &get("/readyz")).await;
+        assert!(unready.starts_with("HTTP/1.1 503") && unready.ends_with("the store is full\n"), "{unready}");
         healthy.store(false, Ordering::Relaxed);
         let sick = ask(address, &get("/healthz?verbose")).await;
         assert!(sick.starts_with("HTTP/1.1 503") && sick.ends_with("etcd cannot be reached\n"), "{sick}");

@@ -46,6 +46,18 @@ impl Leases {
         self.leases.iter().map(|(id, lease)| (*id, lease))
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.leases.is_empty()
+    }
+
     /// The last epoch that was given; part of the state, because proposals name epochs.
     pub fn last_epoch(&self) -> u64 {
         self.last_epoch

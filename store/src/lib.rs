@@ -12,6 +12,8 @@
 //! disk        file operations behind a trait                overlay     the same, writing to memory, for looking
 //! members     a list of members as flags have it    certs       an authority and certificates for them
 //! tool        verify, dump, restore                         compactor   automatic compaction
+//! remote      asking a running member                       space       the alarm of the quota goes when there is room
+//! metrics     what /metrics shows of a store
 //! ```
 //!
 //! Threads: `store-replica` owns raft, log and machine and takes everything from the inbox; `store-snapshot` writes one snapshot at a time;
@@ -27,6 +29,7 @@ pub mod etcdapi;
 pub mod lease;
 pub mod machine;
 pub mod members;
+pub mod metrics;
 pub mod mvcc;
 pub mod overlay;
 pub mod peer;
@@ -34,9 +37,11 @@ pub mod peer;
 pub mod planted;
 pub mod records;
 pub mod refused;
+pub mod remote;
 pub mod replica;
 pub mod service;
 pub mod snapshot;
+pub mod space;
 pub mod state;
 pub mod tool;
 pub mod wal;

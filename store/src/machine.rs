@@ -101,6 +101,8 @@ pub struct ReplicaStatus {
     pub applied_index: u64,
     /// Whether this member has no vote.
     pub is_learner: bool,
+    /// What the log takes on disk, in bytes.
+    pub wal_bytes: u64,
     /// What the log and the snapshots take on disk, in bytes.
     pub disk_bytes: u64,
 }

@@ -10,6 +10,7 @@ use crate::compactor::{Retention, keep_compacting};
 use crate::disk::{Disk, DiskError, RealDisk};
 use crate::etcdapi::{Face, FaceConfig};
 use crate::machine::{Member, MemberChange, MemberError, Replicator};
+use crate::metrics::{self, Timed};
 use crate::peer::server::PeerService;
 use crate::peer::tls::PeerTls;
 use crate::peer::{IntroduceError, Links, ask_to_join, introduce};
@@ -17,9 +18,12 @@ use crate::refused::Refused;
 use crate::replica::core::{Boot, Core, ReplicaError, Settings, wal_dir};
 use crate::replica::run::{Ended, Pace, Replica, Transport, id_from};
 use crate::snapshot::Snapshots;
+use crate::space::keep_space;
 use crate::state::{Shared, StateMachine};
 use crate::wal::{self, Identity, Wal, WalError};
+use crate::watch::Watches;
 use minipod_daemon::coalesce::Coalesced;
+use minipod_daemon::metrics::Registry;
 use minipod_daemon::shutdown::{Shutdown, Trigger};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -82,6 +86,8 @@ pub struct Config {
     pub retention: Retention,
     /// Limits of the etcd face.
     pub face: FaceConfig,
+    /// Where the time of syncs and snapshots is counted.
+    pub timed: Timed,
 }
 
 impl Config {
@@ -98,6 +104,7 @@ impl Config {
             snapshot_entries: 100_000,
             retention: Retention::All,
             face: FaceConfig::default(),
+            timed: Timed::default(),
         }
     }
 }
@@ -180,6 +187,7 @@ pub struct Store {
     face: Arc<Face<Replica>>,
     snapshots: Snapshots,
     peer_tls: Option<PeerTls>,
+    quota_bytes: u64,
     /// Ends the servers.
     trigger: Trigger,
     shutdown: Shutdown,
@@ -237,7 +245,13 @@ impl Store {
         {
             settings.planted = crate::planted::bug();
         }
-        settings.wal = wal::Options { nonce_seed: random(), prepare_ahead: true, ..wal::Options::default() };
+        settings.wal = wal::Options {
+            nonce_seed: random(),
+            prepare_ahead: true,
+            sync_seconds: Some(Arc::clone(&config.timed.wal_sync)),
+            ..wal::Options::default()
+        };
+        settings.timed = config.timed.clone();
         let (dir, boot) = (config.data_dir.clone(), place.boot.clone());
         // Reading a large directory takes seconds, which the runtime's threads have not.
         let opening = tokio::task::spawn_blocking(move || Core::open(&disk, &dir, settings, &boot, machine));
@@ -255,6 +269,7 @@ impl Store {
         let (trigger, shutdown) = Shutdown::manual();
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&face).keep_leases());
+        tasks.spawn(keep_space(replica.clone(), Arc::clone(&shared), config.face.quota_bytes));
         if config.retention != Retention::All {
             tasks.spawn(keep_compacting(replica.clone(), Arc::clone(&shared), config.retention));
         }
@@ -265,7 +280,18 @@ impl Store {
                 ask_for_vote(&introduced).await;
             }
         });
-        Ok(Self { replica, shared, face, snapshots, peer_tls: config.peer_tls, trigger, shutdown, tasks, _lock: lock })
+        Ok(Self {
+            replica,
+            shared,
+            face,
+            snapshots,
+            peer_tls: config.peer_tls,
+            quota_bytes: config.face.quota_bytes,
+            trigger,
+            shutdown,
+            tasks,
+            _lock: lock,
+        })
     }
 
     /// An etcd client within this process. Its calls are the server's functions: the same messages as over TCP, but no connection, no
@@ -299,18 +325,47 @@ impl Store {
         self.face.watches().watchers()
     }
 
-    /// Serves clients on a listener until the store ends.
-    pub fn serve_clients(&mut self, listener: TcpListener) {
+    /// All watches.
+    #[must_use]
+    pub fn watches(&self) -> Arc<Watches> {
+        Arc::clone(self.face.watches())
+    }
+
+    /// Shows this store in what a registry renders; [`Config::timed`] has the rest.
+    pub fn show_in(&self, registry: &Registry) {
+        metrics::show(self, registry, self.quota_bytes);
+    }
+
+    /// Serves clients on a listener until the store ends; with `tls` those alone that show a certificate of its authority.
+    ///
+    /// # Errors
+    /// When the certificates cannot be used.
+    pub fn serve_clients(
+        &mut self,
+        listener: TcpListener,
+        tls: Option<&PeerTls>,
+    ) -> Result<(), tonic::transport::Error> {
         let shutdown = self.shutdown.clone();
-        let server = server().add_routes(self.face.routes());
+        let asked = async move { shutdown.asked().await };
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        // What is gathered must be what TLS has made of it: below TLS, a handshake would wait in the buffer for a flush that never comes.
+        let mut server = match tls {
+            Some(tls) => tls.serve(server())?,
+            None => server(),
+        };
+        let (router, is_secured) = (server.add_routes(self.face.routes()), tls.is_some());
         self.tasks.spawn(async move {
-            let incoming =
-                TcpIncoming::from(listener).with_nodelay(Some(true)).map(|accepted| accepted.map(Coalesced::new));
-            let asked = async move { shutdown.asked().await };
-            if let Err(error) = server.serve_with_incoming_shutdown(incoming, asked).await {
+            let served = if is_secured {
+                router.serve_with_incoming_shutdown(incoming, asked).await
+            } else {
+                let gathered = incoming.map(|accepted| accepted.map(Coalesced::new));
+                router.serve_with_incoming_shutdown(gathered, asked).await
+            };
+            if let Err(error) = served {
                 tracing::error!(%error, "serve clients");
             }
         });
+        Ok(())
     }
 
     /// Serves the other members on a listener until the store ends.

@@ -74,7 +74,7 @@ pub struct Shared {
     hub: OnceLock<Thread>,
     /// How often the state was replaced by a snapshot's.
     restores: AtomicU64,
-    /// The state's size as of the last command, for those who must not wait for a lock.
+    /// The state's size, for those who must not wait for a lock.
     bytes: AtomicU64,
 }
 
@@ -105,7 +105,7 @@ impl Shared {
         }
     }
 
-    /// About what the state takes in memory, in bytes, as of the last command.
+    /// About what the state takes in memory, in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -118,7 +118,15 @@ impl Shared {
     /// Frees up to `max_versions` versions that are compacted away; whether there are more. The watch hub does this where
     /// there is one, see [`Store::sweep`].
     pub fn sweep(&self, max_versions: usize) -> bool {
-        self.write().sweep(max_versions)
+        let mut store = self.write();
+        let more = store.sweep(max_versions);
+        self.note_bytes(&store);
+        more
+    }
+
+    /// Notes the size of the state for [`Self::bytes`], after every change of it.
+    pub(crate) fn note_bytes(&self, store: &Store) {
+        self.bytes.store(store.bytes(), Ordering::Relaxed);
     }
 
     /// Names the thread that is woken when the state has changed; the first call counts.
@@ -168,7 +176,7 @@ impl Machine for StateMachine {
         store.set_applied(index);
         let mut body = Vec::new();
         let result = apply(&mut store, command, &mut body).map(|()| Bytes::from(body));
-        self.shared.bytes.store(store.bytes(), Ordering::Relaxed);
+        self.shared.note_bytes(&store);
         Outcome { revision: store.revision(), result }
     }
 
@@ -191,6 +199,7 @@ impl Machine for StateMachine {
         let store = restore.finish().map_err(|problem| RestoreError::Malformed { chunk: next, problem })?;
         let mut state = self.shared.write();
         let old = std::mem::replace(&mut *state, store);
+        self.shared.note_bytes(&state);
         // Counted before anyone can read the new state: the watch hub must not take it for a step from the old one.
         self.shared.restores.fetch_add(1, Ordering::Release);
         drop(state);

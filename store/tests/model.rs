@@ -165,6 +165,7 @@ impl Twins {
         let changes = self.model.changes.iter().filter(|change| change.kv.mod_revision >= from);
         let model: Vec<_> = changes.map(|change| (change.kv.clone(), change.is_delete)).collect();
         assert_eq!(ours, model);
+        assert_eq!(store.keys(), self.model.now().len(), "the count that metrics show");
         let leases: BTreeMap<i64, i64> = store.leases().iter().map(|(id, lease)| (id, lease.ttl)).collect();
         assert_eq!(leases, self.model.leases);
         for (id, lease) in store.leases().iter() {

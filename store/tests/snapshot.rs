@@ -98,7 +98,7 @@ impl Outbox<u64> for Answers {
 fn open(disk: &SimDisk) -> Result<Core<Chain, u64>, ReplicaError> {
     let mut settings = Settings::new(IDENTITY);
     settings.snapshot_entries = 10;
-    settings.wal = Options { segment_len: 4_096, nonce_seed: 3, prepare_ahead: false };
+    settings.wal = Options { segment_len: 4_096, nonce_seed: 3, ..Options::default() };
     let only = Member { id: 1, name: "only".to_owned(), ..Member::default() };
     let mut core = Core::open(&shared(disk), Path::new(DATA), settings, &Boot::Members(vec![only]), Chain::default())?;
     core.advance(&mut Answers::default())?;

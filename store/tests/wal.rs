@@ -14,7 +14,7 @@ const DIR: &str = "/data/wal";
 const IDENTITY: Identity = Identity { cluster_id: 11, member_id: 7 };
 
 fn options(seed: u64) -> Options {
-    Options { segment_len: 4096, nonce_seed: seed, prepare_ahead: false }
+    Options { segment_len: 4096, nonce_seed: seed, ..Options::default() }
 }
 
 fn create(disk: &SimDisk) -> Result<Wal, WalError> {

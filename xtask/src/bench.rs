@@ -43,6 +43,14 @@ const BENCHES: &[Bench] = &[
     },
     // Beside Debian's etcd, on the file system of the working directory.
     Bench { name: "store", binary: "minipod-store-bench", arguments: &[], packages: &["minipod-store"], needs: &[] },
+    // A gigabyte of keys, killed and started again.
+    Bench {
+        name: "store-start",
+        binary: "minipod-store-bench",
+        arguments: &["--workloads", "start"],
+        packages: &["minipod-store"],
+        needs: &[],
+    },
 ];
 
 /// The names, for the usage.

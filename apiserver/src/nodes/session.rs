@@ -250,7 +250,10 @@ impl Session<'_> {
                 Err(
                     ApiError::Unavailable(_)
                     | ApiError::Stale { .. }
-                    | ApiError::Store(StoreError::Unavailable { .. } | StoreError::Uncertain { .. }),
+                    // A full store is made room in one day, and then the report must be there.
+                    | ApiError::Store(
+                        StoreError::Unavailable { .. } | StoreError::Uncertain { .. } | StoreError::Full { .. },
+                    ),
                 ) => tokio::time::sleep(backoff.next_wait()).await,
                 Err(error) => {
                     tracing::debug!(node = self.node, %error, "a report is refused");

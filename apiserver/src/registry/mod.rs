@@ -25,6 +25,7 @@ use crate::{
     cache::{Cache, Entry},
     error::ApiError,
     keys,
+    space::Space,
     storage::{Guard, Storage},
 };
 
@@ -69,6 +70,8 @@ pub struct Registry {
     pub storage: Storage,
     /// What it holds.
     pub cache: Arc<Cache>,
+    /// Whether the store has room for more.
+    pub space: Arc<Space>,
     /// The wall clock, for what users read.
     clock: fn() -> Time,
     conflicts: Arc<minipod_daemon::metrics::Counter>,
@@ -79,7 +82,8 @@ impl Registry {
     pub fn new(storage: Storage, cache: Arc<Cache>, metrics: &Metrics) -> Registry {
         let conflicts =
             metrics.counter("minipod_write_conflicts_total", &[], "Writes repeated because the object had changed.");
-        Registry { storage, cache, clock: || Time::from(std::time::SystemTime::now()), conflicts }
+        let clock = || Time::from(std::time::SystemTime::now());
+        Registry { storage, cache, space: Arc::default(), clock, conflicts }
     }
 
     /// The wall clock.
@@ -90,8 +94,11 @@ impl Registry {
     /// Makes a new object.
     ///
     /// # Errors
-    /// When it is wrong, its name is taken, or its namespace is not there.
+    /// When it is wrong, its name is taken, its namespace is not there, or the store has no room for more.
     pub async fn create(&self, request: CreateRequest) -> Result<Object, ApiError> {
+        if !request.dry_run {
+            self.space.admit()?;
+        }
         self.create_while(request, None).await
     }
 

@@ -5,3 +5,4 @@ pub mod explaining;
 pub mod nodes;
 pub mod objects;
 pub mod scheduling;
+pub mod stores;

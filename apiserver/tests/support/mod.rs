@@ -106,6 +106,8 @@ pub struct Server {
 pub fn config(etcd: &Etcd) -> Config {
     Config {
         store: StoreAt::Etcd(vec![etcd.address()]),
+        store_listen: None,
+        store_quota_bytes: 2 << 30,
         max_txn_ops: 128,
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         advertise: String::new(),

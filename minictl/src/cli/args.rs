@@ -10,6 +10,7 @@ use minipod_proto::v1::Time;
 use super::cp::Side;
 use super::forward::Ports;
 use super::resize::Amounts;
+use super::store::StoreCommand;
 
 /// minictl: pods on a cluster of Linux machines.
 #[derive(Debug, Parser)]
@@ -95,6 +96,9 @@ pub enum Command {
     /// The configuration file with its contexts.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Look after the store: its status, snapshots, damage, what to restore.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Start a cluster on this machine (needs root) and leave it running.
     Up(UpArgs),
     /// End the clusters that `up` or `demo --keep` left running, and remove what crashed ones left.

@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use minipod_client::ClientError;
 use minipod_proto::manifest::Problems;
+use minipod_store::remote::RemoteError;
+use minipod_store::tool::ToolError;
 
 use crate::local::LocalError;
 use crate::view::text;
@@ -17,6 +19,26 @@ pub enum CliError {
     /// A call failed.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A data directory of the store, or a saved snapshot.
+    #[error(transparent)]
+    StoreFiles(#[from] ToolError),
+    /// A member of the store.
+    #[error(transparent)]
+    StoreMember(#[from] RemoteError),
+    /// A store's files and a running member have different contents.
+    #[error(
+        "the hash at revision {revision} is {here} here and {there} at {endpoint}: one of them has lost or changed something"
+    )]
+    Differs {
+        /// The member.
+        endpoint: String,
+        /// The revision of both.
+        revision: i64,
+        /// The files' hash.
+        here: u32,
+        /// The member's hash.
+        there: u32,
+    },
     /// The cluster on this machine.
     #[error(transparent)]
     Local(#[from] LocalError),
@@ -142,6 +164,10 @@ impl CliError {
             CliError::Client(error) => error.hint().map(str::to_owned),
             CliError::Manifest { .. } => Some("nothing was sent; correct the file and try again".to_owned()),
             CliError::Usage { hint, .. } => Some(hint.clone()),
+            CliError::StoreMember(RemoteError::Connect { .. }) => Some(
+                "the API server serves its store where --store-listen says; `minictl store status` without --endpoints asks the API".to_owned(),
+            ),
+            CliError::StoreFiles(error) => store_hint(error).map(str::to_owned),
             _ => None,
         }
     }
@@ -156,5 +182,21 @@ impl CliError {
             CliError::Usage { .. } => ExitCode::from(2),
             _ => ExitCode::FAILURE,
         }
+    }
+}
+
+/// What to do about a directory or a file that cannot be used, where the error itself does not say it.
+const fn store_hint(error: &ToolError) -> Option<&'static str> {
+    match error {
+        ToolError::Saved { .. } | ToolError::Restore { .. } => {
+            Some("use an older snapshot, or save one from a running server: minictl store snapshot FILE")
+        }
+        ToolError::NotEmpty { .. } => {
+            Some("a restore never replaces a store: move the directory away first, or name another one")
+        }
+        ToolError::Empty { .. } => {
+            Some("name the directory that the API server has as --data-dir, or a saved snapshot")
+        }
+        _ => None,
     }
 }

@@ -35,6 +35,7 @@ mod node;
 mod resize;
 mod session;
 mod sources;
+mod store;
 mod target;
 mod terminal;
 mod up;
@@ -90,6 +91,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Demo(options) => demo::run(&options).await,
         Command::Up(options) => up::up(&options).await,
         Command::Down => up::down(),
+        Command::Store(command) => store::run(&global, command).await,
         command => connected(&Session::new(&global)?, command).await,
     }
 }
@@ -116,7 +118,12 @@ async fn connected(session: &Session, command: Command) -> Result<(), CliError> 
         Command::Cordon { nodes } => node::cordon(session, &nodes, true).await,
         Command::Uncordon { nodes } => node::cordon(session, &nodes, false).await,
         Command::Version => inspect::version(session).await,
-        Command::Config(_) | Command::Completion { .. } | Command::Demo(_) | Command::Up(_) | Command::Down => Ok(()),
+        Command::Config(_)
+        | Command::Completion { .. }
+        | Command::Demo(_)
+        | Command::Up(_)
+        | Command::Down
+        | Command::Store(_) => Ok(()),
     }
 }
 

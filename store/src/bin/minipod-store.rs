@@ -8,6 +8,7 @@ use minipod_store::certs;
 use minipod_store::compactor::Retention;
 use minipod_store::etcdapi::FaceConfig;
 use minipod_store::members::{Members, parse_members, parse_url};
+use minipod_store::metrics::Timed;
 use minipod_store::peer::tls::{PeerTls, TlsFiles, check_urls};
 use minipod_store::replica::run::{Ended, Pace, with_causes};
 use minipod_store::service::{Cluster, Config, Store};
@@ -31,11 +32,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Check every record and snapshot of a data directory, restore the state in memory and print its hash. Changes nothing.
+    /// Check every record and snapshot of a data directory, or a saved snapshot, restore the state in memory and print its hash. Changes
+    /// nothing.
     Verify {
         /// The directory.
         #[arg(long, default_value = "minipod-store.data")]
         data_dir: PathBuf,
+        /// A saved snapshot instead of the directory.
+        #[arg(conflicts_with = "data_dir")]
+        snapshot: Option<PathBuf>,
     },
     /// Print every record of the log, one a line.
     Dump {
@@ -64,6 +69,10 @@ enum Command {
         /// The directory to make.
         #[arg(long)]
         data_dir: PathBuf,
+        /// Move the revision on by so much, and compact what was before, so that clients which have seen revisions after the snapshot
+        /// list anew; 1000000000 is enough for any cluster.
+        #[arg(long, default_value_t = 0)]
+        bump_revision: u32,
         #[command(flatten)]
         member: MemberArgs,
     },
@@ -95,7 +104,17 @@ struct Serve {
     /// Where to serve clients: host:port.
     #[arg(long, default_value = "127.0.0.1:2379")]
     listen_client: SocketAddr,
-    /// Where clients find this member: http://host:port. Default: http:// and --listen-client.
+    /// The PEM certificate that is shown to clients, which must show one of --trusted-ca-file then. Without the three files everybody who
+    /// reaches --listen-client reads and writes everything.
+    #[arg(long)]
+    cert_file: Option<PathBuf>,
+    /// Its PEM key.
+    #[arg(long)]
+    key_file: Option<PathBuf>,
+    /// The PEM certificate of the authority whose certificates clients must show.
+    #[arg(long)]
+    trusted_ca_file: Option<PathBuf>,
+    /// Where clients find this member: http://host:port. Default: http:// (https:// with --cert-file) and --listen-client.
     #[arg(long, value_delimiter = ',', value_parser = parse_url)]
     advertise_client: Vec<String>,
     /// Where to serve other members: host:port. Needed with --initial-cluster and --join.
@@ -188,6 +207,14 @@ impl MemberArgs {
 }
 
 impl Serve {
+    /// TLS with clients, if there is any.
+    fn client_tls(&self) -> Result<Option<PeerTls>, String> {
+        let flags = ["--cert-file", "--key-file", "--trusted-ca-file"];
+        let (cert, key, trusted_ca) = (self.cert_file.clone(), self.key_file.clone(), self.trusted_ca_file.clone());
+        let files = TlsFiles::from_three(flags, cert, key, trusted_ca).map_err(|error| with_causes(&error))?;
+        files.as_ref().map(PeerTls::load).transpose().map_err(|error| with_causes(&error))
+    }
+
     fn config(&self) -> Result<Config, String> {
         let files = TlsFiles::from_flags(
             self.peer_cert_file.clone(),
@@ -218,7 +245,8 @@ impl Serve {
         }
         let mut client_urls = self.advertise_client.clone();
         if client_urls.is_empty() {
-            client_urls.push(format!("http://{}", self.listen_client));
+            let scheme = if self.cert_file.is_some() { "https" } else { "http" };
+            client_urls.push(format!("{scheme}://{}", self.listen_client));
         }
         Ok(Config {
             data_dir: self.data_dir.clone(),
@@ -232,6 +260,7 @@ impl Serve {
             },
             snapshot_entries: self.snapshot_count,
             retention: parse_retention(&self.auto_compaction_mode, &self.auto_compaction_retention)?,
+            timed: Timed::default(),
             face: FaceConfig {
                 max_request_bytes: self.max_request_bytes,
                 max_txn_ops: self.max_txn_ops,
@@ -246,8 +275,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         None => serve(&cli.serve),
-        Some(Command::Verify { data_dir }) => {
-            tool::verify(&data_dir).map(print_report).map_err(|error| with_causes(&error))
+        Some(Command::Verify { snapshot: Some(file), .. }) => {
+            tool::verify_saved(&file).map(|report| println!("{report}")).map_err(|error| with_causes(&error))
+        }
+        Some(Command::Verify { data_dir, snapshot: None }) => {
+            tool::verify(&data_dir).map(|report| println!("{report}")).map_err(|error| with_causes(&error))
         }
         Some(Command::Dump { data_dir }) => {
             tool::dump(&data_dir, &mut |line| println!("{line}")).map_err(|error| with_causes(&error))
@@ -255,10 +287,10 @@ fn main() -> ExitCode {
         Some(Command::Certs { dir, members, days }) => {
             certs::make(&dir, &members, days).map_err(|error| with_causes(&error))
         }
-        Some(Command::Restore { snapshot, data_dir, member }) => {
+        Some(Command::Restore { snapshot, data_dir, bump_revision, member }) => {
             member.cluster(&[], None, "http").and_then(|cluster| {
-                let revision =
-                    tool::restore(&snapshot, &data_dir, &member.name, &cluster).map_err(|error| with_causes(&error))?;
+                let restored = tool::restore(&snapshot, &data_dir, &member.name, &cluster, bump_revision);
+                let revision = restored.map_err(|error| with_causes(&error))?;
                 eprintln!(
                     "restored revision {revision}; start it with: minipod-store --data-dir {}",
                     data_dir.display()
@@ -276,24 +308,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn print_report(report: tool::Report) {
-    println!("cluster {:x}", report.identity.cluster_id);
-    println!("member {:x}", report.identity.member_id);
-    println!("records {}", report.records);
-    for (index, term) in &report.snapshots {
-        println!("snapshot {index} term {term}");
-    }
-    println!("last_entry {}", report.last);
-    println!("applied {}", report.applied);
-    println!("term {}", report.term);
-    println!("revision {}", report.revision);
-    println!("hash {}", report.hash);
-}
-
 #[tokio::main]
 async fn serve(args: &Serve) -> Result<(), String> {
     minipod_daemon::telemetry::init().map_err(|error| with_causes(&error))?;
-    let config = args.config()?;
+    let metrics = Arc::new(Registry::default());
+    let config = Config { timed: Timed::of(&metrics), ..args.config()? };
+    let client_tls = args.client_tls()?;
     let shutdown = Shutdown::on_signals().map_err(|error| format!("signal handlers: {error}"))?;
     // The addresses are bound first: a wrong one shows at once, and nobody is answered before the state is there.
     let clients = bind("--listen-client", args.listen_client).await?;
@@ -306,6 +326,7 @@ async fn serve(args: &Serve) -> Result<(), String> {
     if let Some(peers) = peers {
         store.serve_peers(peers).map_err(|error| with_causes(&error))?;
     }
+    store.show_in(&metrics);
     let replica = store.replica().clone();
     if let Some(address) = args.listen_metrics {
         let replica = replica.clone();
@@ -313,11 +334,11 @@ async fn serve(args: &Serve) -> Result<(), String> {
             let status = minipod_store::machine::Replicator::status(&replica);
             if status.leader_id == 0 { Err("there is no leader".to_owned()) } else { Ok(()) }
         });
-        minipod_daemon::http::serve(address, Arc::new(Registry::default()), health, shutdown.clone())
+        minipod_daemon::http::serve(address, metrics, health, shutdown.clone())
             .await
             .map_err(|error| format!("--listen-metrics {address}: {error}"))?;
     }
-    store.serve_clients(clients);
+    store.serve_clients(clients, client_tls.as_ref()).map_err(|error| with_causes(&error))?;
     let identity = replica.identity();
     tracing::info!(
         cluster = format!("{:x}", identity.cluster_id),

@@ -368,6 +368,11 @@ impl<'a> File<'a> {
         Ok((Self { bytes, page, pages_left: Cell::new(bytes.len() / page) }, root))
     }
 
+    /// Where a page begins in the file.
+    fn offset(&self, id: u64) -> u64 {
+        id.saturating_mul(self.page as u64)
+    }
+
     /// Calls `with` for every element below a page, in order.
     fn walk(
         &self,
@@ -383,7 +388,7 @@ impl<'a> File<'a> {
         match start.and_then(|start| self.bytes.get(start..)) {
             Some(page) if depth < MAX_DEPTH => self.walk_page(page, id, depth, with),
             Some(_) => wrong("its pages are nested too deep"),
-            None => wrong(format!("page {id} is missing: the file was cut off")),
+            None => wrong(format!("page {id}, at offset {}, is missing: the file was cut off", self.offset(id))),
         }
     }
 
@@ -400,7 +405,10 @@ impl<'a> File<'a> {
             let slice = |from: usize, len: usize| {
                 let end = from.checked_add(len);
                 let found = end.and_then(|end| page.get(from..end));
-                found.ok_or_else(|| ImportError(format!("element {index} of page {id} lies outside the file")))
+                found.ok_or_else(|| {
+                    let offset = self.offset(id);
+                    ImportError(format!("element {index} of page {id}, at offset {offset}, lies outside the file"))
+                })
             };
             if flags & LEAF != 0 {
                 let (pos, key, value) = (u32_at(page, at + 4)?, u32_at(page, at + 8)? as usize, u32_at(page, at + 12)?);
@@ -409,7 +417,7 @@ impl<'a> File<'a> {
             } else if flags & BRANCH != 0 {
                 self.walk(u64_at(page, at + 8)?, depth + 1, with)?;
             } else {
-                return wrong(format!("page {id} is neither leaf nor branch"));
+                return wrong(format!("page {id}, at offset {}, is neither leaf nor branch", self.offset(id)));
             }
         }
         Ok(())
@@ -428,16 +436,25 @@ impl<'a> File<'a> {
     }
 }
 
+/// Whether an etcd snapshot file ends with the SHA-256 of the rest. The pages are multiples of 512 bytes; what `etcdctl snapshot save`
+/// writes has the digest behind them, a copy of a database has not.
+#[must_use]
+pub const fn has_digest(file: &[u8]) -> bool {
+    file.len() % 512 == 32
+}
+
 /// Reads an etcd snapshot file, with or without the digest at its end, into a state that has applied nothing yet.
 ///
 /// # Errors
 /// What is wrong with the file.
 pub fn import(file: &[u8]) -> Result<Store, ImportError> {
-    // The pages are multiples of 512 bytes; what `etcdctl snapshot save` writes has the SHA-256 of them behind.
     let content = match file.split_last_chunk::<32>() {
-        Some((content, digest)) if file.len() % 512 == 32 => {
+        Some((content, digest)) if has_digest(file) => {
             if Sha256::digest(content).as_slice() != digest {
-                return wrong("its digest does not fit its content: it was damaged or cut off");
+                return wrong(format!(
+                    "the digest at offset {} does not fit the {0} bytes before it: they were damaged or the file was cut off",
+                    content.len()
+                ));
             }
             content
         }

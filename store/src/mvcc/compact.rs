@@ -22,6 +22,12 @@ impl Store {
         Ok(())
     }
 
+    /// Moves the revision on by `by`, as if that much had happened since, and compacts what was before.
+    pub(crate) fn bump(&mut self, by: i64) {
+        self.revision = self.revision.saturating_add(by);
+        self.compacted = self.revision;
+    }
+
     /// Frees up to `max_versions` versions that compaction has declared dead; whether there are more.
     ///
     /// The caller has seen every version that it needs: the watch hub calls this once it has caught up.

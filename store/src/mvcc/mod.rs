@@ -46,6 +46,8 @@ pub struct Store {
     compacted: i64,
     applied: u64,
     bytes: u64,
+    /// Keys that are there now.
+    keys: usize,
     scratch: Vec<u8>,
     /// A bug on purpose, for the tests that must find it: a lease that was renewed in time runs out all the same.
     #[cfg(feature = "planted-bugs")]
@@ -72,6 +74,7 @@ impl Default for Store {
             compacted: -1,
             applied: 0,
             bytes: 0,
+            keys: 0,
             scratch: Vec::new(),
             #[cfg(feature = "planted-bugs")]
             expires_early: false,
@@ -107,6 +110,11 @@ impl Store {
     /// How many versions are kept.
     pub fn versions(&self) -> usize {
         self.log.len()
+    }
+
+    /// How many keys are there now.
+    pub fn keys(&self) -> usize {
+        self.keys
     }
 
     /// The versions from revision `main` on, in order. Those from the compacted revision on are all there.
@@ -170,8 +178,14 @@ impl Store {
         self.bytes += version.encoded().len() as u64;
         let is_tombstone = version.is_tombstone;
         self.log.push(version.clone());
-        let old_lease = match self.index.append(kv.key, version) {
-            Some(previous) if !previous.is_tombstone => {
+        let previous = self.index.append(kv.key, version).filter(|previous| !previous.is_tombstone);
+        match (previous.is_some(), is_tombstone) {
+            (false, false) => self.keys += 1,
+            (true, true) => self.keys = self.keys.saturating_sub(1),
+            _ => {}
+        }
+        let old_lease = match previous {
+            Some(previous) => {
                 if previous.at.main < at.main {
                     self.replaced.push_back(Garbage { dead_from: at.main, at: previous.at });
                 } else {
@@ -179,7 +193,7 @@ impl Store {
                 }
                 previous.kv().lease
             }
-            _ => 0,
+            None => 0,
         };
         // After what it replaced: the sweep frees in this order, and a tombstone that goes first would bring the key back.
         if is_tombstone {

@@ -24,32 +24,43 @@ impl TlsFiles {
         key: Option<PathBuf>,
         trusted_ca: Option<PathBuf>,
     ) -> Result<Option<Self>, TlsError> {
-        match (cert, key, trusted_ca) {
-            (None, None, None) => Ok(None),
-            (Some(cert), Some(key), Some(trusted_ca)) => Ok(Some(Self { cert, key, trusted_ca })),
-            (cert, key, _) => Err(TlsError::Incomplete {
-                missing: if cert.is_none() {
-                    "--peer-cert-file"
-                } else if key.is_none() {
-                    "--peer-key-file"
-                } else {
-                    "--peer-trusted-ca-file"
-                },
-            }),
-        }
+        Self::from_three(PEER_FLAGS, cert, key, trusted_ca)
+    }
+
+    /// From three flags of these names: certificate, key, authority; all of them or none.
+    ///
+    /// # Errors
+    /// When some are missing.
+    pub fn from_three(
+        flags: [&'static str; 3],
+        cert: Option<PathBuf>,
+        key: Option<PathBuf>,
+        trusted_ca: Option<PathBuf>,
+    ) -> Result<Option<Self>, TlsError> {
+        let missing = match (cert, key, trusted_ca) {
+            (None, None, None) => return Ok(None),
+            (Some(cert), Some(key), Some(trusted_ca)) => return Ok(Some(Self { cert, key, trusted_ca })),
+            (None, _, _) => flags[0],
+            (_, None, _) => flags[1],
+            (_, _, None) => flags[2],
+        };
+        Err(TlsError::Incomplete { missing, all: flags })
     }
 }
+
+/// The flags of a member's certificates for the other members.
+const PEER_FLAGS: [&str; 3] = ["--peer-cert-file", "--peer-key-file", "--peer-trusted-ca-file"];
 
 /// Why members cannot speak TLS as configured.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// One of the three files is not named.
-    #[error(
-        "{missing} is missing: --peer-cert-file, --peer-key-file and --peer-trusted-ca-file belong together; `minipod-store certs` makes all of them"
-    )]
+    #[error("{missing} is missing: {} belong together; `minipod-store certs` makes all of them", all.join(", "))]
     Incomplete {
         /// The flag.
         missing: &'static str,
+        /// All three flags.
+        all: [&'static str; 3],
     },
     /// A file cannot be read.
     #[error("read {}", file.display())]

@@ -6,6 +6,7 @@ use super::members::{self, Membership};
 use super::pending::{Proposal, Proposals, Reads};
 use crate::disk::{Disk, DiskError};
 use crate::machine::{Machine, Member, MemberError, Outcome, ProposeError, RestoreError};
+use crate::metrics::Timed;
 use crate::records::{ChangeRecord, MemberRecord, Payload, ProposalId, Sessions, SnapshotMeta};
 use crate::snapshot::{SnapshotError, Snapshots};
 use crate::wal::{self, Identity, Marker, Recovered, State, Wal, WalError};
@@ -92,6 +93,8 @@ pub struct Settings {
     pub patience_ticks: u32,
     /// How the log is written.
     pub wal: wal::Options,
+    /// Where the time of snapshots is counted.
+    pub timed: Timed,
     /// A bug on purpose, for the tests that must find it.
     #[cfg(feature = "planted-bugs")]
     pub planted: Option<Planted>,
@@ -124,6 +127,7 @@ impl Settings {
             // Seven seconds, as etcd: five, and two elections.
             patience_ticks: 70,
             wal: wal::Options::default(),
+            timed: Timed::default(),
             #[cfg(feature = "planted-bugs")]
             planted: None,
         }
@@ -265,6 +269,11 @@ impl<M: Machine, W> Core<M, W> {
         }
         snapshots.remove_temporary()?;
         let meta = restore(&snapshots, &found, &mut machine, data_dir)?;
+        let snapshot_bytes = match snapshots.raw(meta.index, meta.term) {
+            Ok((_, len)) => len,
+            // A member that joins has none yet.
+            Err(_) => 0,
+        };
         let mut state = found.state.clone();
         state.epoch += 1;
         state.hard.commit = state.hard.commit.max(meta.index);
@@ -275,7 +284,9 @@ impl<M: Machine, W> Core<M, W> {
         // The new epoch is durable before anything is proposed in it.
         wal.append(&state, &[], &[])?;
         snapshots.remove_old(wal.snapshots())?;
-        Self::with(settings, machine, (wal, snapshots), (state, meta, log))
+        let mut core = Self::with(settings, machine, (wal, snapshots), (state, meta, log))?;
+        core.snapshot_bytes = snapshot_bytes;
+        Ok(core)
     }
 
     fn with(
@@ -347,6 +358,18 @@ impl<M: Machine, W> Core<M, W> {
     /// Whether the members may have changed since this was asked last.
     pub fn members_changed(&mut self) -> bool {
         std::mem::take(&mut self.members_changed)
+    }
+
+    /// The indexes of the snapshots that a start may begin with, oldest first.
+    #[must_use]
+    pub fn snapshot_starts(&self) -> Vec<u64> {
+        self.wal.snapshots().iter().map(|marker| marker.index).collect()
+    }
+
+    /// What the log takes on disk, bytes.
+    #[must_use]
+    pub fn wal_bytes(&self) -> u64 {
+        self.wal.disk_bytes()
     }
 
     /// What the log and the newest snapshot take on disk, bytes.

@@ -36,6 +36,7 @@ struct Published {
     term: AtomicU64,
     commit: AtomicU64,
     applied: AtomicU64,
+    wal_bytes: AtomicU64,
     disk_bytes: AtomicU64,
     is_learner: AtomicBool,
     leads_alone: AtomicBool,
@@ -310,6 +311,7 @@ impl Replicator for Replica {
             commit_index: published.commit.load(Ordering::Acquire),
             applied_index: published.applied.load(Ordering::Acquire),
             is_learner: published.is_learner.load(Ordering::Acquire),
+            wal_bytes: published.wal_bytes.load(Ordering::Relaxed),
             disk_bytes: published.disk_bytes.load(Ordering::Relaxed),
         }
     }
@@ -457,12 +459,16 @@ impl<M: Machine> Runner<M> {
 
     fn start_snapshot(&mut self) {
         let Some(job) = self.core.snapshot_job() else { return };
-        let inbox = Arc::clone(&self.inbox);
+        let (inbox, timed) = (Arc::clone(&self.inbox), self.core.settings.timed.clone());
         let started = std::thread::Builder::new().name("store-snapshot".to_owned()).spawn(move || {
             let begun = Instant::now();
             let done = job.run();
-            if let Ok(done) = &done {
-                tracing::info!(bytes = done.bytes, took_ms = begun.elapsed().as_millis(), "wrote a snapshot");
+            match &done {
+                Ok(done) => {
+                    timed.snapshot.observe(begun.elapsed());
+                    tracing::info!(bytes = done.bytes, took_ms = begun.elapsed().as_millis(), "wrote a snapshot");
+                }
+                Err(_) => timed.snapshot_failures.increment(),
             }
             inbox.tell(Input::SnapshotDone(done));
         });
@@ -479,6 +485,7 @@ impl<M: Machine> Runner<M> {
         published.term.store(raft.term, Ordering::Release);
         published.commit.store(raft.raft_log.committed, Ordering::Release);
         published.applied.store(self.core.applied(), Ordering::Release);
+        published.wal_bytes.store(self.core.wal_bytes(), Ordering::Relaxed);
         published.disk_bytes.store(self.core.disk_bytes(), Ordering::Relaxed);
         let conf = self.core.conf_state();
         published.is_learner.store(!conf.voters.contains(&self.core.id()), Ordering::Release);

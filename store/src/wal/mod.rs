@@ -13,10 +13,12 @@ pub use recover::{Recovered, Repair, identity};
 
 use crate::disk::{Disk, DiskError, DiskFile};
 use format::{FIRST_RECORD, Header};
+use minipod_daemon::metrics::Histogram;
 use raft::eraftpb::Entry;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
+use std::time::Instant;
 
 /// A log that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +76,8 @@ pub struct Options {
     pub nonce_seed: u64,
     /// Whether a thread prepares the next segment ahead of time.
     pub prepare_ahead: bool,
+    /// Where the time of every sync is counted; `None` looks at no clock.
+    pub sync_seconds: Option<Arc<Histogram>>,
 }
 
 /// 32 MiB: a few seconds of writes at full speed, so that the next segment is ready in time, and little to read at a start.
@@ -84,7 +88,7 @@ const FIRST_SEGMENT_LEN: u64 = 2 << 20;
 
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_len: SEGMENT_LEN, nonce_seed: 0, prepare_ahead: false }
+        Self { segment_len: SEGMENT_LEN, nonce_seed: 0, prepare_ahead: false, sync_seconds: None }
     }
 }
 
@@ -247,7 +251,11 @@ impl Wal {
             self.offset += self.buffer.len() as u64;
             return Ok(());
         }
+        let begun = self.options.sync_seconds.as_ref().map(|_| Instant::now());
         self.file.sync()?;
+        if let (Some(seconds), Some(begun)) = (&self.options.sync_seconds, begun) {
+            seconds.observe(begun.elapsed());
+        }
         self.offset += self.buffer.len() as u64;
         // One huge batch must not hold its memory for good.
         if self.buffer.capacity() > 8 << 20 {

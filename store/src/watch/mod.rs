@@ -213,6 +213,11 @@ impl Run {
         let hub = lock(&self.hub);
         let mut store = self.shared.write();
         // What the hub has not handed out yet must stay, even if it is compacted away for everyone else.
-        store.compacted() > hub.position() + 1 || store.sweep(SWEEP_VERSIONS)
+        if store.compacted() > hub.position() + 1 {
+            return true;
+        }
+        let more = store.sweep(SWEEP_VERSIONS);
+        self.shared.note_bytes(&store);
+        more
     }
 }

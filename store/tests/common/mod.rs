@@ -115,7 +115,7 @@ impl Whole {
         let mut store = Store::open(config).await.unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = Raw::connect(listener.local_addr().unwrap()).await;
-        store.serve_clients(listener);
+        store.serve_clients(listener, None).expect("served without certificates");
         Self { client, store, _dir: dir }
     }
 }

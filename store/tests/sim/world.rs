@@ -272,7 +272,7 @@ impl World {
         settings.random_elections = false;
         settings.snapshot_entries = 20;
         settings.keep_bytes = 2_000;
-        settings.wal = Options { segment_len: 4_096, nonce_seed: nonce, prepare_ahead: false };
+        settings.wal = Options { segment_len: 4_096, nonce_seed: nonce, ..Options::default() };
         settings.planted = planted;
         let disk: Arc<dyn Disk> = Arc::new(node.disk.clone());
         match Core::open(&disk, Path::new("/data"), settings, &node.boot, Chain::default()) {

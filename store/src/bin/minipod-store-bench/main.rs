@@ -52,8 +52,11 @@ struct Args {
     /// Keys for the memory that a million of them take: 1000000 for the whole truth.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     memory_keys: u64,
-    /// What to measure; state is memory and snapshots.
-    #[arg(long, value_delimiter = ',', default_value = "put,cas,get,range,watch,state", value_parser = ["put", "cas", "get", "range", "watch", "state"])]
+    /// Keys that are there when a start is measured: a million of 1 KiB are a gigabyte.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    start_keys: u64,
+    /// What to measure; state is memory and snapshots, start how long a server takes that has been killed with much data.
+    #[arg(long, value_delimiter = ',', default_value = "put,cas,get,range,watch,state", value_parser = ["put", "cas", "get", "range", "watch", "state", "start"])]
     workloads: Vec<String>,
     /// About a minute: 16 and 64 clients, 100 watchers, one replica, short slices, few keys.
     #[arg(long)]
@@ -185,7 +188,7 @@ async fn measure_watches(
 async fn run(args: &Args) -> Result<(), Error> {
     let mut figures = Figures::default();
     let kinds: &[Kind] = if args.etcd.is_empty() { &[Kind::Store] } else { &[Kind::Store, Kind::Etcd] };
-    let wants_clusters = args.workloads.iter().any(|workload| workload != "state");
+    let wants_clusters = args.workloads.iter().any(|workload| !["state", "start"].contains(&workload.as_str()));
     for replicas in args.replicas.iter().filter(|_| wants_clusters) {
         let prefix = if *replicas == 1 { "" } else { "three_" };
         let mut clusters = Vec::new();
@@ -201,6 +204,10 @@ async fn run(args: &Args) -> Result<(), Error> {
     }
     if args.wants("state") {
         state::measure(args, kinds, &mut figures).await?;
+        figures.print();
+    }
+    if args.wants("start") {
+        state::measure_start(args, kinds, &mut figures).await?;
         figures.print();
     }
     println!("generator_core_percent {:.0}", figures.generator_core_percent);

@@ -3,6 +3,7 @@
 use super::grpc::{Connection, Fields, header};
 use super::{Args, Error};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -31,6 +32,19 @@ struct Running {
     child: Child,
     client: SocketAddr,
     dir: PathBuf,
+    /// How it was started.
+    command: Command,
+}
+
+/// Bytes that the files below a directory take on disk.
+fn bytes_below(dir: &Path) -> std::io::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        bytes += if metadata.is_dir() { bytes_below(&entry.path())? } else { metadata.blocks() * 512 };
+    }
+    Ok(bytes)
 }
 
 impl Drop for Running {
@@ -49,8 +63,8 @@ pub struct Cluster {
     pub leader: SocketAddr,
 }
 
-/// A started cluster has a leader within this time.
-const START: Duration = Duration::from_secs(30);
+/// A started cluster has a leader within this time, one with a gigabyte to read too.
+const START: Duration = Duration::from_secs(120);
 
 fn free_address() -> std::io::Result<SocketAddr> {
     TcpListener::bind("127.0.0.1:0")?.local_addr()
@@ -66,14 +80,43 @@ impl Cluster {
             running.push(start(args, kind, at, *peer, &members.join(","))?);
         }
         let mut cluster = Self { leader: running.first().map(|first| first.client).ok_or("no replicas")?, running };
-        let deadline = Instant::now() + START;
-        while !cluster.find_leader().await {
-            if Instant::now() > deadline {
-                return Err(format!("{kind:?} with {replicas} members has no leader after {START:?}").into());
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        cluster.wait_for_leader(Duration::from_millis(50)).await?;
         Ok(cluster)
+    }
+
+    async fn wait_for_leader(&mut self, pause: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + START;
+        while !self.find_leader().await {
+            if Instant::now() > deadline {
+                return Err(format!("{} members have no leader after {START:?}", self.running.len()).into());
+            }
+            tokio::time::sleep(pause).await;
+        }
+        Ok(())
+    }
+
+    /// Kills all its processes, starts them again on what they had written, and gives how long it took until one of them leads and
+    /// has answered a linearizable read.
+    pub async fn restart(&mut self) -> Result<Duration, Error> {
+        for server in &mut self.running {
+            server.child.kill()?;
+            server.child.wait()?;
+        }
+        let begun = Instant::now();
+        for server in &mut self.running {
+            server.child = server.command.spawn()?;
+        }
+        self.wait_for_leader(Duration::from_millis(10)).await?;
+        // The key is any; what counts is that everything before is applied.
+        let connection = Connection::open(self.leader).await?;
+        connection.method("/etcdserverpb.KV/Range")?.call(&[10, 1, b'-']).await?;
+        Ok(begun.elapsed())
+    }
+
+    /// What all its processes have on disk, bytes.
+    pub fn disk_bytes(&self) -> Result<u64, Error> {
+        let bytes = self.running.iter().map(|server| bytes_below(&server.dir)).sum::<std::io::Result<u64>>();
+        Ok(bytes?)
     }
 
     async fn find_leader(&mut self) -> bool {
@@ -131,7 +174,7 @@ fn start(args: &Args, kind: Kind, at: usize, peer: SocketAddr, members: &str) ->
     let stderr = if kind == Kind::Etcd { Stdio::null() } else { Stdio::inherit() };
     let child = command.stdout(Stdio::null()).stderr(stderr).spawn();
     let child = child.map_err(|error| format!("start {}: {error}", command.get_program().display()))?;
-    Ok(Running { child, client, dir })
+    Ok(Running { child, client, dir, command })
 }
 
 /// The processor time of a process, `self` for this one. The kernel counts it in hundredths of a second (proc(5), stat).

@@ -1,4 +1,4 @@
-//! What much state costs: memory, what compaction gives back, and a snapshot that is read while others write.
+//! What much state costs: memory, what compaction gives back, a snapshot that is read while others write, and a start.
 
 use super::grpc::Connection;
 use super::load::{Load, Workload, fill};
@@ -27,6 +27,25 @@ pub async fn measure(args: &Args, kinds: &[Kind], figures: &mut Figures) -> Resu
     }
     Ok(())
 }
+
+/// Fills one server after the other, then kills it and starts it again, several times.
+pub async fn measure_start(args: &Args, kinds: &[Kind], figures: &mut Figures) -> Result<(), Error> {
+    for kind in kinds {
+        let mut cluster = Cluster::start(args, *kind, 1).await?;
+        fill(cluster.leader, args.start_keys, args.value_bytes).await?;
+        #[expect(clippy::cast_precision_loss, reason = "a size on disk")]
+        figures.note(*kind, "start_bytes", cluster.disk_bytes()? as f64);
+        for _ in 0..STARTS {
+            figures.note(*kind, "start_s", cluster.restart().await?.as_secs_f64());
+        }
+        let (all, _) = cluster.memory_mib();
+        figures.note(*kind, "start_memory_mib", all);
+    }
+    Ok(())
+}
+
+/// How often a server is started; the median counts.
+const STARTS: usize = 3;
 
 /// Memory is given back a while after it is freed.
 async fn settle(cluster: &Cluster) {
