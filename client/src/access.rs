@@ -16,8 +16,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use crate::client::{Client, Retry};
+use crate::client::Client;
 use crate::error::{ClientError, Operation};
+use crate::servers::Retry;
 
 /// Frames of stdin under way between [`Exec`]'s user and the connection: a little to keep both busy, since a frame is up to
 /// some ten KiB; the sender waits when the process does not read.
@@ -290,6 +291,7 @@ impl Client {
         data: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
     ) -> Result<ImageLoadSummary, ClientError> {
         let operation = Operation::new("load", "image");
+        self.choose().await;
         let (failed, failure) = oneshot::channel();
         let mut failed = Some(failed);
         let message = |message| ImageLoadRequest { message: Some(message) };
