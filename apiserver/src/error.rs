@@ -40,6 +40,12 @@ pub enum ApiError {
         /// Which revisions.
         detail: String,
     },
+    /// A later one holds the place of whoever writes.
+    #[error("{0}")]
+    Overtaken(String),
+    /// Another API server's answer.
+    #[error("{}", .0.message())]
+    Relayed(Box<Status>),
     /// The revision cannot be watched or read any more.
     #[error("{0}")]
     Expired(String),
@@ -74,7 +80,8 @@ impl ApiError {
             ApiError::NotFound { .. } => Code::NotFound,
             ApiError::Exists { .. } => Code::AlreadyExists,
             ApiError::Precondition(_) => Code::FailedPrecondition,
-            ApiError::Stale { .. } | ApiError::Stalled(_) => Code::Aborted,
+            ApiError::Stale { .. } | ApiError::Stalled(_) | ApiError::Overtaken(_) => Code::Aborted,
+            ApiError::Relayed(status) => status.code(),
             ApiError::Expired(_) | ApiError::Store(StoreError::Compacted { .. }) => Code::OutOfRange,
             ApiError::TooLarge(_) | ApiError::Store(StoreError::TooLarge { .. }) => Code::ResourceExhausted,
             ApiError::Unavailable(_)

@@ -7,7 +7,7 @@ use minipod_proto::{
     FILE_DESCRIPTOR_SET,
     v1::{
         explaining_server::ExplainingServer, images_server::ImagesServer, pod_access_server::PodAccessServer,
-        scheduling_server::SchedulingServer,
+        relays_server::RelaysServer, scheduling_server::SchedulingServer,
     },
 };
 use minipod_store::{
@@ -33,7 +33,10 @@ use crate::{
         access::AccessApi, explaining::ExplainingApi, nodes::NodesApi, objects::ObjectsApi, scheduling::SchedulingApi,
     },
     storage::{Storage, StoreError},
-    tunnels::Tunnels,
+    tunnels::{
+        Tunnels,
+        relay::{Dialer, RelayApi},
+    },
     wire::{self, REQUEST_LIMIT_BYTES},
 };
 
@@ -171,8 +174,12 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, StartE
     let listener = TcpListener::bind(config.listen).await.map_err(|error| listen(config.listen, error))?;
     let address = listener.local_addr().map_err(|error| listen(config.listen, error))?;
     let metrics = Arc::new(Metrics::default());
-    let (storage, own_store) = open_store(&config, address).await?;
     let cache = Cache::new(config.limits, &metrics);
+    let advertise = if config.advertise.is_empty() { address.to_string() } else { config.advertise.clone() };
+    let (identity, tls) = introduce(&config, advertise)?;
+    let sessions = Sessions::new(identity, Arc::clone(&cache), &metrics);
+    let tunnels = Tunnels::new(Arc::clone(&sessions), Arc::clone(&cache), Dialer { tls: tls.clone() });
+    let (storage, own_store) = open_store(&config, tls, &sessions.identity().address, &tunnels).await?;
 
     let mut metrics_address = None;
     if let Some(wanted) = config.metrics_listen {
@@ -182,14 +189,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, StartE
         metrics_address = Some(bound.map_err(|error| listen(wanted, error))?);
     }
 
-    let advertise = if config.advertise.is_empty() { address.to_string() } else { config.advertise.clone() };
-    let parts = Parts::new(
-        &config,
-        Identity { id: uuid::Uuid::new_v4().to_string(), address: advertise },
-        storage,
-        cache,
-        metrics,
-    );
+    let parts = Parts::new(&config, storage, (sessions, tunnels), cache, metrics);
     let routes = parts.spawn_tasks(&config, &shutdown);
     let router = parts.services(&config, routes, &shutdown)?;
 
@@ -219,8 +219,34 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, StartE
     Ok(Running { address, metrics_address, ended })
 }
 
+/// Who this server is to others, and what it shows them: members of a store meet where the store's replicas do, others at the API.
+fn introduce(config: &Config, advertise: String) -> Result<(Identity, Option<PeerTls>), StartError> {
+    let StoreAt::Replica(replica) = &config.store else {
+        if matches!(config.store, StoreAt::Etcd(_))
+            && config.advertise.is_empty()
+            && config.listen.ip().is_unspecified()
+        {
+            tracing::warn!(
+                listen = %config.listen,
+                "--advertise is not given: other API servers of the store cannot pass requests for nodes on to this one"
+            );
+        }
+        let relay = format!("http://{advertise}");
+        return Ok((Identity::new(advertise, relay), None));
+    };
+    check_urls(replica.members.values().flatten(), replica.tls.is_some())?;
+    let tls = replica.tls.as_ref().map(PeerTls::load).transpose()?;
+    let own = replica.members.get(&replica.name).and_then(|urls| urls.first()).cloned();
+    Ok((Identity::new(advertise, own.unwrap_or_default()), tls))
+}
+
 /// The store's client, and the store itself where it is this process's own.
-async fn open_store(config: &Config, address: SocketAddr) -> Result<(Storage, Option<Store>), StartError> {
+async fn open_store(
+    config: &Config,
+    tls: Option<PeerTls>,
+    advertise: &str,
+    tunnels: &Arc<Tunnels>,
+) -> Result<(Storage, Option<Store>), StartError> {
     match &config.store {
         StoreAt::Etcd(addresses) => Ok((Storage::connect(addresses, config.max_txn_ops).await?, None)),
         StoreAt::Embedded(dir) => {
@@ -229,7 +255,8 @@ async fn open_store(config: &Config, address: SocketAddr) -> Result<(Storage, Op
             Ok((Storage::from_client(&client, config.max_txn_ops), Some(store)))
         }
         StoreAt::Replica(replica) => {
-            let store = open_replica(replica, config, address).await?;
+            let relays = Routes::new(RelaysServer::new(RelayApi::new(Arc::clone(tunnels))));
+            let store = open_replica(replica, config, (tls, advertise), relays).await?;
             let client = store.client().await?;
             Ok((Storage::from_client(&client, config.max_txn_ops), Some(store)))
         }
@@ -243,21 +270,24 @@ async fn open_embedded(mut options: minipod_store::service::Config, config: &Con
 }
 
 /// Opens one of several replicas and serves the others. It need not have a leader yet.
-async fn open_replica(replica: &Replica, config: &Config, address: SocketAddr) -> Result<Store, StartError> {
-    check_urls(replica.members.values().flatten(), replica.tls.is_some())?;
+async fn open_replica(
+    replica: &Replica,
+    config: &Config,
+    (tls, advertise): (Option<PeerTls>, &str),
+    relays: Routes,
+) -> Result<Store, StartError> {
     let mut options = minipod_store::service::Config::alone(replica.dir.clone());
-    options.peer_tls = replica.tls.as_ref().map(PeerTls::load).transpose()?;
+    options.peer_tls = tls;
     options.name = replica.name.clone();
     options.cluster = Cluster::New { members: replica.members.clone(), token: "minipod".to_owned() };
     // A member that has told where its clients find it has lived: it may not begin anew with an empty directory. Its clients
     // are the API's.
-    let advertise = if config.advertise.is_empty() { address.to_string() } else { config.advertise.clone() };
     options.client_urls = vec![format!("http://{advertise}")];
     // Bound first: a wrong address shows before the directory is touched.
     let listener = TcpListener::bind(replica.listen).await;
     let listener = listener.map_err(|source| StartError::Listen { address: replica.listen, source })?;
     let mut store = open_embedded(options, config).await?;
-    store.serve_peers(listener).map_err(StartError::Peers)?;
+    store.serve_peers_beside(listener, relays).map_err(StartError::Peers)?;
     Ok(store)
 }
 
@@ -283,12 +313,17 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(config: &Config, identity: Identity, storage: Storage, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Parts {
-        tracing::info!(store = %config.store, id = identity.id, address = identity.address, "starting");
-        let sessions = Sessions::new(identity, Arc::clone(&cache), &metrics);
+    fn new(
+        config: &Config,
+        storage: Storage,
+        (sessions, tunnels): (Arc<Sessions>, Arc<Tunnels>),
+        cache: Arc<Cache>,
+        metrics: Arc<Metrics>,
+    ) -> Parts {
+        let Identity { id, address, relay, .. } = sessions.identity();
+        tracing::info!(store = %config.store, id, address, relay, "starting");
         let registry = Arc::new(Registry::new(storage, cache, &metrics));
         let (recorder, queue) = Recorder::new(&metrics);
-        let tunnels = Tunnels::new(Arc::clone(&sessions));
         Parts { registry, sessions, tunnels, recorder, queue: std::sync::Mutex::new(Some(queue)), metrics }
     }
 
@@ -349,6 +384,10 @@ impl Parts {
         routes.add_service(explaining);
         routes.add_service(PodAccessServer::new(access.clone()).max_decoding_message_size(REQUEST_LIMIT_BYTES));
         routes.add_service(ImagesServer::new(access).max_decoding_message_size(REQUEST_LIMIT_BYTES));
+        // Members of a store pass requests on where their replicas meet.
+        if !matches!(config.store, StoreAt::Replica(_)) {
+            routes.add_service(RelaysServer::new(RelayApi::new(Arc::clone(&self.tunnels))));
+        }
         Ok(routes.routes())
     }
 }
