@@ -40,6 +40,12 @@ pub enum ApiError {
         /// Which revisions.
         detail: String,
     },
+    /// A later one holds the place of whoever writes.
+    #[error("{0}")]
+    Overtaken(String),
+    /// Another API server's answer.
+    #[error("{}", .0.message())]
+    Relayed(Box<Status>),
     /// The revision cannot be watched or read any more.
     #[error("{0}")]
     Expired(String),
@@ -61,7 +67,7 @@ pub enum ApiError {
     TooLarge(String),
     /// The store has no room for anything new.
     #[error("{0}")]
-    NoRoom(String),
+    StoreFull(String),
     /// Something that this needs cannot be reached now.
     #[error("{0}")]
     Unavailable(String),
@@ -87,10 +93,11 @@ impl ApiError {
             ApiError::NotFound { .. } => Code::NotFound,
             ApiError::Exists { .. } => Code::AlreadyExists,
             ApiError::Precondition(_) | ApiError::NoRoom { .. } => Code::FailedPrecondition,
-            ApiError::Stale { .. } | ApiError::Stalled(_) => Code::Aborted,
+            ApiError::Stale { .. } | ApiError::Stalled(_) | ApiError::Overtaken(_) => Code::Aborted,
+            ApiError::Relayed(status) => status.code(),
             ApiError::Expired(_) | ApiError::Store(StoreError::Compacted { .. }) => Code::OutOfRange,
             ApiError::TooLarge(_)
-            | ApiError::NoRoom(_)
+            | ApiError::StoreFull(_)
             | ApiError::Store(StoreError::TooLarge { .. } | StoreError::Full { .. }) => Code::ResourceExhausted,
             ApiError::Unavailable(_)
             | ApiError::Store(StoreError::Unavailable { .. } | StoreError::Uncertain { .. }) => Code::Unavailable,

@@ -18,6 +18,8 @@ pub enum Parsed<'a> {
     Ledger(&'a str),
     /// What one API server says of itself.
     Replica(&'a str),
+    /// Who holds a node's session.
+    Session(&'a str),
     /// A range of pod addresses.
     PodCidr(&'a str),
     /// Nothing that this build knows.
@@ -49,6 +51,11 @@ pub fn replica(id: &str) -> Vec<u8> {
     format!("{PREFIX}replicas/{id}").into_bytes()
 }
 
+/// Key of the server that holds a node's session.
+pub fn session(node: &str) -> Vec<u8> {
+    format!("{PREFIX}sessions/{node}").into_bytes()
+}
+
 /// Prefix of the ranges of pod addresses.
 pub fn pod_cidr_prefix() -> String {
     format!("{PREFIX}podcidrs/")
@@ -66,6 +73,7 @@ pub fn parse(key: &[u8]) -> Parsed<'_> {
     match group {
         "ledger" => Parsed::Ledger(rest),
         "replicas" => Parsed::Replica(rest),
+        "sessions" => Parsed::Session(rest),
         "podcidrs" => Parsed::PodCidr(rest),
         _ => {
             let kind = Kind::ALL.into_iter().find(|kind| kind.plural() == group);
@@ -160,6 +168,7 @@ mod tests {
         assert_eq!(parse(&key), Parsed::Object(Kind::Pod, "default/a"));
         assert_eq!(parse(&object(Kind::Node, "n")), Parsed::Object(Kind::Node, "n"));
         assert_eq!(parse(&ledger("n")), Parsed::Ledger("n"));
+        assert_eq!(parse(&session("n")), Parsed::Session("n"));
         assert_eq!(parse(b"/minipod/widgets/a"), Parsed::Unknown);
         assert_eq!(parse(b"/minipod/"), Parsed::Unknown);
         assert_eq!(parse(&[0xff, 0xfe]), Parsed::Unknown);

@@ -7,7 +7,7 @@ use minipod_proto::{
     FILE_DESCRIPTOR_SET,
     v1::{
         explaining_server::ExplainingServer, images_server::ImagesServer, pod_access_server::PodAccessServer,
-        scheduling_server::SchedulingServer, stores_server::StoresServer,
+        relays_server::RelaysServer, scheduling_server::SchedulingServer, stores_server::StoresServer,
     },
 };
 use minipod_store::{
@@ -38,7 +38,10 @@ use crate::{
     },
     space::{self, Members},
     storage::{Storage, StoreError},
-    tunnels::Tunnels,
+    tunnels::{
+        Tunnels,
+        relay::{Dialer, RelayApi},
+    },
     wire::{self, REQUEST_LIMIT_BYTES},
 };
 
@@ -187,9 +190,6 @@ pub enum StartError {
     /// The store of this process cannot be spoken to.
     #[error("speak to the embedded store: {0}")]
     Channel(#[from] etcd_client::Error),
-    /// The store of this process cannot be asked for its status.
-    #[error("speak to the embedded store: {0}")]
-    Remote(#[from] minipod_store::remote::RemoteError),
     /// The description of the API cannot be served.
     #[error("set up the reflection service: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -225,23 +225,21 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, StartE
     let listener = TcpListener::bind(config.listen).await.map_err(|error| listen(config.listen, error))?;
     let address = listener.local_addr().map_err(|error| listen(config.listen, error))?;
     let metrics = Arc::new(Metrics::default());
-    let (storage, own_store) = open_store(&config, address, &metrics).await?;
+    let cache = Cache::new(config.limits, &metrics);
+    let advertise = if config.advertise.is_empty() { address.to_string() } else { config.advertise.clone() };
+    let (identity, tls) = introduce(&config, advertise)?;
+    let sessions = Sessions::new(identity, Arc::clone(&cache), &metrics);
+    let tunnels = Tunnels::new(Arc::clone(&sessions), Arc::clone(&cache), Dialer { tls: tls.clone() });
+    let own = (tls, sessions.identity().address.as_str());
+    let (storage, own_store) = open_store(&config, own, &tunnels, &metrics).await?;
     let members = match (&config.store, &own_store) {
-        (_, Some(store)) => Members::own(Remote::over(store.channel(), "the store of this process").await?),
+        (_, Some(store)) => Members::own(Remote::with(store.client().await?, "the store of this process")),
         (StoreAt::Etcd(addresses), None) => Members::etcd(addresses),
         // There is a store of this process wherever it is embedded.
         (_, None) => Members::etcd(&[]),
     };
-    let cache = Cache::new(config.limits, &metrics);
 
-    let advertise = if config.advertise.is_empty() { address.to_string() } else { config.advertise.clone() };
-    let parts = Parts::new(
-        &config,
-        Identity { id: uuid::Uuid::new_v4().to_string(), address: advertise },
-        storage,
-        (cache, members),
-        metrics,
-    );
+    let parts = Parts::new(&config, storage, (sessions, tunnels), (cache, members), metrics);
     let metrics_address = match config.metrics_listen {
         Some(wanted) => {
             let bound = http::serve_checks(wanted, Arc::clone(&parts.metrics), parts.checks(), shutdown.clone()).await;
@@ -281,10 +279,32 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, StartE
     Ok(Running { address, metrics_address, ended })
 }
 
+/// Who this server is to others, and what it shows them: members of a store meet where the store's replicas do, others at the API.
+fn introduce(config: &Config, advertise: String) -> Result<(Identity, Option<PeerTls>), StartError> {
+    let StoreAt::Replica(replica) = &config.store else {
+        if matches!(config.store, StoreAt::Etcd(_))
+            && config.advertise.is_empty()
+            && config.listen.ip().is_unspecified()
+        {
+            tracing::warn!(
+                listen = %config.listen,
+                "--advertise is not given: other API servers of the store cannot pass requests for nodes on to this one"
+            );
+        }
+        let relay = format!("http://{advertise}");
+        return Ok((Identity::new(advertise, relay), None));
+    };
+    check_urls(replica.members.values().flatten(), replica.tls.is_some())?;
+    let tls = replica.tls.as_ref().map(PeerTls::load).transpose()?;
+    let own = replica.members.get(&replica.name).and_then(|urls| urls.first()).cloned();
+    Ok((Identity::new(advertise, own.unwrap_or_default()), tls))
+}
+
 /// The store's client, and the store itself where it is this process's own.
 async fn open_store(
     config: &Config,
-    address: SocketAddr,
+    own: (Option<PeerTls>, &str),
+    tunnels: &Arc<Tunnels>,
     metrics: &Arc<Metrics>,
 ) -> Result<(Storage, Option<Store>), StartError> {
     let store = match &config.store {
@@ -294,7 +314,10 @@ async fn open_store(
             options.client_urls = config.store_listen.iter().map(StoreListen::url).collect();
             open_embedded(options, config, metrics).await?
         }
-        StoreAt::Replica(replica) => open_replica(replica, config, address, metrics).await?,
+        StoreAt::Replica(replica) => {
+            let relays = Routes::new(RelaysServer::new(RelayApi::new(Arc::clone(tunnels))));
+            open_replica(replica, config, own, relays, metrics).await?
+        }
     };
     let client = store.client().await?;
     Ok((Storage::from_client(&client, config.max_txn_ops), Some(store)))
@@ -332,24 +355,23 @@ async fn open_embedded(
 async fn open_replica(
     replica: &Replica,
     config: &Config,
-    address: SocketAddr,
+    (tls, advertise): (Option<PeerTls>, &str),
+    relays: Routes,
     metrics: &Arc<Metrics>,
 ) -> Result<Store, StartError> {
-    check_urls(replica.members.values().flatten(), replica.tls.is_some())?;
     let mut options = minipod_store::service::Config::alone(replica.dir.clone());
-    options.peer_tls = replica.tls.as_ref().map(PeerTls::load).transpose()?;
+    options.peer_tls = tls;
     options.name = replica.name.clone();
     options.cluster = Cluster::New { members: replica.members.clone(), token: "minipod".to_owned() };
     // A member that has told where its clients find it has lived: it may not begin anew with an empty directory. Where the store is
     // not served, its clients are the API's.
-    let advertise = if config.advertise.is_empty() { address.to_string() } else { config.advertise.clone() };
     options.client_urls =
         vec![config.store_listen.as_ref().map_or_else(|| format!("http://{advertise}"), StoreListen::url)];
     // Bound first: a wrong address shows before the directory is touched.
     let listener = TcpListener::bind(replica.listen).await;
     let listener = listener.map_err(|source| StartError::Listen { address: replica.listen, source })?;
     let mut store = open_embedded(options, config, metrics).await?;
-    store.serve_peers(listener).map_err(StartError::Peers)?;
+    store.serve_peers_beside(listener, relays).map_err(StartError::Peers)?;
     Ok(store)
 }
 
@@ -378,16 +400,15 @@ struct Parts {
 impl Parts {
     fn new(
         config: &Config,
-        identity: Identity,
         storage: Storage,
+        (sessions, tunnels): (Arc<Sessions>, Arc<Tunnels>),
         (cache, members): (Arc<Cache>, Members),
         metrics: Arc<Metrics>,
     ) -> Parts {
-        tracing::info!(store = %config.store, id = identity.id, address = identity.address, "starting");
-        let sessions = Sessions::new(identity, Arc::clone(&cache), &metrics);
+        let Identity { id, address, relay, .. } = sessions.identity();
+        tracing::info!(store = %config.store, id, address, relay, "starting");
         let registry = Arc::new(Registry::new(storage, cache, &metrics));
         let (recorder, queue) = Recorder::new(&metrics);
-        let tunnels = Tunnels::new(Arc::clone(&sessions));
         Parts { registry, sessions, tunnels, recorder, queue: std::sync::Mutex::new(Some(queue)), members, metrics }
     }
 
@@ -459,6 +480,10 @@ impl Parts {
         routes.add_service(PodAccessServer::new(access.clone()).max_decoding_message_size(REQUEST_LIMIT_BYTES));
         routes.add_service(StoresServer::new(StoresApi::new(registry(), self.members.clone())));
         routes.add_service(ImagesServer::new(access).max_decoding_message_size(REQUEST_LIMIT_BYTES));
+        // Members of a store pass requests on where their replicas meet.
+        if !matches!(config.store, StoreAt::Replica(_)) {
+            routes.add_service(RelaysServer::new(RelayApi::new(Arc::clone(&self.tunnels))));
+        }
         Ok(routes.routes())
     }
 }

@@ -217,9 +217,9 @@ impl Space {
     /// Whether something new may be added.
     ///
     /// # Errors
-    /// [`ApiError::NoRoom`] when not, with what can be done about it.
+    /// [`ApiError::StoreFull`] when not, with what can be done about it.
     pub fn admit(&self) -> Result<(), ApiError> {
-        self.trouble().map_or(Ok(()), |trouble| Err(ApiError::NoRoom(trouble)))
+        self.trouble().map_or(Ok(()), |trouble| Err(ApiError::StoreFull(trouble)))
     }
 }
 

@@ -8,10 +8,10 @@ use minipod_proto::v1::UpdateRequest;
 use minipod_proto::v1::{
     AgentHello, AgentMessage, BindBatchRequest, ConfigMap, ConfigMapEnvSource, EnvFromSource, EventReport, ExecFrame,
     ExecStart, Heartbeat, ImageInfo, ImageLoadRequest, ImageLoadResponse, ImageLoadStart, LogsRequest, Node,
-    NodeAddress, ObjectMeta, Pod, PodCondition, PodStatus, PodStatusReport, ServerMessage, TunnelEnd, TunnelFrame,
-    agent_message, bind_batch_request::Item, bind_result::Code, exec_frame, image_load_request,
-    images_client::ImagesClient, object, open_stream, pod_access_client::PodAccessClient, server_message,
-    tunnel_frame::Frame,
+    NodeAddress, ObjectMeta, OpenStream, Pod, PodCondition, PodStatus, PodStatusReport, RelayFrame, RelayStart,
+    ServerMessage, TunnelEnd, TunnelFrame, agent_message, bind_batch_request::Item, bind_result::Code, exec_frame,
+    image_load_request, images_client::ImagesClient, object, open_stream, pod_access_client::PodAccessClient,
+    relay_frame, relays_client::RelaysClient, server_message, tunnel_frame::Frame,
 };
 use support::*;
 use tokio::sync::mpsc;
@@ -95,6 +95,18 @@ impl Agent {
                 }
                 server_message::Message::PodGone(gone) => self.gone.push(gone.name),
                 _ => {}
+            }
+        }
+    }
+
+    /// How the session ends.
+    async fn end(&mut self) -> String {
+        loop {
+            let message = tokio::time::timeout(Duration::from_secs(20), self.receive.message()).await;
+            match message.expect("an end within 20 s") {
+                Ok(Some(_)) => {}
+                Ok(None) => return "without a word".to_owned(),
+                Err(status) => return status.message().to_owned(),
             }
         }
     }
@@ -524,7 +536,7 @@ async fn load_an_image(server: &Server, agent: &mut Agent) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_elsewhere_counts_and_is_named() {
+async fn a_session_elsewhere_counts_and_is_reached() {
     let grace = Duration::from_secs(2);
     let cluster = Cluster::with(|config| config.node_grace = grace).await;
     let first = &cluster.server;
@@ -548,8 +560,99 @@ async fn a_session_elsewhere_counts_and_is_named() {
         );
         tokio::time::sleep(grace / 10).await;
     }
+    // Asked of the first, answered through the second.
     let logs = LogsRequest { namespace: "default".into(), pod: "p".into(), ..LogsRequest::default() };
-    let refused = PodAccessClient::new(first.channel().await).logs(logs).await.expect_err("its session is elsewhere");
+    let mut access = PodAccessClient::new(first.channel().await);
+    let asking = logs.clone();
+    let reading = tokio::spawn(async move { (access.logs(asking).await.expect("logs").into_inner(), access) });
+    let (id, _, _) = asked(&mut agent).await;
+    let (send, mut inbound) = answer(&second, id).await;
+    put(&send, Frame::Data("line 1\n".into())).await;
+    let (mut chunks, access) = reading.await.expect("the reader goes on");
+    assert_eq!(chunks.message().await.expect("open").expect("a chunk").data, "line 1\n");
+    put(&send, Frame::End(TunnelEnd { code: 9, message: "the container has not started".into() })).await;
+    let ended = chunks.message().await.expect_err("an error");
+    assert_eq!((ended.code(), ended.message()), (Grpc::FailedPrecondition, "the container has not started"));
+    assert_eq!(inbound.message().await.expect("ended in order"), None);
+
+    // Both directions; and a user who leaves is seen to leave by the agent.
+    let (input, frames) = mpsc::channel(4);
+    let start = ExecStart {
+        namespace: "default".into(),
+        pod: "p".into(),
+        command: vec!["cat".into()],
+        stdin: true,
+        ..ExecStart::default()
+    };
+    input.send(ExecFrame { frame: Some(exec_frame::Frame::Start(start)) }).await.expect("room");
+    let mut user = access.clone();
+    let running = tokio::spawn(async move { user.exec(ReceiverStream::new(frames)).await.expect("exec").into_inner() });
+    let (id, _, _) = asked(&mut agent).await;
+    let (send, mut inbound) = answer(&second, id).await;
+    let mut output = running.await.expect("the user goes on");
+    input.send(ExecFrame { frame: Some(exec_frame::Frame::Stdin("hi".into())) }).await.expect("room");
+    let got = inbound.message().await.expect("open").expect("a frame").frame;
+    assert_eq!(got, Some(Frame::Exec(ExecFrame { frame: Some(exec_frame::Frame::Stdin("hi".into())) })));
+    put(&send, Frame::Exec(ExecFrame { frame: Some(exec_frame::Frame::Stdout("hi".into())) })).await;
+    let got = output.message().await.expect("open").expect("a frame").frame;
+    assert_eq!(got, Some(exec_frame::Frame::Stdout("hi".into())));
+    drop((output, input));
+    let left = async { while let Ok(Some(_)) = inbound.message().await {} };
+    tokio::time::timeout(Duration::from_secs(10), left).await.expect("the agent sees that the user is gone");
+
+    relays_are_for_servers_alone(&second).await;
+
+    // The session moves: what the agent says in the old one is not written any more.
+    let made = stored_pod(first, "p").await.expect("it is there");
+    let mut moved = Agent::connect(first, "n1").await;
+    assert_eq!(moved.snapshot().await, ["p"]);
+    let meta = made.metadata.clone().unwrap_or_default();
+    let report = |phase: &str, sequence| {
+        agent_message::Message::PodStatus(PodStatusReport {
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            uid: meta.uid.clone(),
+            status: Some(PodStatus { phase: phase.into(), ..PodStatus::default() }),
+            sequence,
+            finished: false,
+        })
+    };
+    moved.say(report("Running", 1)).await;
+    eventually("what is said in the new session is written", || async {
+        let phase = stored_pod(first, "p").await.expect("it is there").status().phase.clone();
+        if phase == "Running" { Ok(()) } else { Err(phase) }
+    })
+    .await;
+    agent.say(report("Failed", 2)).await;
+    let end = agent.end().await;
+    assert!(end.contains("another session of node n1 has begun"), "{end}");
+    assert_eq!(stored_pod(first, "p").await.expect("it is there").status().phase, "Running");
+
+    // Now the second server passes on to the first; and when that is gone with the session, it says so.
+    let mut access = PodAccessClient::new(second.channel().await);
+    let asking = logs.clone();
+    let reading = tokio::spawn(async move { (access.logs(asking).await.expect("logs").into_inner(), access) });
+    let (id, _, _) = asked(&mut moved).await;
+    let (send, _inbound) = answer(first, id).await;
+    put(&send, Frame::Data("line 2\n".into())).await;
+    let (mut chunks, mut access) = reading.await.expect("the reader goes on");
+    assert_eq!(chunks.message().await.expect("open").expect("a chunk").data, "line 2\n");
+    drop(moved);
+    let refused = access.logs(logs).await.expect_err("nobody has the session");
     assert_eq!(refused.code(), Grpc::Unavailable);
-    assert!(refused.message().contains(&second.address.to_string()), "{refused}");
+    assert!(refused.message().starts_with("node n1 has no session: its agent is not connected"), "{refused}");
+}
+
+/// Whoever does not read the store is refused, at any node.
+async fn relays_are_for_servers_alone(server: &Server) {
+    let mut relays = RelaysClient::new(server.channel().await);
+    let mut ask = async |frame| {
+        let frames = tokio_stream::once(RelayFrame { frame: Some(frame) });
+        relays.relay(frames).await.expect_err("refused").code()
+    };
+    let open =
+        || OpenStream { request: Some(open_stream::Request::Logs(LogsRequest::default())), ..Default::default() };
+    let start = RelayStart { node: "n1".into(), open: Some(open()), ..RelayStart::default() };
+    assert_eq!(ask(relay_frame::Frame::Start(start)).await, Grpc::NotFound, "another server is meant");
+    assert_eq!(ask(relay_frame::Frame::Tunnel(TunnelFrame::default())).await, Grpc::InvalidArgument);
 }

@@ -8,14 +8,17 @@ use futures_util::{Stream, StreamExt, stream};
 use minipod_proto::v1::images_client::ImagesClient;
 use minipod_proto::v1::pod_access_client::PodAccessClient;
 use minipod_proto::v1::{
-    AttachStart, ExecFrame, ExecStart, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadStart, ImageLoadSummary, ImagePruneRequest, LogChunk, LogsRequest, PortFrame, PortStart, TerminalSize, exec_frame, image_load_request, port_frame, CopyFrame, CopyStart, copy_frame,
+    AttachStart, CopyFrame, CopyStart, ExecFrame, ExecStart, ImageListRequest, ImageListSummary, ImageLoadRequest,
+    ImageLoadStart, ImageLoadSummary, ImagePruneRequest, LogChunk, LogsRequest, PortFrame, PortStart, TerminalSize,
+    copy_frame, exec_frame, image_load_request, port_frame,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use crate::client::{Client, Retry};
+use crate::client::Client;
 use crate::error::{ClientError, Operation};
+use crate::servers::Retry;
 
 /// Frames of stdin under way between [`Exec`]'s user and the connection: a little to keep both busy, since a frame is up to
 /// some ten KiB; the sender waits when the process does not read.
@@ -357,6 +360,7 @@ impl Client {
         data: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
     ) -> Result<ImageLoadSummary, ClientError> {
         let operation = Operation::new("load", "image");
+        self.choose().await;
         let (failed, failure) = oneshot::channel();
         let mut failed = Some(failed);
         let message = |message| ImageLoadRequest { message: Some(message) };

@@ -1,23 +1,26 @@
 //! The calls of the API, typed.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use minipod_daemon::backoff::Backoff;
 use minipod_proto::v1::explaining_client::ExplainingClient;
 use minipod_proto::v1::objects_client::ObjectsClient;
 use minipod_proto::v1::scheduling_client::SchedulingClient;
 use minipod_proto::v1::stores_client::StoresClient;
 use minipod_proto::v1::{
     BindBatchRequest, BindBatchResponse, CreateRequest, DeleteRequest, ExplainRequest, Explanation, FitRequest,
-    FitResponse, GetRequest, ListRequest, Object, PatchRequest, Pod, ReportUnschedulableRequest, ResizeRequest, SchedulerMessage, SchedulerQuestion, UpdateRequest, StoreStatus, StoreStatusRequest,
+    FitResponse, GetRequest, ListRequest, Object, PatchRequest, Pod, ReportUnschedulableRequest, ResizeRequest,
+    SchedulerMessage, SchedulerQuestion, StoreStatus, StoreStatusRequest, UpdateRequest,
 };
 use minipod_proto::{Kind, Resource};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 
-use crate::error::{ClientError, Operation, connection_broke, never_sent};
+use crate::error::{ClientError, Operation, connection_broke, never_sent, reason};
+use crate::servers::{Next, Retry, Servers, Tries};
 
 /// The API server's address where nothing else is said.
 pub const DEFAULT_SERVER: &str = "http://127.0.0.1:7650";
@@ -30,11 +33,17 @@ const PAGE: i64 = 500;
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// How often a list starts over when its continuation was compacted away.
 const LIST_RESTARTS: usize = 3;
+/// A server that has answered so shortly ago is taken to be there.
+const LATELY: Duration = Duration::from_secs(4);
+/// One that has not is given so long to answer a small question, before it gets the request.
+const PROBE: Duration = Duration::from_secs(3);
+/// First and longest pause before all servers are asked again.
+const ROUND_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// How to connect.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Addresses of API servers, `http://HOST:PORT`; the first that answers is used.
+    /// Addresses of API servers as [`Servers`] takes them; the first that answers is used.
     pub servers: Vec<String>,
     /// How long a connection may take to come up.
     pub connect_timeout: Duration,
@@ -50,21 +59,23 @@ impl Default for Options {
             servers: vec![DEFAULT_SERVER.to_owned()],
             connect_timeout: Duration::from_secs(3),
             request_timeout: Duration::from_secs(15),
-            keep_alive: Duration::from_secs(5),
+            // A server that is stopped is left within twice this time.
+            keep_alive: Duration::from_secs(4),
         }
     }
 }
 
+impl From<Servers> for Options {
+    fn from(servers: Servers) -> Options {
+        Options { servers: servers.as_slice().to_vec(), ..Options::default() }
+    }
+}
+
 impl Options {
-    /// The servers of a text like that of `MINIPOD_SERVER`: addresses separated by commas, `http://` where no scheme is given.
+    /// The servers of a text like that of `MINIPOD_SERVER`: addresses separated by commas. [`Client::new`] checks them.
     #[must_use]
     pub fn servers(text: &str) -> Options {
-        let servers = text
-            .split(',')
-            .map(str::trim)
-            .filter(|address| !address.is_empty())
-            .map(|address| if address.contains("://") { address.to_owned() } else { format!("http://{address}") });
-        Options { servers: servers.collect(), ..Options::default() }
+        Options { servers: text.split(',').map(str::to_owned).collect(), ..Options::default() }
     }
 
     /// The servers that `MINIPOD_SERVER` names; without it [`DEFAULT_SERVER`].
@@ -167,15 +178,19 @@ struct Shared {
 struct Server {
     address: String,
     channel: Channel,
+    /// When it last answered anything.
+    answered: Mutex<Option<Instant>>,
 }
 
-/// When a failed call may be tried at another server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Retry {
-    /// A read: whenever the server is not there.
-    Always,
-    /// A write: only when it was never sent.
-    NeverSent,
+impl Server {
+    fn has_answered(&self) {
+        *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn answered_lately(&self) -> bool {
+        let answered = *self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        answered.is_some_and(|at| at.elapsed() < LATELY)
+    }
 }
 
 impl Client {
@@ -184,10 +199,8 @@ impl Client {
     /// # Errors
     /// When there is no server or an address makes no sense.
     pub fn new(options: &Options) -> Result<Client, ClientError> {
-        if options.servers.is_empty() {
-            return Err(ClientError::Address { address: String::new(), message: "no address is given".to_owned() });
-        }
-        let servers = options.servers.iter().map(|address| server(address, options)).collect::<Result<_, _>>()?;
+        let servers = Servers::new(options.servers.iter().map(String::as_str))?;
+        let servers = servers.as_slice().iter().map(|address| server(address, options)).collect::<Result<_, _>>()?;
         let shared = Shared { servers, current: AtomicUsize::new(0), request_timeout: options.request_timeout };
         Ok(Client { shared: Arc::new(shared) })
     }
@@ -523,7 +536,8 @@ impl Client {
     /// For every server a client of it alone, over the same connections.
     pub fn each(&self) -> impl Iterator<Item = Client> + '_ {
         self.shared.servers.iter().map(|server| {
-            let server = Server { address: server.address.clone(), channel: server.channel.clone() };
+            let server =
+                Server { address: server.address.clone(), channel: server.channel.clone(), answered: Mutex::default() };
             let request_timeout = self.shared.request_timeout;
             Client { shared: Arc::new(Shared { servers: vec![server], current: AtomicUsize::new(0), request_timeout }) }
         })
@@ -570,31 +584,58 @@ impl Client {
         Fut: Future<Output = Result<Response<A>, Status>>,
     {
         let shared = &self.shared;
-        // A read gets a second try at a lone server too: its connection may just have gone stale.
-        let attempts = if retry == Retry::Always { shared.servers.len().max(2) } else { shared.servers.len() };
-        let mut left = attempts;
+        let (mut tries, begun) = (Tries::new(shared.servers.len(), retry), Instant::now());
+        let mut pauses = Backoff::new(ROUND_PAUSE.0, ROUND_PAUSE.1);
+        self.choose().await;
         loop {
-            left -= 1;
             let index = shared.current.load(Ordering::Relaxed) % shared.servers.len();
             let answer =
                 tokio::time::timeout(shared.request_timeout, call(shared.servers[index].channel.clone())).await;
             let status = match answer {
-                Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                Ok(Ok(answer)) => {
+                    shared.servers[index].has_answered();
+                    return Ok(answer.into_inner());
+                }
                 Ok(Err(status)) => status,
                 Err(_) => {
                     self.leave(index);
                     return Err(ClientError::Timeout { operation, seconds: shared.request_timeout.as_secs() });
                 }
             };
-            let unsent = never_sent(&status);
-            let away = unsent || connection_broke(&status) || status.code() == Code::Unavailable;
-            if away {
-                self.leave(index);
+            if !is_away(&status) {
+                shared.servers[index].has_answered();
+                return Err(self.failure(operation, status));
             }
-            if left > 0 && away && (unsent || retry == Retry::Always) {
-                continue;
+            self.leave(index);
+            match tries.failed(!never_sent(&status), begun.elapsed()) {
+                Next::Elsewhere => {}
+                Next::Pause => tokio::time::sleep(pauses.next_wait()).await,
+                Next::GiveUp => return Err(self.failure(operation, status)),
             }
-            return Err(self.failure(operation, status));
+        }
+    }
+
+    /// Makes a server the one in use that answers, if there are several: one that is stopped takes a request and does nothing with it,
+    /// which is noticed late, and then nobody knows whether it was done. Whether one was found, the request itself shows.
+    pub(crate) async fn choose(&self) {
+        let servers = &self.shared.servers;
+        for _ in 1..servers.len() {
+            let index = self.shared.current.load(Ordering::Relaxed) % servers.len();
+            if servers[index].answered_lately() {
+                return;
+            }
+            let request = GetRequest {
+                kind: Kind::Namespace.name().to_owned(),
+                namespace: String::new(),
+                name: "default".to_owned(),
+            };
+            let mut api = objects_client(servers[index].channel.clone());
+            match tokio::time::timeout(PROBE, api.get(request)).await {
+                Ok(Err(status)) if is_away(&status) => self.leave(index),
+                Err(_) => self.leave(index),
+                // What it answers does not matter.
+                Ok(_) => return servers[index].has_answered(),
+            }
         }
     }
 
@@ -607,7 +648,7 @@ impl Client {
     /// The error of a call that ended with this status.
     pub(crate) fn failure(&self, operation: Operation, status: Status) -> ClientError {
         if never_sent(&status) {
-            return ClientError::Unreachable { operation, servers: self.servers(), source: Box::new(status) };
+            return ClientError::Unreachable { operation, servers: self.servers(), reason: reason(&status) };
         }
         ClientError::from_status(operation, &status)
     }
@@ -618,6 +659,11 @@ impl Client {
         // Only the first to notice moves on; the others find the new one.
         let _ = self.shared.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
     }
+}
+
+/// Whether a server, or the store behind it, is not there.
+fn is_away(status: &Status) -> bool {
+    never_sent(status) || connection_broke(status) || status.code() == Code::Unavailable
 }
 
 fn explaining_client(channel: Channel) -> ExplainingClient<Channel> {
@@ -631,11 +677,6 @@ pub(crate) fn objects_client(channel: Channel) -> ObjectsClient<Channel> {
 fn server(address: &str, options: &Options) -> Result<Server, ClientError> {
     let bad = |message: String| ClientError::Address { address: address.to_owned(), message };
     let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|error| bad(error.to_string()))?;
-    match endpoint.uri().scheme_str() {
-        Some("http") => {}
-        Some(other) => return Err(bad(format!("scheme {other} is not supported"))),
-        None => return Err(bad("it has no scheme".to_owned())),
-    }
     let channel = endpoint
         .connect_timeout(options.connect_timeout)
         .tcp_nodelay(true)
@@ -646,7 +687,7 @@ fn server(address: &str, options: &Options) -> Result<Server, ClientError> {
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .connect_lazy();
-    Ok(Server { address: address.to_owned(), channel })
+    Ok(Server { address: address.to_owned(), channel, answered: Mutex::default() })
 }
 
 /// Kind and name for messages.

@@ -99,15 +99,14 @@ pub enum ClientError {
         message: String,
     },
     /// No API server could be reached: nothing was sent.
-    #[error("{operation}: no API server answers at {servers}")]
+    #[error("{operation}: no API server answers at {servers}: {reason}")]
     Unreachable {
         /// What was being done.
         operation: Operation,
         /// The addresses that were tried.
         servers: String,
         /// Why the last of them did not answer.
-        #[source]
-        source: Box<Status>,
+        reason: String,
     },
     /// The server or its store is not there now. A write may or may not have happened.
     #[error("{operation}: {message}")]
@@ -161,7 +160,7 @@ pub enum ClientError {
         source: std::io::Error,
     },
     /// An API server's address cannot be used.
-    #[error("server address {address:?}: {message}: want http://HOST:PORT")]
+    #[error("server address {address:?}: {message}: want http://HOST:PORT, several separated by commas")]
     Address {
         /// As it was given.
         address: String,
@@ -253,6 +252,11 @@ impl ClientError {
 /// Whether the request never left this machine, so that trying elsewhere cannot do anything twice.
 pub(crate) fn never_sent(status: &Status) -> bool {
     sources(status).any(|error| error.is::<ConnectError>())
+}
+
+/// What the system says of a connection that did not come to be: the end of the chain of causes.
+pub(crate) fn reason(status: &Status) -> String {
+    sources(status).last().map_or_else(|| status.message().to_owned(), ToString::to_string)
 }
 
 /// Whether it was the transport that failed, and not the server that answered.

@@ -1,7 +1,7 @@
 //! What every program that talks to the API server needs: typed calls, resumable list-watch, a cache, a work queue.
 //!
 //! - [`Client`]: typed calls over [`minipod_proto::Resource`]; several API servers, one of them in use, the next one
-//!   when it cannot be reached. No task of its own.
+//!   when it cannot be reached, all of them again after a pause. No task of its own.
 //! - [`reflector`]: the list-watch as a state machine without I/O: which call comes next, what its answer means.
 //! - [`cache::Reflector`]: one task that drives the machine. It is the only writer of the [`cache::Cache`] it fills and
 //!   the sender of one bounded channel per subscriber; it ends when the cache's and the subscriptions' last handle goes.
@@ -24,6 +24,7 @@ mod error;
 pub mod fake;
 pub mod queue;
 pub mod reflector;
+mod servers;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -33,4 +34,5 @@ pub use access::{
 };
 pub use client::{Client, DEFAULT_SERVER, DeleteOptions, List, Objects, Options, Query, SERVER_VARIABLE};
 pub use error::{ClientError, Operation};
+pub use servers::Servers;
 pub use watch::{Change, ChangeKind, ObjectChange, Watch};

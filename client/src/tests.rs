@@ -146,13 +146,36 @@ async fn a_lost_server_is_left_for_the_next_one() {
     assert_eq!(client.list::<Pod>(&Query::all()).await.unwrap().items.len(), 2);
     // A read is tried again when the server says that it is not there; a write is not.
     fake.fail_next(&[Code::Unavailable]);
-    let options = Options::servers(&format!("{},{}", fake.url(), fake.url()));
+    let options = Options::servers(&format!("{},{}", fake.url(), fake.url().replace("127.0.0.1", "localhost")));
     let client = Client::new(&options).unwrap();
     client.get::<Pod>("default", "a").await.unwrap();
     fake.fail_next(&[Code::Unavailable]);
     let error = client.create(pod("c")).await.unwrap_err();
     assert!(matches!(error, ClientError::Unavailable { .. }), "{error:?}");
     assert_eq!(fake.stored(Kind::Pod, "default/c"), None);
+    // When all are away for a moment, they are asked again, also by a request that can be sent but once.
+    let address = fake.address();
+    let client = Client::new(&Options::servers(&format!("127.0.0.1:1,{address}"))).unwrap();
+    drop(fake);
+    let back = tokio::spawn(async move {
+        sleep(Duration::from_millis(200)).await;
+        let mut started = Fake::start_on(address).await;
+        while started.is_err() {
+            sleep(Duration::from_millis(10)).await;
+            started = Fake::start_on(address).await;
+        }
+        started.unwrap()
+    });
+    client.create(pod("d")).await.unwrap();
+    let fake = back.await.unwrap();
+    assert!(fake.stored(Kind::Pod, "default/d").is_some());
+    let mut node = Node::default();
+    node.meta_mut().name = "node-a".into();
+    fake.put(node);
+    let client = Client::new(&Options::servers(&format!("127.0.0.1:1,{address}"))).unwrap();
+    let pieces: Vec<io::Result<Bytes>> = vec![Ok(Bytes::from_static(b"whole"))];
+    let summary = client.load_image(ImageLoadStart::default(), stream::iter(pieces)).await.unwrap();
+    assert_eq!(summary.nodes.len(), 1, "an upload that cannot be begun twice goes to a server that is there");
 }
 
 #[tokio::test]
@@ -164,6 +187,17 @@ async fn a_silent_server_is_given_up() {
     let client = Client::new(&options).unwrap();
     let error = client.get::<Pod>("default", "a").await.unwrap_err();
     assert!(matches!(error, ClientError::Timeout { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn requests_go_to_a_server_that_answers() {
+    // One that is stopped: its kernel takes connections and requests.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (fake, _) = fake().await;
+    let client = Client::new(&Options::servers(&format!("{},{}", listener.local_addr().unwrap(), fake.url()))).unwrap();
+    client.create(pod("a")).await.unwrap();
+    assert!(fake.stored(Kind::Pod, "default/a").is_some());
+    drop(listener);
 }
 
 /// Follows deltas like somebody who builds a state of their own from them alone.

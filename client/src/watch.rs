@@ -6,8 +6,9 @@ use minipod_proto::v1::{Object, WatchEvent, WatchRequest, watch_event};
 use minipod_proto::{Kind, Resource};
 use tonic::Streaming;
 
-use crate::client::{Client, Query, Retry, objects_client, typed};
+use crate::client::{Client, Query, objects_client, typed};
 use crate::error::{ClientError, Operation};
+use crate::servers::Retry;
 
 /// What happened to an object.
 #[derive(Debug, Clone, PartialEq)]

@@ -464,7 +464,7 @@ impl Agent {
     /// When it cannot make pods or cannot tell of them.
     pub fn health(&self) -> Result<(), String> {
         if !self.is_connected() {
-            return Err(format!("no session with the API server {}", self.config.server));
+            return Err(format!("no session with an API server at {}", self.config.server));
         }
         if self.network_now().is_none() {
             return Err("the pod network is not set up".to_owned());
@@ -485,9 +485,19 @@ impl Agent {
     }
 }
 
-/// The node's address: stated, or that of the route to the API server.
+/// The node's address: stated, or that of the route to the first API server whose name is known.
 fn address(config: &Config) -> std::io::Result<IpAddr> {
-    config.node_ip.map_or_else(|| node::address_towards(&config.server), Ok)
+    if let Some(stated) = config.node_ip {
+        return Ok(stated);
+    }
+    let mut found = Err(std::io::ErrorKind::NotFound.into());
+    for server in config.server.as_slice() {
+        found = node::address_towards(server);
+        if found.is_ok() {
+            break;
+        }
+    }
+    found
 }
 
 /// Two agents on one run directory would both start every pod.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Parser;
+use minipod_client::Servers;
 use minipod_proto::quantity::Quantity;
 use minipod_proto::v1::Taint;
 
@@ -15,9 +16,9 @@ use crate::pressure::thresholds::{Graces, Limits, parse_duration_ms};
 #[derive(Debug, Clone, Parser)]
 #[command(name = "minipod-nodeagent", version)]
 pub struct Config {
-    /// The API server's address.
-    #[arg(long, default_value = "http://127.0.0.1:7650", env = "MINIPOD_SERVER")]
-    pub server: String,
+    /// Addresses of API servers, http://HOST:PORT, separated by commas: the session is with one of them, with another when that is gone.
+    #[arg(long, default_value = minipod_client::DEFAULT_SERVER, env = minipod_client::SERVER_VARIABLE)]
+    pub server: Servers,
     /// This node's name [default: the host name].
     #[arg(long)]
     pub name: Option<String>,
@@ -45,7 +46,7 @@ pub struct Config {
     /// A taint of the node at its creation, key=value:Effect; may be given several times.
     #[arg(long = "taint", value_parser = parse_taint)]
     pub taints: Vec<Taint>,
-    /// The node's address [default: that of the route to the API server].
+    /// The node's address [default: that of the route to the first API server].
     #[arg(long)]
     pub node_ip: Option<IpAddr>,
     /// Longest delay before a container that keeps ending is started again.
@@ -203,6 +204,8 @@ mod tests {
             &["--eviction-hard", "memory<1Gi"],
             &["--eviction-soft", "nodefs.available<200%"],
             &["--eviction-pressure-transition-period", "5"],
+            &["--server", "http://a:1,"],
+            &["--server", "http://a"],
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }

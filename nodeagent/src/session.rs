@@ -3,10 +3,13 @@
 //! The pods of the node never wait for it: what comes in is handed to [`crate::pods::Pods`], what goes out waits in the
 //! [`Outbox`](crate::outbox::Outbox) until it is acknowledged.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use minipod_client::Servers;
+use minipod_daemon::backoff::Backoff;
 use minipod_proto::references::{Reference, references};
 use minipod_proto::v1::agent_message::Message as Out;
 use minipod_proto::v1::nodes_client::NodesClient;
@@ -23,18 +26,20 @@ use crate::want::key_of;
 /// Messages between the session and the connection: a few, so that a stalled connection holds the reports back in the
 /// outbox, where newer ones replace them.
 const SEND_QUEUE: usize = 16;
-/// First and longest wait between two attempts.
-const RETRY_MS: (u64, u64) = (100, 5_000);
+/// First and longest wait before the API servers are tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A session that lived for so long shows that the servers are well.
+const LIVED: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// HTTP/2 pings find a half-open connection within two of these.
-const KEEPALIVE: Duration = Duration::from_secs(5);
+/// HTTP/2 pings find a half-open connection, or a server that is stopped, within two of these.
+const KEEPALIVE: Duration = Duration::from_secs(4);
 /// Largest message of the API server: a snapshot of a full node's pods.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// `--server` is not an address.
+    /// An address of `--server` cannot be used.
     #[error("API server address {0:?}")]
     Address(String, #[source] tonic::transport::Error),
     /// No connection.
@@ -60,34 +65,67 @@ fn call(operation: &'static str) -> impl FnOnce(tonic::Status) -> SessionError {
     move |status| SessionError::Call { operation, status: Box::new(status) }
 }
 
-/// Keeps a session with the API server until the future is dropped.
+/// Which API server is next, and how long to wait before.
+#[derive(Debug)]
+struct Rotation {
+    servers: Vec<String>,
+    /// The one in use.
+    at: usize,
+    /// How many have failed since one was well, or since the last pause.
+    failed: usize,
+    pauses: Backoff,
+}
+
+impl Rotation {
+    /// Every node has an order of its own: nodes are spread over the servers, and those of one that dies over all the others.
+    fn new(servers: &Servers, node: &str) -> Rotation {
+        let mut servers = servers.as_slice().to_vec();
+        servers.sort_by_cached_key(|server| {
+            let mut hasher = DefaultHasher::new();
+            (node, server).hash(&mut hasher);
+            hasher.finish()
+        });
+        Rotation { servers, at: 0, failed: 0, pauses: Backoff::new(RETRY.0, RETRY.1) }
+    }
+
+    fn current(&self) -> &str {
+        &self.servers[self.at]
+    }
+
+    /// The session with the current server ended, or did not come to be: the next server is the current one, after the wait.
+    fn leave(&mut self, lived: bool) -> Duration {
+        if lived {
+            self.failed = 0;
+            self.pauses.reset();
+        }
+        self.failed += 1;
+        self.at = (self.at + 1) % self.servers.len();
+        if self.failed < self.servers.len() {
+            // Another one may be well; the first wait is there for its jitter, so that a thousand agents do not come at one moment.
+            return Backoff::new(RETRY.0, RETRY.0).next_wait();
+        }
+        self.failed = 0;
+        self.pauses.next_wait()
+    }
+}
+
+/// Keeps a session with one of the API servers until the future is dropped.
 pub async fn run(agent: Arc<Agent>) {
-    let mut wait_ms = RETRY_MS.0;
+    let mut rotation = Rotation::new(&agent.config.server, &agent.name);
     let mut last_error = String::new();
     loop {
-        let began = Instant::now();
-        let error = session(&agent).await;
+        let (began, server) = (Instant::now(), rotation.current().to_owned());
+        let error = session(&agent, &server).await;
         agent.connected(false);
-        // A session that lived shows that the server is well: the next attempt is a first one.
-        if began.elapsed() > Duration::from_secs(10) {
-            wait_ms = RETRY_MS.0;
-        }
-        let text = crate::report::chain(&error);
+        let text = format!("{server}: {}", crate::report::chain(&error));
         if text == last_error {
             tracing::debug!(error = %text, "session ended");
         } else {
             tracing::warn!(error = %text, "session with the API server ended, pods run on");
             last_error = text;
         }
-        sleep(Duration::from_millis(jittered(wait_ms))).await;
-        wait_ms = (wait_ms * 2).min(RETRY_MS.1);
+        sleep(rotation.leave(began.elapsed() > LIVED)).await;
     }
-}
-
-/// Between half of `ms` and all of it, so that a thousand agents do not come back at one moment.
-fn jittered(ms: u64) -> u64 {
-    let noise = u64::from(std::process::id()).wrapping_mul(2_654_435_761).wrapping_add(crate::clock::wall_ms());
-    ms / 2 + noise % (ms / 2 + 1)
 }
 
 /// A lazily connected channel with the agent's timeouts.
@@ -106,15 +144,15 @@ pub fn endpoint(server: &str) -> Result<Endpoint, SessionError> {
 }
 
 /// One session from connecting to its end.
-async fn session(agent: &Arc<Agent>) -> SessionError {
-    match try_session(agent).await {
+async fn session(agent: &Arc<Agent>, server: &str) -> SessionError {
+    match try_session(agent, server).await {
         Ok(never) => match never {},
         Err(error) => error,
     }
 }
 
-async fn try_session(agent: &Arc<Agent>) -> Result<std::convert::Infallible, SessionError> {
-    let channel = endpoint(&agent.config.server)?.connect().await.map_err(SessionError::Connect)?;
+async fn try_session(agent: &Arc<Agent>, server: &str) -> Result<std::convert::Infallible, SessionError> {
+    let channel = endpoint(server)?.connect().await.map_err(SessionError::Connect)?;
     let mut client = NodesClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let registered = register(agent, &mut client).await?;
     let heartbeat_ms = u64::try_from(registered.heartbeat_interval_ms).unwrap_or(0).clamp(100, 60_000);
@@ -136,8 +174,8 @@ async fn try_session(agent: &Arc<Agent>) -> Result<std::convert::Infallible, Ses
     agent.sources.begin();
     agent.send_changed_node_status();
     agent.connected(true);
-    tracing::info!(server = %agent.config.server, "session with the API server is up");
-    serve(agent, response.into_inner(), sender, heartbeat_ms).await
+    tracing::info!(server, "session with the API server is up");
+    serve(agent, server, response.into_inner(), sender, heartbeat_ms).await
 }
 
 async fn register(agent: &Arc<Agent>, client: &mut NodesClient<Channel>) -> Result<RegisterResponse, SessionError> {
@@ -158,6 +196,7 @@ fn wrap(message: Out) -> AgentMessage {
 /// Both directions of an open session.
 async fn serve(
     agent: &Arc<Agent>,
+    server: &str,
     mut incoming: tonic::Streaming<ServerMessage>,
     sender: mpsc::Sender<AgentMessage>,
     heartbeat_ms: u64,
@@ -174,7 +213,7 @@ async fn serve(
                 let message = message.map_err(call("session"))?;
                 let ended = || tonic::Status::unavailable("the API server ended the session");
                 last_heard = Instant::now();
-                receive(agent, message.ok_or_else(ended).map_err(call("session"))?).await;
+                receive(agent, server, message.ok_or_else(ended).map_err(call("session"))?).await;
             }
             // Cancel safe: the outbox keeps the wake-up; a message is only taken once there is room for it.
             permit = next_to_send(agent, &sender) => match permit {
@@ -226,7 +265,7 @@ async fn refresh(agent: &Arc<Agent>, concerns: impl Fn(&Pod) -> bool + Send + 's
     let _ = tokio::task::spawn_blocking(move || agent.refresh_volumes(concerns)).await;
 }
 
-async fn receive(agent: &Arc<Agent>, message: ServerMessage) {
+async fn receive(agent: &Arc<Agent>, server: &str, message: ServerMessage) {
     match message.message {
         Some(In::Snapshot(list)) => {
             agent.sources.settle();
@@ -266,7 +305,65 @@ async fn receive(agent: &Arc<Agent>, message: ServerMessage) {
             }
         }
         Some(In::Heartbeat(_)) | None => {}
-        Some(In::OpenStream(open)) => crate::streams::open(agent, open),
+        Some(In::OpenStream(open)) => crate::streams::open(agent, server, open),
         Some(In::Routes(routes)) => agent.use_routes(routes).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rotation(servers: &str, node: &str) -> Rotation {
+        Rotation::new(&servers.parse().expect("servers"), node)
+    }
+
+    const THREE: &str = "http://a:1,http://b:1,http://c:1";
+
+    #[test]
+    fn the_next_server_is_tried_soon_and_all_of_them_ever_less_often() {
+        let mut rotation = rotation(THREE, "node");
+        let order: Vec<String> = (0..3).map(|at| rotation.servers[at].clone()).collect();
+        let first = RETRY.0;
+        // The longest wait after each failure: two steps to the others, then the pause, which doubles.
+        for (step, longest) in
+            [first, first, first, first, first, first * 2, first, first, first * 4].into_iter().enumerate()
+        {
+            assert_eq!(rotation.current(), order[step % 3], "step {step}");
+            let wait = rotation.leave(false);
+            assert!(wait >= longest / 2 && wait <= longest, "step {step}: {wait:?} of {longest:?}");
+        }
+        // A server that was well for a while begins it all again.
+        for lived in [true, false, false] {
+            assert!(rotation.leave(lived) <= first);
+        }
+        (0..60).for_each(|_| assert!(rotation.leave(false) <= RETRY.1));
+    }
+
+    #[test]
+    fn a_lone_server_is_tried_ever_less_often() {
+        let mut rotation = rotation("http://a:1", "node");
+        for longest in [1, 2, 4, 8, 16, 32, 50, 50].map(|times| RETRY.0 * times) {
+            let wait = rotation.leave(false);
+            assert!(wait >= longest / 2 && wait <= longest, "{wait:?} of {longest:?}");
+        }
+    }
+
+    #[test]
+    fn nodes_are_spread_and_so_are_those_of_a_server_that_dies() {
+        let (mut first, mut second) = ([0; 3], [[0; 3]; 3]);
+        let place = |server: &str| usize::from(server.as_bytes()["http://".len()] - b'a');
+        for node in 0..300 {
+            let mut rotation = rotation(THREE, &format!("node-{node}"));
+            let begin = place(rotation.current());
+            first[begin] += 1;
+            rotation.leave(true);
+            second[begin][place(rotation.current())] += 1;
+        }
+        assert!(first.iter().all(|nodes| *nodes > 60), "{first:?}");
+        for (dead, next) in second.iter().enumerate() {
+            let others = (0..3).filter(|other| *other != dead);
+            assert!(others.into_iter().all(|other| next[other] > 20) && next[dead] == 0, "{second:?}");
+        }
     }
 }

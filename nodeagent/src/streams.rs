@@ -37,12 +37,12 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the last frames may take to a reader that is slow.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Answers an OpenStream in a task of its own.
-pub fn open(agent: &Arc<Agent>, open: OpenStream) {
-    let agent = agent.clone();
+/// Answers an OpenStream in a task of its own, at the API server whose session asked for it: nobody else waits for it.
+pub fn open(agent: &Arc<Agent>, server: &str, open: OpenStream) {
+    let (agent, server) = (agent.clone(), server.to_owned());
     tokio::spawn(async move {
         let id = open.stream_id.clone();
-        if let Err(status) = serve(&agent, open).await {
+        if let Err(status) = serve(&agent, &server, open).await {
             tracing::warn!(stream = id, error = status.message(), "a tunnel broke");
         }
     });
@@ -95,8 +95,8 @@ fn frame(content: Frame) -> TunnelFrame {
     TunnelFrame { frame: Some(content) }
 }
 
-async fn serve(agent: &Arc<Agent>, open: OpenStream) -> Result<(), Status> {
-    let dial = tokio::time::timeout(OPEN_TIMEOUT, Tunnel::dial(&agent.config.server, open.stream_id)).await;
+async fn serve(agent: &Arc<Agent>, server: &str, open: OpenStream) -> Result<(), Status> {
+    let dial = tokio::time::timeout(OPEN_TIMEOUT, Tunnel::dial(server, open.stream_id)).await;
     let mut tunnel = dial.map_err(|_| Status::deadline_exceeded("the API server did not take the tunnel"))??;
     let outcome = match limit(&agent.streams) {
         Ok(_permit) => match open.request {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use minipod_client::{Client, Options};
+use minipod_client::{Client, Options, Servers};
 use minipod_daemon::metrics::Registry;
 use minipod_daemon::shutdown::Shutdown;
 use minipod_daemon::{http, telemetry};
@@ -20,9 +20,9 @@ use minipod_scheduler::sim::{self, cli::Sim};
 struct Flags {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Addresses of API servers, separated by commas.
+    /// Addresses of API servers, http://HOST:PORT, separated by commas: when one is gone, the next is used.
     #[arg(long, env = "MINIPOD_SERVER", default_value = minipod_client::DEFAULT_SERVER)]
-    server: String,
+    server: Servers,
     /// Pods with this schedulerName are this scheduler's.
     #[arg(long, env = "MINIPOD_SCHEDULER_NAME", default_value = "default-scheduler")]
     name: String,
@@ -78,7 +78,7 @@ fn end(done: Result<(), String>) -> ExitCode {
 async fn serve(flags: Flags) -> Result<(), String> {
     telemetry::init().map_err(|error| error.to_string())?;
     let shutdown = Shutdown::on_signals().map_err(|error| format!("listen to signals: {error}"))?;
-    let client = Client::new(&Options::servers(&flags.server)).map_err(|error| error.to_string())?;
+    let client = Client::new(&Options::from(flags.server.clone())).map_err(|error| error.to_string())?;
     let (registry, pulse) = (Arc::new(Registry::default()), Arc::new(Pulse::default()));
     if let Some(address) = flags.metrics_listen {
         let health = Arc::clone(&pulse);

@@ -221,18 +221,14 @@ impl Remote {
             endpoint: address.clone(),
             source,
         })?;
-        Self::over(channel, &address).await
+        let made = Client::from_channel(etcd_client::Channel::Tonic(channel), None).await;
+        Ok(Self::with(made.map_err(|source| called("connect", &address, source))?, &address))
     }
 
-    /// A member at the other end of a channel; `endpoint` is its name in errors.
-    ///
-    /// # Errors
-    /// When the channel cannot be used.
-    pub async fn over(channel: Channel, endpoint: &str) -> Result<Self, RemoteError> {
-        let endpoint = endpoint.to_owned();
-        let made = Client::from_channel(etcd_client::Channel::Tonic(channel), None).await;
-        let client = made.map_err(|source| called("connect", &endpoint, source))?;
-        Ok(Self { client, endpoint })
+    /// A member behind a client; `endpoint` is its name in errors.
+    #[must_use]
+    pub fn with(client: Client, endpoint: &str) -> Self {
+        Self { client, endpoint: endpoint.to_owned() }
     }
 
     /// Where it is.

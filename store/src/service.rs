@@ -36,6 +36,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tower::ServiceExt;
@@ -373,13 +374,21 @@ impl Store {
     /// # Errors
     /// When the certificates cannot be used.
     pub fn serve_peers(&mut self, listener: TcpListener) -> Result<(), tonic::transport::Error> {
+        self.serve_peers_beside(listener, Routes::default())
+    }
+
+    /// As [`Store::serve_peers`], with services of others for which members authenticate themselves in the same way.
+    ///
+    /// # Errors
+    /// When the certificates cannot be used.
+    pub fn serve_peers_beside(&mut self, listener: TcpListener, others: Routes) -> Result<(), tonic::transport::Error> {
         let shutdown = self.shutdown.clone();
         let service = PeerService::server(self.replica.clone(), self.snapshots.clone());
         let mut server = match &self.peer_tls {
             Some(tls) => tls.serve(server())?,
             None => server(),
         };
-        let server = server.add_service(service);
+        let server = server.add_routes(others.add_service(service));
         self.tasks.spawn(async move {
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
             let asked = async move { shutdown.asked().await };

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use minictl::local::{LocalCluster, NodeOptions, Options, Store};
-use minipod_client::{Client, DeleteOptions, ExecOutput};
+use minipod_client::{Client, DeleteOptions, ExecOutput, Options as ClientOptions};
 use minipod_proto::Resource;
 use minipod_proto::v1::{ExecStart, LogsRequest, Object, Pod};
 
@@ -153,24 +153,7 @@ impl Cluster {
     /// # Errors
     /// When it cannot be run or exits with something else.
     pub async fn exec(&self, pod: &str, container: &str, command: &[&str]) -> Result<String, String> {
-        let start = ExecStart {
-            namespace: "default".to_owned(),
-            pod: pod.to_owned(),
-            container: container.to_owned(),
-            command: command.iter().map(|&word| word.to_owned()).collect(),
-            stdin: false,
-            ..ExecStart::default()
-        };
-        let mut exec = self.client().exec(start).await.map_err(|error| error.to_string())?;
-        let (mut output, mut errors) = (Vec::new(), Vec::new());
-        loop {
-            match exec.next().await.map_err(|error| error.to_string())? {
-                ExecOutput::Stdout(data) => output.extend_from_slice(&data),
-                ExecOutput::Stderr(data) => errors.extend_from_slice(&data),
-                ExecOutput::Exit(0) => return Ok(text(&output)),
-                ExecOutput::Exit(code) => return Err(format!("{command:?} exited with {code}: {}", text(&errors))),
-            }
-        }
+        exec(self.client(), pod, container, command).await
     }
 
     /// What a container has logged.
@@ -178,18 +161,7 @@ impl Cluster {
     /// # Errors
     /// When the log cannot be read.
     pub async fn logs(&self, pod: &str, container: &str) -> Result<String, String> {
-        let request = LogsRequest {
-            namespace: "default".to_owned(),
-            pod: pod.to_owned(),
-            container: container.to_owned(),
-            ..LogsRequest::default()
-        };
-        let mut logs = self.client().logs(request).await.map_err(|error| error.to_string())?;
-        let mut all = Vec::new();
-        while let Some(data) = logs.next().await.map_err(|error| error.to_string())? {
-            all.extend_from_slice(&data);
-        }
-        Ok(text(&all))
+        logs(self.client(), pod, container).await
     }
 
     /// Deletes a pod and waits until its object is gone and nothing of it is left on this machine.
@@ -216,6 +188,58 @@ impl Cluster {
         })
         .await;
     }
+}
+
+/// A client of one of several API servers.
+///
+/// # Panics
+/// When the address makes no sense.
+pub fn client_of(server: &str) -> Client {
+    Client::new(&ClientOptions::servers(server)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// As [`Cluster::exec`], through any client.
+///
+/// # Errors
+/// As [`Cluster::exec`].
+pub async fn exec(client: &Client, pod: &str, container: &str, command: &[&str]) -> Result<String, String> {
+    let start = ExecStart {
+        namespace: "default".to_owned(),
+        pod: pod.to_owned(),
+        container: container.to_owned(),
+        command: command.iter().map(|&word| word.to_owned()).collect(),
+        stdin: false,
+        ..ExecStart::default()
+    };
+    let mut exec = client.exec(start).await.map_err(|error| error.to_string())?;
+    let (mut output, mut errors) = (Vec::new(), Vec::new());
+    loop {
+        match exec.next().await.map_err(|error| error.to_string())? {
+            ExecOutput::Stdout(data) => output.extend_from_slice(&data),
+            ExecOutput::Stderr(data) => errors.extend_from_slice(&data),
+            ExecOutput::Exit(0) => return Ok(text(&output)),
+            ExecOutput::Exit(code) => return Err(format!("{command:?} exited with {code}: {}", text(&errors))),
+        }
+    }
+}
+
+/// As [`Cluster::logs`], through any client.
+///
+/// # Errors
+/// As [`Cluster::logs`].
+pub async fn logs(client: &Client, pod: &str, container: &str) -> Result<String, String> {
+    let request = LogsRequest {
+        namespace: "default".to_owned(),
+        pod: pod.to_owned(),
+        container: container.to_owned(),
+        ..LogsRequest::default()
+    };
+    let mut logs = client.logs(request).await.map_err(|error| error.to_string())?;
+    let mut all = Vec::new();
+    while let Some(data) = logs.next().await.map_err(|error| error.to_string())? {
+        all.extend_from_slice(&data);
+    }
+    Ok(text(&all))
 }
 
 /// Runs the real minictl against an API server.

@@ -1,4 +1,4 @@
-//! `cargo xtask compose up|down|test`: the cluster of deploy/compose.yaml.
+//! `cargo xtask compose up|down|test [--store embedded|etcd]`: the cluster of deploy/compose.yaml, with the second file for the store.
 
 use crate::images::{copy, make_dir, shared_libraries};
 use crate::{images, run, setup};
@@ -11,126 +11,224 @@ use std::time::{Duration, Instant};
 const PROJECT: &str = "minipod";
 const IMAGES: &[&str] = &["etcd", "apiserver", "scheduler", "node"];
 const NODES: &[&str] = &["node-1", "node-2", "node-3"];
+const SERVERS: [&str; 3] = ["api-1", "api-2", "api-3"];
 /// Prefix of the pods' cgroups in deploy/compose.yaml; the host's tree outlives the containers.
 const CGROUPS: &str = "minipod-compose-";
 /// Every pod has one.
 const SUPERVISOR: &str = "minipod-podshim";
 const START_TIMEOUT: Duration = Duration::from_secs(90);
 
+/// Where the objects are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// By the API servers themselves.
+    Embedded,
+    /// In an etcd.
+    Etcd,
+}
+
+impl Store {
+    /// Of the flags behind the verb.
+    ///
+    /// # Errors
+    /// When they are not what is known.
+    pub fn of(flags: &[&str]) -> Result<Self, String> {
+        match flags {
+            [] | ["--store", "embedded"] | ["--store=embedded"] => Ok(Self::Embedded),
+            ["--store", "etcd"] | ["--store=etcd"] => Ok(Self::Etcd),
+            other => Err(format!("compose: {}: want --store embedded or --store etcd, or nothing", other.join(" "))),
+        }
+    }
+
+    fn file(self) -> &'static str {
+        match self {
+            Self::Embedded => "compose.embedded.yaml",
+            Self::Etcd => "compose.etcd.yaml",
+        }
+    }
+}
+
 /// One of `up`, `down`, `test`.
 ///
 /// # Errors
 /// When docker is missing or a step fails.
-pub fn run(verb: &str) -> Result<(), String> {
+pub fn run(verb: &str, store: Store) -> Result<(), String> {
     setup::install(setup::BASE)?;
     setup::install(setup::DOCKER)?;
     match verb {
-        "up" => up(&port()),
+        "up" => {
+            let cluster = Cluster { store, ports: ["7650", "7651", "7652"].map(str::to_owned) };
+            cluster.up()?;
+            cluster.tell();
+            Ok(())
+        }
         "down" => down(),
-        _ => test(),
+        _ => test(store),
     }
 }
 
-/// Where the API server is reached on this machine.
-fn port() -> String {
-    std::env::var("MINIPOD_PORT").unwrap_or_else(|_| "7650".to_owned())
+/// One that is up, or will be.
+struct Cluster {
+    store: Store,
+    /// Of the API servers, on this machine.
+    ports: [String; 3],
 }
 
-fn up(port: &str) -> Result<(), String> {
-    run::step("build the binaries");
-    run::cargo(&["build", "--workspace", "--bins"])?;
-    images::build_all()?;
-    build_images()?;
-    run::step("start the cluster");
-    run::command(compose(port).args(["up", "-d"]))?;
-    wait("three ready nodes", || {
-        let nodes = minictl(port, &["get", "nodes"])?;
-        let ready = nodes.lines().filter(|line| line.split_whitespace().nth(1) == Some("Ready")).count();
-        if ready == NODES.len() { Ok(()) } else { Err(format!("{ready} nodes are ready:\n{nodes}")) }
-    })?;
-    for image in ["busybox", "toolbox"] {
-        let archive = images::dir().join(format!("{image}.oci.tar"));
-        eprint!("{}", minictl(port, &["image", "load", &archive.to_string_lossy()])?);
+impl Cluster {
+    fn up(&self) -> Result<(), String> {
+        run::step("build the binaries");
+        run::cargo(&["build", "--workspace", "--bins"])?;
+        images::build_all()?;
+        build_images()?;
+        make_certificates()?;
+        run::step(&format!("start the cluster, store: {:?}", self.store));
+        run::command(self.compose().args(["up", "-d"]))?;
+        wait("three ready nodes", || {
+            let nodes = self.minictl(&["get", "nodes"])?;
+            let ready = nodes.lines().filter(|line| line.split_whitespace().nth(1) == Some("Ready")).count();
+            if ready == NODES.len() { Ok(()) } else { Err(format!("{ready} nodes are ready:\n{nodes}")) }
+        })?;
+        for image in ["busybox", "toolbox"] {
+            let archive = images::dir().join(format!("{image}.oci.tar"));
+            eprint!("{}", self.minictl(&["image", "load", &archive.to_string_lossy()])?);
+        }
+        Ok(())
     }
-    let minictl = run::bin_dir().join("minictl");
-    eprintln!("the cluster is up; try:\n  export MINIPOD_SERVER=http://127.0.0.1:{port}");
-    eprintln!("  {} get nodes\n  {} apply -f deploy/examples/helloworld.yaml", minictl.display(), minictl.display());
-    eprintln!("and when you are done: cargo xtask compose down");
-    Ok(())
+
+    fn tell(&self) {
+        let minictl = run::bin_dir().join("minictl");
+        let minictl = minictl.display();
+        eprintln!("the cluster is up; try:\n  export MINIPOD_SERVER={}", self.servers());
+        eprintln!("  {minictl} get nodes\n  {minictl} apply -f deploy/examples/helloworld.yaml");
+        eprintln!("break it and watch it heal:\n  docker kill {PROJECT}_api-1_1; {minictl} get pods -o wide");
+        eprintln!("  docker start {PROJECT}_api-1_1");
+        eprintln!("and when you are done: cargo xtask compose down");
+    }
+
+    /// For minictl.
+    fn servers(&self) -> String {
+        self.ports.iter().map(|port| format!("http://127.0.0.1:{port}")).collect::<Vec<_>>().join(",")
+    }
+
+    fn minictl(&self, args: &[&str]) -> Result<String, String> {
+        minictl(&self.servers(), args)
+    }
+
+    fn compose(&self) -> Command {
+        let mut command = compose(&[self.store.file()]);
+        for (index, port) in self.ports.iter().enumerate() {
+            command.env(format!("MINIPOD_PORT_{}", index + 1), port);
+        }
+        command
+    }
 }
 
-/// Takes everything down, also what is left of a cluster that broke.
+/// Takes everything down, also what is left of a cluster that broke, whichever store it had.
 fn down() -> Result<(), String> {
-    let taken_down = run::command(compose(&port()).args(["down", "--volumes", "--timeout", "20"]));
+    let both = [Store::Embedded.file(), Store::Etcd.file()];
+    let taken_down = run::command(compose(&both).args(["down", "--volumes", "--timeout", "20"]));
     let cleaned = remove_cgroups(Path::new("/sys/fs/cgroup"));
     taken_down.and(cleaned)
 }
 
-/// From outside: apply, wait, read logs; on the node: the pod's processes; then a killed container, and deletion.
-fn test() -> Result<(), String> {
-    let port = free_port()?;
-    let outcome = up(&port).and_then(|()| check(&port));
+/// From outside: apply, wait, read logs; on the node: the pod's processes; then a killed container, a killed API server, and deletion.
+fn test(store: Store) -> Result<(), String> {
+    let cluster = Cluster { store, ports: [free_port()?, free_port()?, free_port()?] };
+    let outcome = cluster.up().and_then(|()| cluster.check());
     if outcome.is_err() {
         // What the cluster said last is what one needs to know.
-        let _ = run::command(compose(&port).args(["logs", "--tail", "40"]));
+        let _ = run::command(cluster.compose().args(["logs", "--tail", "40"]));
     }
     let down = down();
     outcome.and(down)
 }
 
-fn check(port: &str) -> Result<(), String> {
-    let example = run::root().join("deploy/examples/helloworld.yaml");
-    run::step("apply helloworld from outside the cluster");
-    eprint!("{}", minictl(port, &["apply", "-f", &example.to_string_lossy()])?);
-    let node = wait("helloworld to run on a node", || running(port))?;
-    wait("the log container to print main's journal", || {
-        let journal = minictl(port, &["logs", "helloworld", "-c", "log"])?;
-        let works = journal.contains("hello from api") && journal.contains("3 * 3 = 9");
-        if works { Ok(()) } else { Err(format!("the journal is:\n{journal}")) }
-    })?;
+impl Cluster {
+    fn check(&self) -> Result<(), String> {
+        let example = run::root().join("deploy/examples/helloworld.yaml");
+        run::step("apply helloworld from outside the cluster");
+        eprint!("{}", self.minictl(&["apply", "-f", &example.to_string_lossy()])?);
+        let node = wait("helloworld to run on a node", || self.running())?;
+        wait("the log container to print main's journal", || {
+            let journal = self.minictl(&["logs", "helloworld", "-c", "log"])?;
+            let works = journal.contains("hello from api") && journal.contains("3 * 3 = 9");
+            if works { Ok(()) } else { Err(format!("the journal is:\n{journal}")) }
+        })?;
 
-    run::step(&format!("look at the processes on {node}"));
-    let before = processes(&node)?;
-    for (what, mark) in
-        [("supervisor", SUPERVISOR), ("api", "httpd -f"), ("compute", "compute.sock"), ("main", "main: started")]
-    {
-        if !before.iter().any(|process| process.command.contains(mark)) {
-            return Err(format!("{node} runs no {what} ({mark:?}) among:\n{}", shown(&before)));
+        run::step(&format!("look at the processes on {node}"));
+        let before = processes(&node)?;
+        for (what, mark) in
+            [("supervisor", SUPERVISOR), ("api", "httpd -f"), ("compute", "compute.sock"), ("main", "main: started")]
+        {
+            if !before.iter().any(|process| process.command.contains(mark)) {
+                return Err(format!("{node} runs no {what} ({mark:?}) among:\n{}", shown(&before)));
+            }
         }
+
+        run::step("kill -9 main: only main starts again");
+        let main = find(&before, "main: started")?;
+        run::output(Command::new("kill").args(["-9", &main.pid]))?;
+        let after = wait("main to start again", || {
+            let now = processes(&node)?;
+            let again = find(&now, "main: started")?.pid != main.pid;
+            if again { Ok(now) } else { Err("main is still the one that was killed".to_owned()) }
+        })?;
+        for mark in ["httpd -f", SUPERVISOR] {
+            let (old, new) = (find(&before, mark)?, find(&after, mark)?);
+            if old.pid != new.pid {
+                return Err(format!("{mark:?} was {} and is {}: it was restarted too", old.pid, new.pid));
+            }
+        }
+
+        self.survive(&node, &after)?;
+
+        run::step("delete it: nothing of it stays on the node");
+        self.minictl(&["delete", "pod", "helloworld"])?;
+        wait("the pod's processes to be gone", || {
+            let left = processes(&node)?;
+            let left: Vec<Process> = left.into_iter().filter(|p| p.command.contains(SUPERVISOR)).collect();
+            if left.is_empty() { Ok(()) } else { Err(format!("still there:\n{}", shown(&left))) }
+        })
     }
 
-    run::step("kill -9 main: only main starts again");
-    let main = find(&before, "main: started")?;
-    run::output(Command::new("kill").args(["-9", &main.pid]))?;
-    let after = wait("main to start again", || {
-        let now = processes(&node)?;
-        let again = find(&now, "main: started")?.pid != main.pid;
-        if again { Ok(now) } else { Err("main is still the one that was killed".to_owned()) }
-    })?;
-    for mark in ["httpd -f", SUPERVISOR] {
-        let (old, new) = (find(&before, mark)?, find(&after, mark)?);
-        if old.pid != new.pid {
-            return Err(format!("{mark:?} was {} and is {}: it was restarted too", old.pid, new.pid));
+    /// An API server dies: the pod does not notice, and the others serve it, wherever its node's session was. Then it is back.
+    fn survive(&self, node: &str, before: &[Process]) -> Result<(), String> {
+        let [victim, others @ ..] = SERVERS;
+        run::step(&format!("kill {victim}: the others serve, the pod does not notice"));
+        let container = format!("{PROJECT}_{victim}_1");
+        run::output(Command::new("docker").args(["kill", &container]))?;
+        for (name, port) in others.iter().zip(&self.ports[1..]) {
+            Self::reach(name, port)?;
         }
+        let now = processes(node)?;
+        for mark in ["httpd -f", "main: started", SUPERVISOR] {
+            let (old, new) = (find(before, mark)?, find(&now, mark)?);
+            if old.pid != new.pid {
+                return Err(format!("{mark:?} was {} and is {}: it was restarted", old.pid, new.pid));
+            }
+        }
+        run::output(Command::new("docker").args(["start", &container]))?;
+        Self::reach(victim, &self.ports[0])
     }
 
-    run::step("delete it: nothing of it stays on the node");
-    minictl(port, &["delete", "pod", "helloworld"])?;
-    wait("the pod's processes to be gone", || {
-        let left = processes(&node)?;
-        let left: Vec<Process> = left.into_iter().filter(|p| p.command.contains(SUPERVISOR)).collect();
-        if left.is_empty() { Ok(()) } else { Err(format!("still there:\n{}", shown(&left))) }
-    })
-}
+    /// Runs a program in the pod by way of one API server.
+    fn reach(name: &str, port: &str) -> Result<(), String> {
+        let server = format!("http://127.0.0.1:{port}");
+        wait(&format!("a program in the pod to run by way of {name}"), || {
+            let said = minictl(&server, &["exec", "helloworld", "-c", "main", "--", "hostname"])?;
+            if said.trim() == "helloworld" { Ok(()) } else { Err(format!("it says {said:?}")) }
+        })
+    }
 
-/// The node that helloworld runs on, once all four of its containers are ready.
-fn running(port: &str) -> Result<String, String> {
-    let table = minictl(port, &["get", "pod", "helloworld", "-o", "wide"])?;
-    let row: Vec<&str> = table.lines().nth(1).unwrap_or_default().split_whitespace().collect();
-    let node = NODES.iter().find(|node| row.contains(node));
-    match node {
-        Some(node) if row.contains(&"4/4") && row.contains(&"Running") => Ok((*node).to_owned()),
-        _ => Err(format!("the pod is not running:\n{table}")),
+    /// The node that helloworld runs on, once all four of its containers are ready.
+    fn running(&self) -> Result<String, String> {
+        let table = self.minictl(&["get", "pod", "helloworld", "-o", "wide"])?;
+        let row: Vec<&str> = table.lines().nth(1).unwrap_or_default().split_whitespace().collect();
+        let node = NODES.iter().find(|node| row.contains(node));
+        match node {
+            Some(node) if row.contains(&"4/4") && row.contains(&"Running") => Ok((*node).to_owned()),
+            _ => Err(format!("the pod is not running:\n{table}")),
+        }
     }
 }
 
@@ -159,16 +257,38 @@ fn shown(processes: &[Process]) -> String {
     processes.iter().map(|process| format!("  {} {}\n", process.pid, process.command)).collect()
 }
 
-fn minictl(port: &str, args: &[&str]) -> Result<String, String> {
+fn minictl(servers: &str, args: &[&str]) -> Result<String, String> {
     let mut command = Command::new(run::bin_dir().join("minictl"));
-    run::output(command.args(args).env("MINIPOD_SERVER", format!("http://127.0.0.1:{port}")))
+    run::output(command.args(args).env("MINIPOD_SERVER", servers))
 }
 
-fn compose(port: &str) -> Command {
+fn compose(stores: &[&str]) -> Command {
     let mut command = Command::new("docker-compose");
-    command.arg("--file").arg(run::root().join("deploy/compose.yaml")).args(["--project-name", PROJECT]);
-    command.env("MINIPOD_PORT", port);
+    for file in ["compose.yaml"].iter().chain(stores) {
+        command.arg("--file").arg(run::root().join("deploy").join(file));
+    }
+    command.args(["--project-name", PROJECT]).env("MINIPOD_CERTS", certs());
     command
+}
+
+/// Where the certificates of the store's members are.
+fn certs() -> PathBuf {
+    run::target().join("compose/certs")
+}
+
+/// Makes them once; they are good for ten years.
+fn make_certificates() -> Result<(), String> {
+    if certs().join("api-3.pem").is_file() {
+        return Ok(());
+    }
+    // Half of them would be refused to be written over.
+    if certs().exists() {
+        fs::remove_dir_all(certs()).map_err(|e| format!("remove {}: {e}", certs().display()))?;
+    }
+    let members: Vec<String> = SERVERS.iter().map(|name| format!("{name}=https://{name}:7660")).collect();
+    let mut command = Command::new(run::bin_dir().join("minipod-store"));
+    command.arg("certs").arg(certs()).args(["--members", &members.join(",")]);
+    run::output(&mut command).map(drop)
 }
 
 /// Tries until it works; the last refusal is in the error.

@@ -19,7 +19,8 @@ usage: cargo xtask COMMAND
   setup                   install the Debian packages that are missing
   images                  build target/images/*.oci.tar from Debian's packages
   bench NAME              run a benchmark on release binaries; without a right NAME it says which there are
-  compose up|down|test    the cluster of deploy/compose.yaml, in containers
+  compose up|test [--store embedded|etcd]   the cluster of deploy/compose.yaml, in containers
+  compose down            takes it down, whichever store it has
 ";
 
 fn main() -> ExitCode {
@@ -33,7 +34,10 @@ fn main() -> ExitCode {
         ["images"] => setup::install(setup::BASE).and_then(|()| images::build_all()),
         ["bench", name, rest @ ..] => bench::run(name, rest),
         ["cases", directory] => cases(directory),
-        ["compose", verb @ ("up" | "down" | "test")] => compose::run(verb),
+        ["compose", "down"] => compose::run("down", compose::Store::Embedded),
+        ["compose", verb @ ("up" | "test"), flags @ ..] => {
+            compose::Store::of(flags).and_then(|store| compose::run(verb, store))
+        }
         [] | ["help" | "-h" | "--help"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -20,7 +20,8 @@ pub fn test(filter: &[&str]) -> Result<(), String> {
     if all {
         stage("documentation", documentation)?;
         stage("the demo", || crate::demo(&["--fast"]))?;
-        stage("the cluster in containers", || compose::run("test"))?;
+        stage("the cluster in containers", || compose::run("test", compose::Store::Embedded))?;
+        stage("the cluster in containers, on etcd", || compose::run("test", compose::Store::Etcd))?;
         stage("a node with cgroup version 2", vm::quick)?;
     }
     let mut args = vec!["test", "--workspace"];

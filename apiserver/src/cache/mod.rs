@@ -20,7 +20,7 @@ use minipod_proto::{Kind, v1::Object};
 use tokio::sync::watch;
 
 use state::State;
-pub use state::{Change, ReplicaSummary};
+pub use state::{Change, ReplicaSummary, SessionRecord};
 pub use watcher::{Cut, Delivery, Filter, Subscription};
 
 use crate::{error::ApiError, ledger::Ledger, storage::Item};
@@ -104,6 +104,17 @@ pub struct ReplicaSeen {
     pub at: Instant,
     /// The revision of its word.
     pub revision: i64,
+}
+
+/// Which server began a node's session last.
+#[derive(Debug, Clone)]
+pub struct SessionSeen {
+    /// The server.
+    pub record: Arc<SessionRecord>,
+    /// The revision of the begin.
+    pub revision: i64,
+    /// When word of it reached us, by our own clock.
+    pub at: Instant,
 }
 
 /// Sizes of the cache.
@@ -243,12 +254,24 @@ impl Cache {
         let others = state.replicas.iter().filter(|(id, _)| *id != own);
         // Sorted by whoever wrote it; this is asked for every node, every second.
         let holding = others.filter(|(_, seen)| seen.nodes.binary_search_by(|known| known.as_str().cmp(node)).is_ok());
-        holding.map(|(_, seen)| seen.at).max()
+        // A session that has just begun is in no summary yet.
+        let begun = state.sessions.get(node).filter(|seen| seen.record.replica != own).map(|seen| seen.at);
+        holding.map(|(_, seen)| seen.at).chain(begun).max()
     }
 
     /// What the API servers, this one included, have said of themselves.
     pub fn replicas(&self) -> HashMap<String, ReplicaSeen> {
         self.read().replicas.clone()
+    }
+
+    /// Who began a node's session last.
+    pub fn session_of(&self, node: &str) -> Option<SessionSeen> {
+        self.read().sessions.get(node).cloned()
+    }
+
+    /// Nodes that somebody has begun a session of, each with the revision of the last begin.
+    pub fn sessions(&self) -> Vec<(String, i64)> {
+        self.read().sessions.iter().map(|(node, seen)| (node.clone(), seen.revision)).collect()
     }
 
     /// The changes after a revision that match a filter, and those to come. Revision 0: the present objects first.

@@ -11,7 +11,7 @@ use prost::Message;
 use tokio::sync::mpsc;
 
 use super::{
-    Cache, Entry, Limits, ReplicaSeen,
+    Cache, Entry, Limits, ReplicaSeen, SessionSeen,
     watcher::{self, Cut, Delivery, Filter, Subscription, Watcher},
 };
 use crate::{
@@ -70,6 +70,8 @@ pub(super) struct State {
     pub pods_by_node: HashMap<String, BTreeSet<String>>,
     pub ledgers: HashMap<String, (Arc<Ledger>, i64)>,
     pub replicas: HashMap<String, ReplicaSeen>,
+    /// By node.
+    pub sessions: HashMap<String, SessionSeen>,
     next_watcher: u64,
 }
 
@@ -84,6 +86,20 @@ pub struct ReplicaSummary {
     pub nodes: Vec<String>,
 }
 
+/// Which API server holds a node's session, in the store: written when a session begins, by whoever begins it.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct SessionRecord {
+    /// The server's id.
+    #[prost(string, tag = "1")]
+    pub replica: String,
+    /// Where other API servers pass requests on to it: `http://host:port` or `https://host:port`.
+    #[prost(string, tag = "2")]
+    pub relay: String,
+    /// What they show there: who knows it reads the store.
+    #[prost(string, tag = "3")]
+    pub key: String,
+}
+
 /// A change with its value decoded.
 pub(super) struct Decoded {
     revision: i64,
@@ -94,6 +110,7 @@ enum What {
     Object(Kind, String, Option<Box<Entry>>),
     Ledger(String, Option<Ledger>),
     Replica(String, Option<ReplicaSummary>),
+    Session(String, Option<SessionRecord>),
 }
 
 pub(super) fn decode_items(items: Vec<Item>) -> Vec<Decoded> {
@@ -119,6 +136,10 @@ fn decode(key: &[u8], value: Option<&[u8]>, revision: i64) -> Option<Decoded> {
         Parsed::Replica(id) => {
             let summary = value.map(ReplicaSummary::decode).transpose();
             What::Replica(id.to_owned(), summary.inspect_err(|error| tracing::warn!(id, %error, "replica")).ok()?)
+        }
+        Parsed::Session(node) => {
+            let record = value.map(SessionRecord::decode).transpose();
+            What::Session(node.to_owned(), record.inspect_err(|error| tracing::warn!(node, %error, "session")).ok()?)
         }
         Parsed::PodCidr(_) | Parsed::Unknown => return None,
     };
@@ -189,6 +210,7 @@ impl State {
             pods_by_node: HashMap::new(),
             ledgers: HashMap::new(),
             replicas: HashMap::new(),
+            sessions: HashMap::new(),
             next_watcher: 0,
         }
     }
@@ -289,6 +311,7 @@ impl State {
         self.pods_by_node.clear();
         self.ledgers.clear();
         self.replicas.clear();
+        self.sessions.clear();
         self.revision = revision;
         for one in decoded {
             match one.what {
@@ -399,6 +422,12 @@ impl State {
                 drop(self.replicas.insert(id, ReplicaSeen { address, nodes, at: Instant::now(), revision }));
             }
             What::Replica(id, None) => drop(self.replicas.remove(&id)),
+            What::Session(node, Some(record)) => {
+                drop(
+                    self.sessions.insert(node, SessionSeen { record: Arc::new(record), revision, at: Instant::now() }),
+                );
+            }
+            What::Session(node, None) => drop(self.sessions.remove(&node)),
             What::Object(..) => {}
         }
     }

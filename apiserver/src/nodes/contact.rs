@@ -16,13 +16,13 @@ use minipod_proto::{
 };
 use prost::Message;
 
-use super::Sessions;
+use super::{Ending, Sessions, Way};
 use crate::{
     cache::{Filter, ReplicaSummary},
     error::ApiError,
     keys,
     registry::{Registry, Verdict},
-    storage::Write,
+    storage::{Guard, Write},
 };
 
 /// A pod whose Node object is gone is removed after this time (Kubernetes' pod garbage collector waits as long).
@@ -33,11 +33,15 @@ const FORGOTTEN: u32 = 20;
 
 /// Watches over the nodes until the shutdown.
 pub async fn watch(registry: Arc<Registry>, sessions: Arc<Sessions>, grace: Duration, shutdown: Shutdown) {
-    let mut tick = tokio::time::interval((grace / 8).clamp(Duration::from_millis(50), Duration::from_secs(1)));
+    let every = (grace / 8).clamp(Duration::from_millis(50), Duration::from_secs(1));
+    let mut tick = tokio::time::interval(every);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let summary_every = (grace / 3).clamp(Duration::from_millis(100), Duration::from_secs(5));
     let (mut summarised, mut orphans) = (None::<Instant>, HashMap::new());
+    // Since when the store cannot be followed.
+    let mut blind = None::<Instant>;
     loop {
+        let waiting = Instant::now();
         // Cancel safe: a tick that is not taken comes again.
         tokio::select! {
             _ = tick.tick() => {}
@@ -45,7 +49,15 @@ pub async fn watch(registry: Arc<Registry>, sessions: Arc<Sessions>, grace: Dura
         }
         // While the store cannot be followed nobody can be told of anything, and the silence may be our own.
         if registry.cache.trouble().is_some() {
+            if blind.get_or_insert_with(Instant::now).elapsed() > grace / 2 {
+                // Another server may reach it.
+                sessions.end_all(Ending::NoStore);
+            }
             continue;
+        }
+        // So may it be when this process did not run, and what it knows of other servers' nodes is as old.
+        if blind.take().is_some() || waiting.elapsed() > every + grace / 2 {
+            sessions.listen_anew();
         }
         if summarised.is_none_or(|at| at.elapsed() >= summary_every) {
             match summarise(&registry, &sessions, summary_every).await {
@@ -88,23 +100,52 @@ async fn summarise(registry: &Registry, sessions: &Sessions, interval: Duration)
 async fn mark_silent(registry: &Registry, sessions: &Sessions, grace: Duration) -> Result<(), ApiError> {
     let (nodes, _) = registry.cache.list(Kind::Node, &Filter::everything(Kind::Node)?);
     sessions.forget(|name| registry.cache.get(Kind::Node, name).is_some());
+    forget_sessions(registry, sessions).await?;
     let now = Instant::now();
     for entry in nodes {
+        // A session that begins meanwhile, anywhere, breaks the marks: its agent has spoken.
+        let begun = registry.cache.session_of(&entry.key).map_or(0, |seen| seen.revision);
+        let unbroken = Guard::new(keys::session(&entry.key), begun);
         let silent = sessions.silence(&entry.key, now);
         if silent < grace {
             continue;
         }
         if entry.object.as_node().is_some_and(may_be_used) {
-            mark_node(registry, sessions, &entry.key, grace).await?;
+            mark_node(registry, sessions, &entry.key, grace, &unbroken).await?;
         }
         // Also when the node is marked already: whoever marked it may have ended before it came to the pods.
-        mark_pods(registry, sessions, &entry.key, grace).await?;
+        mark_pods(registry, sessions, &entry.key, grace, &unbroken).await?;
     }
     Ok(())
 }
 
-async fn mark_node(registry: &Registry, sessions: &Sessions, name: &str, grace: Duration) -> Result<(), ApiError> {
-    let written = registry.modify(Kind::Node, name, |object| {
+/// What the store says of sessions of nodes whose object was deleted, once nobody holds them.
+async fn forget_sessions(registry: &Registry, sessions: &Sessions) -> Result<(), ApiError> {
+    let orphaned = |node: &str| registry.cache.get(Kind::Node, node).is_none();
+    let orphaned: Vec<_> = registry.cache.sessions().into_iter().filter(|(node, _)| orphaned(node)).collect();
+    if orphaned.is_empty() {
+        return Ok(());
+    }
+    let replicas = registry.cache.replicas();
+    for (node, revision) in orphaned {
+        if sessions.way(&node) == Way::Here || replicas.values().any(|seen| seen.nodes.contains(&node)) {
+            continue;
+        }
+        let key = keys::session(&node);
+        // Not one that has begun meanwhile.
+        registry.storage.txn(vec![Guard::new(key.clone(), revision)], vec![Write::Delete(key)]).await?;
+    }
+    Ok(())
+}
+
+async fn mark_node(
+    registry: &Registry,
+    sessions: &Sessions,
+    name: &str,
+    grace: Duration,
+    unbroken: &Guard,
+) -> Result<(), ApiError> {
+    let written = registry.modify_while(Kind::Node, name, Some(unbroken), |object| {
         Ok(match object.as_node() {
             // It may have spoken while we waited for the store.
             Some(node) if may_be_used(node) && sessions.silence(name, Instant::now()) >= grace => {
@@ -118,7 +159,7 @@ async fn mark_node(registry: &Registry, sessions: &Sessions, name: &str, grace: 
     });
     match written.await {
         Ok(_) => tracing::warn!(node = name, "the node is silent: not ready"),
-        Err(ApiError::NotFound { .. }) => {}
+        Err(ApiError::NotFound { .. } | ApiError::Overtaken(_)) => {}
         Err(error) => return Err(error),
     }
     Ok(())
@@ -130,7 +171,13 @@ fn may_be_used(node: &minipod_proto::v1::Node) -> bool {
 }
 
 /// Nobody knows whether they are ready; where they are and what they are stays.
-async fn mark_pods(registry: &Registry, sessions: &Sessions, node: &str, grace: Duration) -> Result<(), ApiError> {
+async fn mark_pods(
+    registry: &Registry,
+    sessions: &Sessions,
+    node: &str,
+    grace: Duration,
+    unbroken: &Guard,
+) -> Result<(), ApiError> {
     for entry in registry.cache.pods_of(node) {
         let unsure = |pod: &minipod_proto::v1::Pod| {
             !pod.is_terminal() && pod.condition("Ready").is_none_or(|ready| ready.status != "False")
@@ -138,7 +185,7 @@ async fn mark_pods(registry: &Registry, sessions: &Sessions, node: &str, grace: 
         if !entry.object.as_pod().is_some_and(unsure) {
             continue;
         }
-        let marked = registry.modify(Kind::Pod, &entry.key, |object: &Object| {
+        let marked = registry.modify_while(Kind::Pod, &entry.key, Some(unbroken), |object: &Object| {
             let Some(pod) = object.as_pod().filter(|pod| !pod.is_terminal()) else { return Ok(Verdict::Keep) };
             if sessions.silence(node, Instant::now()) < grace {
                 return Ok(Verdict::Keep);
@@ -149,7 +196,7 @@ async fn mark_pods(registry: &Registry, sessions: &Sessions, node: &str, grace: 
             Ok(if changed { Verdict::put(pod) } else { Verdict::Keep })
         });
         match marked.await {
-            Ok(_) | Err(ApiError::NotFound { .. }) => {}
+            Ok(_) | Err(ApiError::NotFound { .. } | ApiError::Overtaken(_)) => {}
             Err(error) => return Err(error),
         }
     }

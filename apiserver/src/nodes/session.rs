@@ -22,14 +22,14 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{Place, Sessions, pressure::follow_pressure, register::alive, routes::Table, sources::Sources};
+use super::{Ending, Place, Sessions, pressure::follow_pressure, register::alive, routes::Table, sources::Sources};
 use crate::{
     cache::{Filter, Subscription},
     error::ApiError,
     events::Recorder,
     keys,
     registry::{Registry, Verdict, merge_status},
-    storage::StoreError,
+    storage::{Guard, StoreError, Write},
     wire::EncodedMessage,
 };
 
@@ -81,30 +81,51 @@ pub async fn open(shared: Arc<Shared>, mut inbound: Streaming<AgentMessage>) -> 
     }
     let filter = Filter::parse(Kind::Pod, "", "", &format!("spec.nodeName={node}"))?;
     let pods = shared.registry.cache.subscribe(Kind::Pod, filter, 0)?;
-    let place = shared.sessions.open(&node);
+    let claim = shared.sessions.claim(&shared.registry.storage, &node).await?;
+    let place = shared.sessions.open(&node, claim.revision)?;
     tracing::info!(node, boot = hello.boot_id, version = hello.agent_version, "session");
     let (out, receiver) = mpsc::channel(READY);
-    tokio::spawn(run(shared, place, inbound, pods, out));
+    tokio::spawn(run(shared, place, claim, inbound, pods, out));
     Ok(ReceiverStream::new(receiver))
 }
 
 type Out = mpsc::Sender<Result<EncodedMessage, Status>>;
 
-async fn run(shared: Arc<Shared>, mut place: Place, inbound: Streaming<AgentMessage>, pods: Subscription, out: Out) {
+async fn run(
+    shared: Arc<Shared>,
+    mut place: Place,
+    claim: Guard,
+    inbound: Streaming<AgentMessage>,
+    pods: Subscription,
+    out: Out,
+) {
     let node = place.node.clone();
     let reports = Reports::default();
     let wishes = Wishes::default();
     let control = place.sender.clone();
-    let mut replaced = place.replaced.clone();
-    let session = Session { shared: &shared, node: &node, reports: &reports, wishes: &wishes, control };
+    let mut ended = place.end.clone();
+    let overtaken = Notify::new();
+    let session = Session {
+        shared: &shared,
+        node: &node,
+        reports: &reports,
+        wishes: &wishes,
+        control,
+        claim: &claim,
+        overtaken: &overtaken,
+    };
     // Dropping the losers is what ends them: a transaction under way happens or not, and the agent reports again in its next session.
     let end = tokio::select! {
         end = session.read(inbound) => end,
         end = session.send(&mut place, pods, &out) => end,
         () = session.store() => None,
         () = session.grant() => None,
-        _ = replaced.wait_for(|replaced| *replaced) => {
-            Some(Status::aborted(format!("another session of node {node} has begun")))
+        why = must_end(&mut ended) => Some(match why {
+            Ending::Replaced => Status::aborted(format!("another session of node {node} has begun")),
+            Ending::NoStore => Status::unavailable("this API server cannot reach its store: try another one"),
+        }),
+        () = overtaken.notified() => {
+            Some(Status::aborted(format!("another session of node {node} has begun at another API server")))
         }
     };
     drop(place);
@@ -112,6 +133,20 @@ async fn run(shared: Arc<Shared>, mut place: Place, inbound: Streaming<AgentMess
     if let Some(status) = end {
         // A peer that does not read its end is not waited for.
         let _ = out.try_send(Err(status));
+    }
+    // Nobody looks here for the node any more. Not when another session has begun meanwhile: the guard does not hold then.
+    let gone = Write::Delete(claim.key.clone());
+    if let Err(error) = shared.registry.storage.txn(vec![claim], vec![gone]).await {
+        tracing::debug!(node, %error, "the session's end is not written");
+    }
+}
+
+/// Why the session must end; pends while it need not.
+async fn must_end(end: &mut watch::Receiver<Option<Ending>>) -> Ending {
+    match end.wait_for(Option::is_some).await {
+        Ok(why) => why.unwrap_or(Ending::Replaced),
+        // The place is given to another one only after the reason was told.
+        Err(_) => Ending::Replaced,
     }
 }
 
@@ -121,6 +156,10 @@ struct Session<'a> {
     reports: &'a Reports,
     wishes: &'a Wishes,
     control: mpsc::Sender<ServerMessage>,
+    /// Holds until another session of the node begins anywhere: what an agent said before must not overwrite what it says there.
+    claim: &'a Guard,
+    /// Told when it does not hold any more.
+    overtaken: &'a Notify,
 }
 
 impl Session<'_> {
@@ -255,6 +294,11 @@ impl Session<'_> {
                         StoreError::Unavailable { .. } | StoreError::Uncertain { .. } | StoreError::Full { .. },
                     ),
                 ) => tokio::time::sleep(backoff.next_wait()).await,
+                Err(ApiError::Overtaken(_)) => {
+                    self.overtaken.notify_one();
+                    // The session ends, and this with it.
+                    std::future::pending::<()>().await;
+                }
                 Err(error) => {
                     tracing::debug!(node = self.node, %error, "a report is refused");
                     return Some(error);
@@ -265,7 +309,7 @@ impl Session<'_> {
 
     async fn store_node(&self, reported: Option<&NodeStatus>) -> Result<(), ApiError> {
         let now = self.shared.registry.now();
-        let written = self.shared.registry.modify(Kind::Node, self.node, |object| {
+        let written = self.shared.registry.modify_while(Kind::Node, self.node, Some(self.claim), |object| {
             let Some(old) = object.as_node() else { return Ok(Verdict::Keep) };
             let mut node = old.clone();
             let status = match reported {
@@ -309,7 +353,7 @@ impl Session<'_> {
     async fn write_report(&self, key: &str, report: &PodStatusReport) -> Result<(), ApiError> {
         let registry = &self.shared.registry;
         if let Some(status) = &report.status {
-            let written = registry.modify(Kind::Pod, key, |object| {
+            let written = registry.modify_while(Kind::Pod, key, Some(self.claim), |object| {
                 let mut pod = self.own(object, report)?.clone();
                 pod.status = Some(merge_status(&pod, status.clone()));
                 let new = Object::from(pod);
@@ -321,7 +365,7 @@ impl Session<'_> {
             return Ok(());
         }
         // Whether it is marked is asked of the store, not of a cache that may not know of the mark yet: the agent says it once.
-        let removed = registry.modify(Kind::Pod, key, |object| {
+        let removed = registry.modify_while(Kind::Pod, key, Some(self.claim), |object| {
             let pod = self.own(object, report)?;
             let free = pod.is_terminating() && object.meta().finalizers.is_empty();
             Ok(if free { Verdict::Remove } else { Verdict::Keep })

@@ -45,7 +45,24 @@ impl Registry {
     ///
     /// # Errors
     /// What `decide` says of the store's state, or what the store says.
-    pub async fn modify<F>(&self, kind: Kind, key: &str, mut decide: F) -> Result<Written, ApiError>
+    pub async fn modify<F>(&self, kind: Kind, key: &str, decide: F) -> Result<Written, ApiError>
+    where
+        F: FnMut(&Object) -> Result<Verdict, ApiError>,
+    {
+        self.modify_while(kind, key, None, decide).await
+    }
+
+    /// As [`Registry::modify`], as long as another key is as it was seen; [`ApiError::Overtaken`] when it is not any more.
+    ///
+    /// # Errors
+    /// As [`Registry::modify`].
+    pub(crate) async fn modify_while<F>(
+        &self,
+        kind: Kind,
+        key: &str,
+        guard: Option<&Guard>,
+        mut decide: F,
+    ) -> Result<Written, ApiError>
     where
         F: FnMut(&Object) -> Result<Verdict, ApiError>,
     {
@@ -73,7 +90,7 @@ impl Registry {
                 Verdict::Put(object) => Some(*object),
                 Verdict::Remove => None,
             };
-            let written = self.write(kind, key, Some(entry), new.as_ref(), None, ledger_hint.take()).await?;
+            let written = self.write(kind, key, Some(entry), new.as_ref(), guard.cloned(), ledger_hint.take()).await?;
             match written {
                 Outcome::Done { revision } => {
                     let gone = new.is_none();
@@ -85,6 +102,15 @@ impl Registry {
                     self.conflicts.increment();
                     let mut present = present.into_iter();
                     let object = present.next().flatten();
+                    if let Some(guard) = guard
+                        && present.next().flatten().map_or(0, |item| item.revision) != guard.revision
+                    {
+                        let held = String::from_utf8_lossy(&guard.key).into_owned();
+                        return Err(ApiError::Overtaken(format!(
+                            "{held} has changed since revision {}",
+                            guard.revision
+                        )));
+                    }
                     let object = object.ok_or(ApiError::NotFound { kind, key: key.to_owned() })?;
                     let entry = Entry::decode(kind, key, &object.value, object.revision)?;
                     base = Some(Base { entry: Arc::new(entry), cached: false });

@@ -7,7 +7,11 @@ use futures_util::future::join_all;
 use minipod_proto::{
     Kind,
     v1::{
-    AttachStart, ExecFrame, ExecStart, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadStart, ImageLoadSummary, ImagePruneRequest, LogChunk, LogsRequest, Pod, PortFrame, PortStart, TunnelEnd, TunnelFrame, exec_frame, image_list_summary, image_load_request, image_load_summary, images_server, open_stream::Request as Ask, pod_access_server, port_frame, tunnel_frame::Frame, CopyFrame, CopyStart, copy_frame,
+        AttachStart, CopyFrame, CopyStart, ExecFrame, ExecStart, ImageInfo, ImageListRequest, ImageListSummary,
+        ImageLoadRequest, ImageLoadStart, ImageLoadSummary, ImagePruneRequest, LogChunk, LogsRequest, Pod, PortFrame,
+        PortStart, TunnelEnd, TunnelFrame, copy_frame, exec_frame, image_list_summary, image_load_request,
+        image_load_summary, images_server, open_stream::Request as Ask, pod_access_server, port_frame,
+        tunnel_frame::Frame,
     },
 };
 use tokio::sync::{Semaphore, mpsc};

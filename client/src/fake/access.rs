@@ -8,8 +8,9 @@ use minipod_proto::Kind;
 use minipod_proto::v1::images_server::Images;
 use minipod_proto::v1::pod_access_server::PodAccess;
 use minipod_proto::v1::{
-    ExecFrame, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadSummary, ImagePruneRequest, LogChunk, LogsRequest, PortFrame, exec_frame::Frame, image_list_summary, image_load_request, image_load_summary, CopyFrame, copy_frame,
-    port_frame,
+    CopyFrame, ExecFrame, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadSummary,
+    ImagePruneRequest, LogChunk, LogsRequest, PortFrame, copy_frame, exec_frame::Frame, image_list_summary,
+    image_load_request, image_load_summary, port_frame,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;

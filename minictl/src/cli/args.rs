@@ -500,6 +500,9 @@ pub struct UpArgs {
     /// A node as NAME or NAME=RESOURCES, such as node-a=cpu=2,memory=2Gi; may be given several times [default: node-a, node-b].
     #[arg(long = "node", value_name = "NODE")]
     pub nodes: Vec<String>,
+    /// How many API servers: with three or more any one may die.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=7))]
+    pub apiservers: u8,
     /// How many schedulers.
     #[arg(long, default_value_t = 1)]
     pub schedulers: usize,
@@ -515,7 +518,7 @@ pub struct UpArgs {
 pub enum StoreArg {
     /// Debian's etcd.
     Etcd,
-    /// The API server's own.
+    /// The API servers' own.
     Embedded,
 }
 

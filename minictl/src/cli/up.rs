@@ -22,6 +22,7 @@ pub async fn up(options: &UpArgs) -> Result<(), CliError> {
         StoreArg::Embedded => Store::Embedded,
     };
     let wanted = Options {
+        apiservers: options.apiservers.into(),
         schedulers: options.schedulers,
         store,
         ..Options::new(
@@ -30,8 +31,9 @@ pub async fn up(options: &UpArgs) -> Result<(), CliError> {
         )
     };
     note!(
-        "starting: {}, API server, {} scheduler(s), nodes {}",
+        "starting: {}, {} API server(s), {} scheduler(s), nodes {}",
         if store == Store::Etcd { "etcd" } else { "embedded store" },
+        options.apiservers,
         options.schedulers,
         nodes.join(" ")
     );

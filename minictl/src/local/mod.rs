@@ -3,6 +3,7 @@
 //!
 //! - [`slot`] gives the cluster a number of its own, and with it names and addresses that no other one has.
 //! - [`network`] joins the nodes: one bridge, one veth per node.
+//! - [`servers`] says how the API servers are started, one or several.
 //! - [`process`] starts, stops and finds processes.
 //! - [`mod@remove`] takes everything down again, from what is written down: also after a crash, also by another process.
 //!
@@ -12,6 +13,7 @@ mod error;
 mod network;
 mod process;
 mod remove;
+mod servers;
 mod slot;
 
 use std::collections::BTreeMap;
@@ -70,19 +72,28 @@ pub struct Options {
     pub bin_dir: PathBuf,
     /// The nodes.
     pub nodes: Vec<NodeOptions>,
+    /// How many API servers: several share the etcd, or carry the embedded store together.
+    pub apiservers: usize,
     /// How many schedulers work side by side.
     pub schedulers: usize,
     /// The store.
     pub store: Store,
-    /// More flags of the API server.
+    /// More flags of every API server.
     pub apiserver_flags: Vec<String>,
 }
 
 impl Options {
-    /// One scheduler, the embedded store, these nodes.
+    /// One API server, one scheduler, the embedded store, these nodes.
     #[must_use]
     pub fn new(bin_dir: impl Into<PathBuf>, nodes: Vec<NodeOptions>) -> Options {
-        Options { bin_dir: bin_dir.into(), nodes, schedulers: 1, store: Store::default(), apiserver_flags: Vec::new() }
+        Options {
+            bin_dir: bin_dir.into(),
+            nodes,
+            apiservers: 1,
+            schedulers: 1,
+            store: Store::default(),
+            apiserver_flags: Vec::new(),
+        }
     }
 }
 
@@ -107,27 +118,29 @@ impl LocalCluster {
             Store::Embedded => None,
         };
         let slot = Slot::claim()?;
-        let server_port = process::free_port()?;
-        let server = format!("http://{}:{server_port}", slot.gateway());
+        let places = servers::places(slot.gateway(), options.apiservers)?;
+        let addresses: Vec<String> = places.iter().map(servers::Place::url).collect();
+        let server = addresses.join(",");
         let client =
             Client::new(&ClientOptions::servers(&server)).map_err(|error| LocalError::Client(Box::new(error)))?;
         let mut cluster = LocalCluster { slot: Some(slot), options, daemons: BTreeMap::new(), server, client };
-        cluster.start_all(etcd, server_port).await?;
+        cluster.start_all(etcd, &places).await?;
         Ok(cluster)
     }
 
-    async fn start_all(&mut self, etcd: Option<PathBuf>, server_port: u16) -> Result<(), LocalError> {
+    async fn start_all(&mut self, etcd: Option<PathBuf>, places: &[servers::Place]) -> Result<(), LocalError> {
         network::create(self.slot()?, &self.options.nodes)?;
-        let store = match etcd {
-            Some(etcd) => self.start_etcd(&etcd)?,
-            None => format!("--store=embedded --data-dir={}", self.slot()?.data().join("store").display()),
-        };
-        let listen = format!("--listen={}:{server_port}", self.slot()?.gateway());
-        let cidr = format!("--cluster-cidr={}", self.slot()?.cluster_cidr());
-        let mut arguments: Vec<String> = store.split(' ').map(str::to_owned).collect();
-        arguments.extend([listen, cidr]);
-        arguments.extend(self.options.apiserver_flags.iter().cloned());
-        self.spawn("apiserver", "minipod-apiserver", &arguments, None)?;
+        let etcd = etcd.map(|etcd| self.start_etcd(&etcd)).transpose()?;
+        if etcd.is_none() && places.len() > 1 {
+            servers::make_certificates(&self.options.bin_dir, &self.slot()?.data(), places)?;
+        }
+        for place in places {
+            let (slot, own) = (self.slot()?, &self.options.apiserver_flags);
+            let mut arguments = servers::arguments(place, places, etcd.as_deref(), &slot.data());
+            arguments.push(format!("--cluster-cidr={}", slot.cluster_cidr()));
+            arguments.extend(own.iter().cloned());
+            self.spawn(&place.name, "minipod-apiserver", &arguments, None)?;
+        }
         for index in 0..self.options.schedulers {
             let arguments = [format!("--server={}", self.server)];
             self.spawn(&format!("scheduler-{index}"), "minipod-scheduler", &arguments, None)?;
@@ -153,7 +166,7 @@ impl LocalCluster {
             "--log-level=warn".to_owned(),
         ];
         self.spawn_program("etcd", etcd, &arguments, None)?;
-        Ok(format!("--store=etcd://127.0.0.1:{client_port}"))
+        Ok(format!("etcd://127.0.0.1:{client_port}"))
     }
 
     fn start_agent(&mut self, index: usize) -> Result<(), LocalError> {
@@ -263,13 +276,13 @@ impl LocalCluster {
         self.slot.as_ref().ok_or(LocalError::Down)
     }
 
-    /// The API server's address, as minictl's `MINIPOD_SERVER`.
+    /// The API servers' addresses, as minictl's `MINIPOD_SERVER`.
     #[must_use]
     pub fn server(&self) -> &str {
         &self.server
     }
 
-    /// A client of it.
+    /// A client of them.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
@@ -289,7 +302,7 @@ impl LocalCluster {
         self.slot()
     }
 
-    /// A daemon by name: `etcd`, `apiserver`, `scheduler-0`, or a node's name for its agent.
+    /// A daemon by name: `etcd`, `apiserver` (of several: `apiserver-0`), `scheduler-0`, or a node's name for its agent.
     pub fn daemon(&mut self, name: &str) -> Option<&mut Daemon> {
         self.daemons.get_mut(name)
     }

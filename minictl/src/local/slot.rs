@@ -118,10 +118,16 @@ impl Slot {
         format!("mp{}p{index}", self.number)
     }
 
-    /// The bridge between the nodes.
+    /// This machine's end of the network between the nodes.
     #[must_use]
-    pub fn bridge(&self) -> String {
+    pub fn host_link(&self) -> String {
         format!("mp{}", self.number)
+    }
+
+    /// The network namespace with the bridge between the nodes, as `ip netns` names it.
+    #[must_use]
+    pub fn switch_netns(&self) -> String {
+        format!("mp{}s", self.number)
     }
 
     /// What the names of the nodes' network namespaces begin with.

@@ -117,7 +117,11 @@ impl PeerTls {
         Ok(Self { client, server })
     }
 
-    pub(crate) fn dial(&self, endpoint: Endpoint) -> Result<Endpoint, tonic::transport::Error> {
+    /// An endpoint that shows this member's certificate and wants one of the authority.
+    ///
+    /// # Errors
+    /// When the endpoint cannot be used with TLS.
+    pub fn dial(&self, endpoint: Endpoint) -> Result<Endpoint, tonic::transport::Error> {
         endpoint.tls_config(self.client.clone())
     }
 

@@ -2,24 +2,38 @@
 //!
 //! A node listens on nothing. Whoever wants something of it leaves a fresh id and waits; the session tells the agent the id; the
 //! agent opens a stream that begins with it. Frames then flow through small bounded queues, so that a slow end slows the other one.
+//! What another API server holds the session for is passed on to that one ([`relay`]).
+
+pub mod relay;
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use minipod_proto::v1::{OpenStream, TunnelEnd, TunnelFrame, open_stream, tunnel_frame::Frame};
+use minipod_proto::{
+    Kind,
+    v1::{OpenStream, TunnelEnd, TunnelFrame, open_stream, tunnel_frame::Frame},
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use crate::{error::ApiError, nodes::Sessions};
+use crate::{
+    cache::Cache,
+    error::ApiError,
+    nodes::{Identity, Sessions, Way},
+};
+use relay::{Dialer, Missed};
 
 /// An agent opens its stream within this time.
 const ARRIVAL: Duration = Duration::from_secs(10);
 /// Frames on their way to an agent; of 64 KiB, they are a megabyte.
 const FRAMES: usize = 16;
+/// An agent whose API server has died has its next session within a fraction of this.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(50);
 /// Requests that wait for their agents at once.
 const WAITING: usize = 1_024;
 
@@ -36,6 +50,8 @@ pub struct Tunnel {
 /// Where streams meet.
 pub struct Tunnels {
     sessions: Arc<Sessions>,
+    cache: Arc<Cache>,
+    dialer: Dialer,
     waiting: Mutex<HashMap<String, oneshot::Sender<Ends>>>,
 }
 
@@ -54,16 +70,65 @@ impl Drop for Waiting<'_> {
 }
 
 impl Tunnels {
-    /// Over the sessions that agents are asked through.
-    pub fn new(sessions: Arc<Sessions>) -> Arc<Tunnels> {
-        Arc::new(Tunnels { sessions, waiting: Mutex::default() })
+    /// Over the sessions that agents are asked through, here and at other servers.
+    pub fn new(sessions: Arc<Sessions>, cache: Arc<Cache>, dialer: Dialer) -> Arc<Tunnels> {
+        Arc::new(Tunnels { sessions, cache, dialer, waiting: Mutex::default() })
     }
 
-    /// Asks a node for a stream and waits for it.
+    /// Who this server is.
+    pub fn identity(&self) -> &Identity {
+        self.sessions.identity()
+    }
+
+    /// Asks a node for a stream and waits for it, wherever the node has its session. One that is between two sessions is waited for.
     ///
     /// # Errors
-    /// When the node has no session here, or does not open a stream.
+    /// When the node has no session anywhere, or does not open a stream.
     pub async fn open(&self, node: &str, request: open_stream::Request, pod_uid: &str) -> Result<Tunnel, ApiError> {
+        let begun = Instant::now();
+        loop {
+            let missed = match self.sessions.way(node) {
+                Way::Here => match self.open_here(node, request.clone(), pod_uid).await? {
+                    Some(tunnel) => return Ok(tunnel),
+                    None => "its session has just ended".to_owned(),
+                },
+                Way::There(record) => {
+                    let open = OpenStream {
+                        stream_id: String::new(),
+                        request: Some(request.clone()),
+                        pod_uid: pod_uid.to_owned(),
+                    };
+                    match self.dialer.relay(&record, node, open).await {
+                        Ok(tunnel) => return Ok(tunnel),
+                        Err(Missed::Failed(status)) => return Err(ApiError::Relayed(Box::new(status))),
+                        Err(Missed::Elsewhere(why)) => format!("its agent is not connected any more: {why}"),
+                    }
+                }
+                Way::Nowhere => "its agent is not connected".to_owned(),
+            };
+            if begun.elapsed() > PATIENCE || !self.is_ready(node) {
+                return Err(ApiError::Unavailable(format!("node {node} has no session: {missed}")));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// A node that has been silent for long is not waited for.
+    fn is_ready(&self, node: &str) -> bool {
+        let entry = self.cache.get(Kind::Node, node);
+        entry.is_some_and(|entry| entry.object.as_node().is_some_and(|node| node.is_ready()))
+    }
+
+    /// Asks a node that has its session here; `None`: it has not.
+    ///
+    /// # Errors
+    /// When the node does not open a stream.
+    async fn open_here(
+        &self,
+        node: &str,
+        request: open_stream::Request,
+        pod_uid: &str,
+    ) -> Result<Option<Tunnel>, ApiError> {
         let id = uuid::Uuid::new_v4().to_string();
         let (sender, receiver) = oneshot::channel();
         {
@@ -75,9 +140,11 @@ impl Tunnels {
         }
         let _given_up = Waiting { tunnels: self, id: id.clone() };
         let open = OpenStream { stream_id: id, request: Some(request), pod_uid: pod_uid.to_owned() };
-        self.sessions.ask(node, open).await?;
+        if !self.sessions.ask(node, open).await {
+            return Ok(None);
+        }
         match tokio::time::timeout(ARRIVAL, receiver).await {
-            Ok(Ok((inbound, outbound))) => Ok(Tunnel { inbound, outbound, node: node.to_owned() }),
+            Ok(Ok((inbound, outbound))) => Ok(Some(Tunnel { inbound, outbound, node: node.to_owned() })),
             _ => {
                 Err(ApiError::Unavailable(format!("node {node} did not open a stream within {} s", ARRIVAL.as_secs())))
             }
