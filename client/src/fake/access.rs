@@ -81,17 +81,23 @@ impl PodAccess for Shared {
             let frames: Vec<_> = out.into_iter().map(|frame| Ok(CopyFrame { frame: Some(frame) })).collect();
             return Ok(Response::new(Box::pin(stream::iter(frames))));
         }
-        let mut frames = vec![copy_frame::Frame::Start(start)];
-        while let Some(frame) = input.message().await?.and_then(|message| message.frame) {
-            let last = matches!(frame, copy_frame::Frame::Complete(_));
-            frames.push(frame);
-            if last {
-                self.lock().copied_in.push(frames);
-                let done = CopyFrame { frame: Some(copy_frame::Frame::Done(true)) };
-                return Ok(Response::new(Box::pin(stream::iter([Ok(done)]))));
+        // Answered before the files come, as a server does that only passes them on.
+        let (sender, receiver) = mpsc::channel(EXEC_QUEUE);
+        let shared = self.clone();
+        tokio::spawn(async move {
+            let mut frames = vec![copy_frame::Frame::Start(start)];
+            while let Some(frame) = input.message().await.ok().flatten().and_then(|message| message.frame) {
+                let last = matches!(frame, copy_frame::Frame::Complete(_));
+                frames.push(frame);
+                if last {
+                    shared.lock().copied_in.push(frames);
+                    let _ = sender.send(Ok(CopyFrame { frame: Some(copy_frame::Frame::Done(true)) })).await;
+                    return;
+                }
             }
-        }
-        Err(Status::aborted("the copy was broken off"))
+            let _ = sender.send(Err(Status::aborted("the copy was broken off"))).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
     /// Every container is a `cat` that ends with 5 at the end of its input.
