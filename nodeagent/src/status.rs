@@ -9,7 +9,7 @@ use minipod_proto::v1::{
 
 use crate::plan::model::{Ended, Kind};
 use crate::plan::view::{ConditionView, ContainerView, PodView, StateView};
-use crate::want::any_container;
+use crate::want::{any_container, find_container};
 
 /// What the status tells beside the planner's view.
 #[derive(Debug, Clone, Default)]

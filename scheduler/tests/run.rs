@@ -190,6 +190,9 @@ impl Objects for Server {
     async fn update_status(&self, _: Request<UpdateRequest>) -> Result<Response<Object>, Status> {
         not_here()
     }
+    async fn update_ephemeral_containers(&self, _: Request<UpdateRequest>) -> Result<Response<Object>, Status> {
+        not_here()
+    }
     async fn patch(&self, _: Request<PatchRequest>) -> Result<Response<Object>, Status> {
         not_here()
     }
