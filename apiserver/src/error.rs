@@ -30,6 +30,14 @@ pub enum ApiError {
     /// The state of the object, or a stated uid, forbids it.
     #[error("{0}")]
     Precondition(String),
+    /// Disruption budgets forbid that a pod is evicted now.
+    #[error("cannot evict pod {pod} as it would violate the pod's disruption budget: {detail}")]
+    Budget {
+        /// Namespace and name.
+        pod: String,
+        /// Which budgets, and how they stand.
+        detail: String,
+    },
     /// The stated resourceVersion is not the newest, or others kept writing.
     #[error("{kind} {key} has changed: {detail}; read it again and retry")]
     Stale {
@@ -99,6 +107,8 @@ impl ApiError {
             ApiError::TooLarge(_)
             | ApiError::StoreFull(_)
             | ApiError::Store(StoreError::TooLarge { .. } | StoreError::Full { .. }) => Code::ResourceExhausted,
+            // What HTTP calls 429.
+            ApiError::Budget { .. } => Code::ResourceExhausted,
             ApiError::Unavailable(_)
             | ApiError::Store(StoreError::Unavailable { .. } | StoreError::Uncertain { .. }) => Code::Unavailable,
             ApiError::Corrupt { .. } => Code::DataLoss,

@@ -86,6 +86,12 @@ impl Recorder {
         self.of_scheduler(namespace.into(), pod.into(), uid.into(), scheduler, what);
     }
 
+    /// A pod was ended so that a more important one gets its place.
+    pub fn preempted(&self, namespace: &str, pod: &str, uid: &str, scheduler: &str, message: &str) {
+        let what = ("Normal", "Preempted", message.to_owned());
+        self.of_scheduler(namespace.into(), pod.into(), uid.into(), scheduler, what);
+    }
+
     fn of_scheduler(&self, namespace: String, pod: String, uid: String, scheduler: &str, what: (&str, &str, String)) {
         let (kind, reason, message) = what;
         let report = EventReport {

@@ -14,9 +14,9 @@
 //!                  └──Relay──▶ the API server that holds the node's session, which does the same
 //! ```
 //!
-//! Tasks for the life of the process: [`cache::feed::follow`], [`registry::namespaces::keep`], [`nodes::contact::watch`],
-//! [`nodes::routes::keep`], [`events::write`], [`space::watch`] and the compactor of [`serve`]. Tasks per stream: one per watch, session
-//! and tunnel, two per relay.
+//! Tasks for the life of the process: [`cache::feed::follow`], [`registry::namespaces::keep`], [`registry::budgets::keep`],
+//! [`nodes::contact::watch`], [`nodes::routes::keep`], [`events::write`], [`space::watch`] and the compactor of [`serve`]. Tasks per
+//! stream: one per watch, session and tunnel, two per relay.
 #![forbid(unsafe_code)]
 
 pub mod binding;

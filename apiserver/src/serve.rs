@@ -31,7 +31,7 @@ use crate::{
     cache::{Cache, Limits, feed},
     events::{self, Recorder},
     nodes::{Identity, Sessions, cidr::ClusterCidr, contact, register::Registrar, routes, session},
-    registry::{Registry, namespaces},
+    registry::{Registry, budgets, namespaces},
     services::{
         access::AccessApi, explaining::ExplainingApi, nodes::NodesApi, objects::ObjectsApi, scheduling::SchedulingApi,
         stores::StoresApi,
@@ -427,6 +427,7 @@ impl Parts {
         tokio::spawn(feed::follow(Arc::clone(&registry.cache), registry.storage.clone(), end()));
         tokio::spawn(space::watch(Arc::clone(&registry.space), self.members.clone(), end()));
         tokio::spawn(namespaces::keep(Arc::clone(registry), end()));
+        tokio::spawn(budgets::keep(Arc::clone(registry), end()));
         tokio::spawn(contact::watch(Arc::clone(registry), Arc::clone(&self.sessions), config.node_grace, end()));
         let (sender, table) = watch::channel(routes::Table::default());
         tokio::spawn(routes::keep(Arc::clone(&registry.cache), sender, end()));

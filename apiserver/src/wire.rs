@@ -104,6 +104,7 @@ fn object_field(kind: Kind) -> u8 {
         Kind::ConfigMap => 5,
         Kind::Secret => 6,
         Kind::PriorityClass => 7,
+        Kind::PodDisruptionBudget => 8,
     }
 }
 

@@ -336,6 +336,7 @@ async fn gangs_bind_whole_or_not_at_all() {
         uid: pods[2].metadata.clone().unwrap_or_default().uid,
         reason: "Unschedulable".into(),
         message: "0/2 nodes are available".into(),
+        outdated_nomination: String::new(),
     };
     let report = ReportUnschedulableRequest { items: vec![report], scheduler: "t".into() };
     let mut revisions = Vec::new();

@@ -11,9 +11,10 @@ use minipod_proto::v1::objects_client::ObjectsClient;
 use minipod_proto::v1::scheduling_client::SchedulingClient;
 use minipod_proto::v1::stores_client::StoresClient;
 use minipod_proto::v1::{
-    BindBatchRequest, BindBatchResponse, CreateRequest, DeleteRequest, ExplainRequest, Explanation, FitRequest,
-    FitResponse, GetRequest, ListRequest, Object, PatchRequest, Pod, ReportUnschedulableRequest, ResizeRequest,
-    SchedulerMessage, SchedulerQuestion, StoreStatus, StoreStatusRequest, UpdateRequest,
+    BindBatchRequest, BindBatchResponse, CreateRequest, DeleteRequest, EvictRequest, ExplainRequest, Explanation,
+    FitRequest, FitResponse, GetRequest, ListRequest, Object, PatchRequest, Pod, PreemptRequest, PreemptResponse,
+    ReportUnschedulableRequest, ResizeRequest, SchedulerMessage, SchedulerQuestion, StoreStatus, StoreStatusRequest,
+    UpdateRequest,
 };
 use minipod_proto::{Kind, Resource};
 use tonic::transport::{Channel, Endpoint};
@@ -158,6 +159,17 @@ pub struct DeleteOptions {
     pub uid: String,
     /// Only if the object has this resourceVersion; empty: any.
     pub resource_version: String,
+}
+
+/// How to evict.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EvictOptions {
+    /// Seconds between TERM and KILL; `None`: the pod's own.
+    pub grace_seconds: Option<i64>,
+    /// Only if the pod has this uid; empty: any.
+    pub uid: String,
+    /// Judge, and change nothing.
+    pub dry_run: bool,
 }
 
 /// A connection to the API servers. Clones share it.
@@ -318,6 +330,33 @@ impl Client {
         let (object, gone) = self.delete_object(K::KIND, namespace, name, options).await?;
         let object = typed(object, || Operation::new("delete", subject(K::KIND, namespace, name)))?;
         Ok((object, gone))
+    }
+
+    /// Deletes a pod if its disruption budgets allow that now: returns it as it is then, and whether it is gone already.
+    ///
+    /// # Errors
+    /// `Budget` when they do not; otherwise as [`Client::delete`].
+    pub async fn evict(&self, namespace: &str, pod: &str, options: &EvictOptions) -> Result<(Pod, bool), ClientError> {
+        let operation = Operation::new("evict", subject(Kind::Pod, namespace, pod));
+        let request = EvictRequest {
+            namespace: namespace.to_owned(),
+            pod: pod.to_owned(),
+            grace_period_seconds: options.grace_seconds,
+            uid: options.uid.clone(),
+            resource_version: String::new(),
+            dry_run: options.dry_run,
+        };
+        let call = |mut api: ObjectsClient<Channel>, request| async move { api.evict(request).await };
+        let answer = self.objects(operation.clone(), Retry::NeverSent, request, call).await;
+        let answer = answer.map_err(|error| match error {
+            // The store may be full as well; the server's words tell the two apart.
+            ClientError::TooLarge { operation, message } if message.contains("disruption budget") => {
+                ClientError::Budget { operation, message }
+            }
+            error => error,
+        })?;
+        let missing = || ClientError::Answer { operation: operation.clone(), message: "it has no object".to_owned() };
+        Ok((typed(answer.object.ok_or_else(missing)?, || operation)?, answer.gone))
     }
 
     // ---------------------------------------------------------------------------------- objects of kinds at run time
@@ -484,6 +523,21 @@ impl Client {
         })
         .await
         .map(|_| ())
+    }
+
+    /// Ends pods with their own grace so that a more important one gets their place.
+    ///
+    /// # Errors
+    /// What any call can meet; that a pod could not be ended is no error but in the answer.
+    pub async fn preempt(&self, request: PreemptRequest) -> Result<PreemptResponse, ClientError> {
+        let operation = Operation::new("end", format!("{} pods for {}", request.victims.len(), request.preemptor));
+        // A pod that is marked already stays so: twice is once.
+        self.call(operation, Retry::Always, |channel| {
+            let mut api = SchedulingClient::new(channel);
+            let request = request.clone();
+            async move { api.preempt(request).await }
+        })
+        .await
     }
 
     // --------------------------------------------------------------------------------------------------- explaining

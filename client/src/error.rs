@@ -90,6 +90,14 @@ pub enum ClientError {
         /// The server's words.
         message: String,
     },
+    /// Disruption budgets forbid it now; later they may not.
+    #[error("{operation}: {message}")]
+    Budget {
+        /// What was being done.
+        operation: Operation,
+        /// The server's words.
+        message: String,
+    },
     /// Not allowed.
     #[error("{operation}: {message}")]
     Denied {
@@ -241,6 +249,9 @@ impl ClientError {
             ClientError::Unavailable { .. } | ClientError::Timeout { .. } => {
                 Some("try again in a moment; after a write look first whether it happened: `minictl get`")
             }
+            ClientError::Budget { .. } => Some(
+                "try again when more of its pods are ready: `minictl get pdb`; `minictl delete pod` asks no budget",
+            ),
             ClientError::Conflict { .. } => Some("somebody else changed it meanwhile: read it again and retry"),
             ClientError::Expired { .. } => Some("start again with a fresh list"),
             ClientError::Unsupported { .. } => Some("compare the versions: `minictl version`"),

@@ -32,7 +32,7 @@ mod watch;
 pub use access::{
     Copy, CopySender, Exec, ExecOutput, ExecStdin, ExecTerminal, Logs, PortEvent, PortReader, PortWriter,
 };
-pub use client::{Client, DEFAULT_SERVER, DeleteOptions, List, Objects, Options, Query, SERVER_VARIABLE};
+pub use client::{Client, DEFAULT_SERVER, DeleteOptions, EvictOptions, List, Objects, Options, Query, SERVER_VARIABLE};
 pub use error::{ClientError, Operation};
 pub use servers::Servers;
 pub use watch::{Change, ChangeKind, ObjectChange, Watch};

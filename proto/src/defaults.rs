@@ -43,7 +43,7 @@ pub fn apply(object: &mut Object) {
         }
         Some(object::Kind::PriorityClass(class)) => set(&mut class.preemption_policy, "PreemptLowerPriority"),
         Some(object::Kind::Event(event)) => apply_event(event),
-        Some(object::Kind::ConfigMap(_)) | None => {}
+        Some(object::Kind::ConfigMap(_) | object::Kind::PodDisruptionBudget(_)) | None => {}
     }
 }
 

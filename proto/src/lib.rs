@@ -5,11 +5,13 @@
 //!
 //! An object's way in: [`manifest`] (text to objects, strictly, with lines) → [`defaults`] → [`validate`] → stored. [`unsupported`] is the
 //! table of what is refused by name. [`selector`] and [`scheduling`] are the pure matching that API server and scheduler share;
-//! [`quantity`] and [`resources`] the arithmetic, [`resize`] what a change of resources in place means.
+//! [`quantity`] and [`resources`] the arithmetic, [`resize`] what a change of resources in place means, [`disruption`] the arithmetic of
+//! disruption budgets.
 #![forbid(unsafe_code)]
 
 pub mod base64;
 pub mod defaults;
+pub mod disruption;
 mod json;
 pub mod manifest;
 pub mod names;

@@ -4,7 +4,8 @@ use std::{fmt, sync::LazyLock};
 
 use crate::v1::{
     ConfigMap, Container, EphemeralContainer, Event, Namespace, Node, NodeCondition, NodeSpec, NodeStatus, Object,
-    ObjectMeta, Pod, PodCondition, PodSpec, PodStatus, PriorityClass, Secret, Time, object,
+    ObjectMeta, Pod, PodCondition, PodDisruptionBudget, PodDisruptionBudgetSpec, PodSpec, PodStatus, PriorityClass,
+    Secret, Time, object,
 };
 
 static NO_META: LazyLock<ObjectMeta> = LazyLock::new(ObjectMeta::default);
@@ -24,12 +25,21 @@ pub enum Kind {
     ConfigMap,
     Secret,
     PriorityClass,
+    PodDisruptionBudget,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 7] =
-        [Kind::Pod, Kind::Node, Kind::Namespace, Kind::Event, Kind::ConfigMap, Kind::Secret, Kind::PriorityClass];
+    pub const ALL: [Kind; 8] = [
+        Kind::Pod,
+        Kind::Node,
+        Kind::Namespace,
+        Kind::Event,
+        Kind::ConfigMap,
+        Kind::Secret,
+        Kind::PriorityClass,
+        Kind::PodDisruptionBudget,
+    ];
 
     /// As in `kind:`.
     pub fn name(self) -> &'static str {
@@ -41,6 +51,7 @@ impl Kind {
             Kind::ConfigMap => "ConfigMap",
             Kind::Secret => "Secret",
             Kind::PriorityClass => "PriorityClass",
+            Kind::PodDisruptionBudget => "PodDisruptionBudget",
         }
     }
 
@@ -54,6 +65,7 @@ impl Kind {
             Kind::ConfigMap => "configmaps",
             Kind::Secret => "secrets",
             Kind::PriorityClass => "priorityclasses",
+            Kind::PodDisruptionBudget => "poddisruptionbudgets",
         }
     }
 
@@ -67,6 +79,7 @@ impl Kind {
             Kind::ConfigMap => "cm",
             Kind::Secret => "",
             Kind::PriorityClass => "pc",
+            Kind::PodDisruptionBudget => "pdb",
         }
     }
 
@@ -74,6 +87,7 @@ impl Kind {
     pub fn api_version(self) -> &'static str {
         match self {
             Kind::PriorityClass => "scheduling.k8s.io/v1",
+            Kind::PodDisruptionBudget => "policy/v1",
             _ => "v1",
         }
     }
@@ -245,7 +259,7 @@ macro_rules! resources {
     };
 }
 
-resources!(Pod, Node, Namespace, Event, ConfigMap, Secret, PriorityClass);
+resources!(Pod, Node, Namespace, Event, ConfigMap, Secret, PriorityClass, PodDisruptionBudget);
 
 impl Object {
     /// `namespace/name`, or the name alone where there is no namespace.
@@ -257,6 +271,22 @@ impl Object {
     pub fn as_pod(&self) -> Option<&Pod> {
         match &self.kind {
             Some(object::Kind::Pod(pod)) => Some(pod),
+            _ => None,
+        }
+    }
+
+    /// The pod, if it is one.
+    pub fn as_pod_mut(&mut self) -> Option<&mut Pod> {
+        match &mut self.kind {
+            Some(object::Kind::Pod(pod)) => Some(pod),
+            _ => None,
+        }
+    }
+
+    /// The disruption budget, if it is one.
+    pub fn as_budget(&self) -> Option<&PodDisruptionBudget> {
+        match &self.kind {
+            Some(object::Kind::PodDisruptionBudget(budget)) => Some(budget),
             _ => None,
         }
     }
@@ -471,6 +501,19 @@ impl Container {
     /// Whether this init container keeps running beside the apps (only meaningful in `initContainers`).
     pub fn is_sidecar(&self) -> bool {
         self.restart_policy == "Always"
+    }
+}
+
+impl PodDisruptionBudget {
+    /// The spec, empty if there is none.
+    pub fn spec(&self) -> &PodDisruptionBudgetSpec {
+        static NONE: LazyLock<PodDisruptionBudgetSpec> = LazyLock::new(PodDisruptionBudgetSpec::default);
+        self.spec.as_ref().unwrap_or_else(|| &NONE)
+    }
+
+    /// The spec, made if there is none.
+    pub fn spec_mut(&mut self) -> &mut PodDisruptionBudgetSpec {
+        self.spec.get_or_insert_default()
     }
 }
 

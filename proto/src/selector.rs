@@ -451,7 +451,7 @@ fn fields(kind: Kind) -> Vec<(&'static str, Read)> {
             ("type", read!(Event, event => event.r#type.as_str())),
         ],
         Kind::Secret => &[("type", read!(Secret, secret => secret.r#type.as_str()))],
-        Kind::ConfigMap | Kind::PriorityClass => &[],
+        Kind::ConfigMap | Kind::PriorityClass | Kind::PodDisruptionBudget => &[],
     };
     fields.extend_from_slice(more);
     fields

@@ -269,10 +269,7 @@ const FOREIGN_KINDS: &[(&[&str], &str)] = &[
     (&["PersistentVolume", "PersistentVolumeClaim", "StorageClass"], "there are no persistent volumes"),
     (&["ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"], NO_ACCOUNTS),
     (&["CustomResourceDefinition"], "the kinds are fixed"),
-    (
-        &["LimitRange", "ResourceQuota", "PodDisruptionBudget", "HorizontalPodAutoscaler", "RuntimeClass"],
-        "there is no such object yet",
-    ),
+    (&["LimitRange", "ResourceQuota", "HorizontalPodAutoscaler", "RuntimeClass"], "there is no such object yet"),
 ];
 
 /// Why Kubernetes' kind of that name is not here, if it is Kubernetes'.

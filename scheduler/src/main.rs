@@ -29,10 +29,12 @@ struct Flags {
     /// spread: the emptier node first; pack: the fuller one.
     #[arg(long, env = "MINIPOD_SCHEDULER_PROFILE", default_value = "spread")]
     profile: Profile,
-    /// Only the pods of one shard, as INDEX/COUNT (from 0): several schedulers of one name share the work.
+    /// Only the pods of one shard, as INDEX/COUNT (from 0): several schedulers of one name share the work. All pods of a group are in one
+    /// shard.
     #[arg(long, env = "MINIPOD_SCHEDULER_SHARD", default_value = "0/1", value_parser = shard)]
     shard: (u32, u32),
-    /// A pod or group that has waited so many seconds gets nodes held for it, so that a stream of small pods does not starve it.
+    /// A pod or group that has waited so many seconds gets nodes held for it, so that a stream of small pods does not starve it. It
+    /// helps where pods end by themselves; among pods that never do, a priority that preempts is what helps.
     #[arg(long, env = "MINIPOD_SCHEDULER_HOLD_AFTER", default_value = "30", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     hold_after_seconds: u32,
     /// Address for /healthz and /metrics.

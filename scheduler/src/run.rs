@@ -12,21 +12,23 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use minipod_client::cache::{Delta, Deltas, Reflector};
-use minipod_client::{Client, ClientError, DeleteOptions, Query};
+use minipod_client::{Client, ClientError, Query};
 use minipod_daemon::metrics::{Counter, Gauge, Histogram, Registry};
 use minipod_daemon::shutdown::Shutdown;
 use minipod_proto::Resource;
 use minipod_proto::v1::bind_batch_request::{Item, Mode};
 use minipod_proto::v1::bind_result::Code;
 use minipod_proto::v1::{
-    BindBatchRequest, BindBatchResponse, BindResult, Namespace, Node, Pod, ReportUnschedulableRequest,
-    report_unschedulable_request,
+    BindBatchRequest, BindBatchResponse, BindResult, Namespace, Node, Pod, PodDisruptionBudget, PreemptRequest,
+    ReportUnschedulableRequest, preempt_request, report_unschedulable_request,
 };
 use tokio::task::JoinSet;
 
 use crate::answer;
 use crate::plan::needs::NeedsError;
-use crate::plan::{BATCH, Binding, Event, Eviction, NodeInfo, Outcome, Planner, PodInfo, Report, Settings, Step};
+use crate::plan::{
+    BATCH, Binding, Budget, Event, Eviction, NodeInfo, Outcome, Planner, PodInfo, Report, Settings, Step,
+};
 
 /// Batches under way at once: while one is committed the next is decided on; more would only make the snapshot older.
 const IN_FLIGHT: usize = 8;
@@ -141,6 +143,7 @@ struct Loop {
 pub async fn run(client: Client, settings: Settings, registry: &Registry, pulse: Arc<Pulse>, shutdown: Shutdown) {
     let (_pods, mut pods) = Reflector::<Pod>::new(&client, Query::all()).start_with_deltas();
     let (_nodes, mut nodes) = Reflector::<Node>::new(&client, Query::all()).start_with_deltas();
+    let (known_budgets, mut budgets) = Reflector::<PodDisruptionBudget>::new(&client, Query::all()).start_with_deltas();
     let (_namespaces, mut namespaces) = Reflector::<Namespace>::new(&client, Query::all()).start_with_deltas();
     let mut questions = answer::listen(&client, &settings.name, &shutdown);
     let mut all = Loop {
@@ -156,6 +159,8 @@ pub async fn run(client: Client, settings: Settings, registry: &Registry, pulse:
     // Decisions on half a cluster would be wrong: all three lists first, nodes before the pods that are on them.
     let lists = async {
         all.first_list(&mut namespaces, Loop::see_namespace).await;
+        all.first_list(&mut budgets, |_, _| {}).await;
+        all.see_budgets(&known_budgets.list());
         all.first_list(&mut nodes, Loop::see_node).await;
         all.first_list(&mut pods, Loop::see_pod).await;
     };
@@ -180,6 +185,11 @@ pub async fn run(client: Client, settings: Settings, registry: &Registry, pulse:
             Some(delta) = pods.next() => all.see_pod(delta),
             Some(delta) = nodes.next() => all.see_node(delta),
             Some(delta) = namespaces.next() => all.see_namespace(delta),
+            Some(_) = budgets.next() => {
+                // All of them are taken over together, whatever has changed.
+                while budgets.try_next().is_some() {}
+                all.see_budgets(&known_budgets.list());
+            }
             Some(done) = all.requests.join_next(), if !all.requests.is_empty() => {
                 if let Ok(done) = done { all.finish(done); }
             }
@@ -257,6 +267,7 @@ impl Loop {
                 uid: pod.uid().into(),
                 reason: "SchedulerError",
                 message,
+                outdated: String::new(),
             });
         }
     }
@@ -284,6 +295,18 @@ impl Loop {
             Delta::Deleted(namespace) => self.planner.observe(Event::NamespaceGone(namespace.name().into())),
             Delta::Synced { .. } => {}
         }
+    }
+
+    /// How many pods of which may be ended.
+    fn see_budgets(&mut self, all: &[Arc<PodDisruptionBudget>]) {
+        let mut budgets = Vec::new();
+        for one in all {
+            match Budget::new(one) {
+                Ok(budget) => budgets.extend(budget),
+                Err(error) => tracing::warn!(budget = %one.key(), %error, "this disruption budget is left out"),
+            }
+        }
+        self.planner.observe(Event::Budgets(budgets));
     }
 
     /// Plans and sends off what was planned.
@@ -356,21 +379,20 @@ impl Loop {
 
     /// One task for all evictions of a turn, one call after the other: preemption is for the few.
     fn evict(&mut self, evictions: Vec<Eviction>) {
-        let client = self.client.clone();
+        let (client, scheduler) = (self.client.clone(), self.name.clone());
         self.requests.spawn(async move {
             let mut failed = Vec::new();
             for eviction in evictions {
-                tracing::info!(pod = %eviction.preemptor, node = %eviction.node, victims = eviction.victims.len(), "preempting");
-                for victim in &eviction.victims {
-                    let options = DeleteOptions { uid: victim.uid.to_string(), ..DeleteOptions::default() };
-                    match client.delete::<Pod>(&victim.namespace, &victim.pod, &options).await {
-                        // Gone, or another pod has its name: the place is free either way.
-                        Ok(_) | Err(ClientError::NotFound { .. } | ClientError::Refused { .. }) => {}
-                        Err(error) => {
-                            tracing::warn!(%error, preemptor = %eviction.preemptor, "a victim was not ended");
-                            failed.push(Arc::clone(&eviction.uid));
-                        }
-                    }
+                let preemptor = eviction.preemptor.clone();
+                let uids: Vec<Arc<str>> = eviction.nominees.iter().map(|nominee| Arc::clone(&nominee.uid)).collect();
+                tracing::info!(%preemptor, places = uids.len(), victims = eviction.victims.len(), "preempting");
+                let problem = match client.preempt(preempt_request(eviction, &scheduler)).await {
+                    Ok(answer) => answer.failures.into_iter().next().map(|failure| failure.message),
+                    Err(error) => Some(error.to_string()),
+                };
+                if let Some(problem) = problem {
+                    tracing::warn!(%preemptor, problem, "not all that stand in the way are being ended");
+                    failed.extend(uids);
                 }
             }
             Done::Evicted { failed }
@@ -384,6 +406,7 @@ impl Loop {
             uid: report.uid.to_string(),
             reason: report.reason.to_owned(),
             message: report.message,
+            outdated_nomination: report.outdated,
         });
         let request = ReportUnschedulableRequest { items: items.collect(), scheduler: self.name.clone() };
         let client = self.client.clone();
@@ -428,6 +451,27 @@ impl Loop {
             tracing::debug!(%namespace, %pod, %node, code = ?result.code(), message = %result.message, "not bound");
         }
         self.planner.resolve(&binding.uid, outcome, self.pulse.now_ms());
+    }
+}
+
+fn preempt_request(eviction: Eviction, scheduler: &str) -> PreemptRequest {
+    let nominees = eviction.nominees.into_iter().map(|nominee| preempt_request::Nominee {
+        namespace: nominee.namespace,
+        pod: nominee.pod.to_string(),
+        uid: nominee.uid.to_string(),
+        node: nominee.node,
+        seen: nominee.seen,
+    });
+    let victims = eviction.victims.into_iter().map(|victim| preempt_request::Victim {
+        namespace: victim.namespace,
+        pod: victim.pod.to_string(),
+        uid: victim.uid.to_string(),
+    });
+    PreemptRequest {
+        nominees: nominees.collect(),
+        victims: victims.collect(),
+        preemptor: eviction.preemptor,
+        scheduler: scheduler.to_owned(),
     }
 }
 

@@ -210,3 +210,55 @@ fn a_group_that_fits_in_part_fits_not_at_all() {
     planner.observe(node("b", "2", &[], |_| {}));
     assert_eq!(planner.fit(&info, 3).group, None);
 }
+
+#[test]
+fn a_question_thinks_away_no_more_pods_than_it_may() {
+    let mut all = planner();
+    // 300 nodes with 100 pods each: twenty thousand pods are 200 nodes.
+    let small = pod("small", "100m", "");
+    for at in 0..300 {
+        let name = format!("n{at}");
+        all.observe(node(&name, "10", &[], |node| {
+            node.status_mut().allocatable.insert("pods".into(), "200".into());
+        }));
+        for one in 0..100 {
+            let mut small = small.clone();
+            small.meta_mut().uid = format!("uid-{at}-{one}");
+            all.observe(bound(&small, &name, 0));
+        }
+    }
+    all.observe(seen(&pod("web", "1", "")));
+    all.plan(0, 10);
+    let Some(Standing::Waits { remedies, tried, .. }) = all.standing("uid-web") else { panic!("it waits") };
+    assert_eq!(tried, 200);
+    assert_eq!(
+        remedies.iter().filter(|remedy| remedy.evict.len() == 10).count(),
+        200,
+        "each of them is answered in full"
+    );
+}
+
+#[test]
+fn a_selector_that_is_none_is_an_error_with_its_place() {
+    let term = |operator: &str| {
+        format!(
+            "affinity: {{podAntiAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: [{{topologyKey: zone, labelSelector: \
+             {{matchExpressions: [{{key: app, operator: {operator}, values: [x]}}]}}}}]}}}}"
+        )
+    };
+    let good = pod("web", "1", &term("In"));
+    assert!(PodInfo::new(&good).is_ok());
+    for (operator, want) in [
+        (
+            "Gt",
+            "pod default/web: affinity.podAntiAffinity: selector: operator \"Gt\" of key \"app\": want In, NotIn, Exists or DoesNotExist",
+        ),
+        (
+            "Exists",
+            "pod default/web: affinity.podAntiAffinity: selector: key \"app\": Exists takes no values, found 1 values",
+        ),
+    ] {
+        let error = PodInfo::new(&pod("web", "1", &term(operator))).err().map(|error| error.to_string());
+        assert_eq!(error.as_deref(), Some(want));
+    }
+}

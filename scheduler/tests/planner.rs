@@ -56,7 +56,8 @@ fn told(steps: Vec<Step>) -> Vec<String> {
             }
             Step::Evict(one) => {
                 let victims: Vec<&str> = one.victims.iter().map(|victim| &*victim.pod).collect();
-                lines.push(format!("end {} on {} for {}", victims.join(" "), one.node, one.preemptor));
+                let nodes: Vec<&str> = one.nominees.iter().map(|nominee| &*nominee.node).collect();
+                lines.push(format!("end {} on {} for {}", victims.join(" "), nodes.join(" "), one.preemptor));
             }
             Step::Report(all) => lines.extend(all.iter().map(|one| format!("{}: {}", one.pod, one.message))),
         }

@@ -15,8 +15,9 @@ use minipod_proto::v1::objects_server::{Objects, ObjectsServer};
 use minipod_proto::v1::scheduling_server::{Scheduling, SchedulingServer};
 use minipod_proto::v1::watch_event::Type;
 use minipod_proto::v1::{
-    BindBatchRequest, BindBatchResponse, BindResult, Container, CreateRequest, DeleteRequest, DeleteResponse,
-    GetRequest, ListRequest, ListResponse, Node, Object, PatchRequest, Pod, ReportUnschedulableRequest,
+    Affinity, BindBatchRequest, BindBatchResponse, BindResult, Container, CreateRequest, DeleteRequest, DeleteResponse,
+    EvictRequest, GetRequest, LabelSelector, LabelSelectorRequirement, ListRequest, ListResponse, Node, Object,
+    PatchRequest, Pod, PodAffinity, PodAffinityTerm, PreemptRequest, PreemptResponse, ReportUnschedulableRequest,
     ReportUnschedulableResponse, ResourceRequirements, UpdateRequest, WatchEvent, WatchRequest,
 };
 use minipod_proto::{Kind, Resource};
@@ -178,6 +179,9 @@ impl Objects for Server {
         Ok(Response::new(DeleteResponse { object: Some(pod.into()), gone: true }))
     }
 
+    async fn evict(&self, _: Request<EvictRequest>) -> Result<Response<DeleteResponse>, Status> {
+        not_here()
+    }
     async fn create(&self, _: Request<CreateRequest>) -> Result<Response<Object>, Status> {
         not_here()
     }
@@ -234,6 +238,16 @@ impl Scheduling for Server {
             BindResult { code: code.into(), node, ..BindResult::default() }
         });
         Ok(Response::new(BindBatchResponse { results: results.collect() }))
+    }
+
+    async fn preempt(&self, request: Request<PreemptRequest>) -> Result<Response<PreemptResponse>, Status> {
+        for victim in request.into_inner().victims {
+            let request =
+                DeleteRequest { namespace: victim.namespace, name: victim.pod, uid: victim.uid, ..Default::default() };
+            // Gone already is as good.
+            let _ = self.delete(Request::new(request)).await;
+        }
+        Ok(Response::new(PreemptResponse::default()))
     }
 
     async fn report_unschedulable(
@@ -421,6 +435,28 @@ async fn gangs_are_never_partial_and_preemption_makes_room() {
     let is_bound = |all: &Cluster| all.server.state().pod("default/high").is_some_and(|pod| pod.node_name().is_some());
     cluster.until("the pod of high priority gets its place", is_bound).await;
     cluster.check_history();
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_whose_selector_is_none_is_told_so_and_holds_up_nobody() {
+    let cluster = Cluster::start(1).await;
+    cluster.node("n0", "4");
+    let mut wrong = pod("wrong", "1");
+    let requirement =
+        LabelSelectorRequirement { key: "app".into(), operator: "Resembles".into(), values: vec!["web".into()] };
+    let selector = LabelSelector { match_expressions: vec![requirement], ..Default::default() };
+    let term = PodAffinityTerm { topology_key: "zone".into(), label_selector: Some(selector), ..Default::default() };
+    let near = PodAffinity { required_during_scheduling_ignored_during_execution: vec![term], ..Default::default() };
+    wrong.spec_mut().affinity = Some(Affinity { pod_affinity: Some(near), ..Default::default() });
+    cluster.pod(wrong);
+    for at in 0..3 {
+        cluster.pod(pod(&format!("p{at}"), "1"));
+    }
+    cluster.until("the others are bound", |all| all.bound() == 3).await;
+    let told =
+        |all: &Cluster| all.server.state().messages.get("wrong").is_some_and(|text| text.contains("\"Resembles\""));
+    cluster.until("the wrong one is told why", told).await;
     cluster.stop().await;
 }
 

@@ -313,6 +313,8 @@ fn bound_bytes(object: &Object, node: &str, now: minipod_proto::v1::Time) -> Vec
         meta.resource_version.clear();
     }
     pod.spec_mut().node_name = node.to_owned();
+    // It has its place: no room is kept for it any more.
+    pod.status_mut().nominated_node_name.clear();
     pod.status_mut().set_condition("PodScheduled", "True", "", "", now);
     pod.encode_to_vec()
 }

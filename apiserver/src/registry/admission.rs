@@ -2,7 +2,7 @@
 
 use minipod_proto::{
     Kind, defaults, resources,
-    v1::{Object, PodSpec, PodStatus, PriorityClass, Time, object},
+    v1::{Object, PodDisruptionBudgetStatus, PodSpec, PodStatus, PriorityClass, Time, object},
     validate,
 };
 
@@ -57,6 +57,7 @@ pub fn prepare(object: &mut Object, now: Time) -> Result<Kind, ApiError> {
         Some(object::Kind::Namespace(namespace)) => {
             namespace.status.get_or_insert_default().phase = "Active".into();
         }
+        Some(object::Kind::PodDisruptionBudget(budget)) => budget.status = Some(PodDisruptionBudgetStatus::default()),
         _ => {}
     }
     Ok(kind)

@@ -202,6 +202,20 @@ impl Registry {
         extra: Option<Guard>,
         ledger_hint: Option<Option<Item>>,
     ) -> Result<Outcome, ApiError> {
+        let (guards, writes) = self.transaction(kind, key, old, new, extra, ledger_hint).await?;
+        Ok(self.storage.txn(guards, writes).await?)
+    }
+
+    /// What [`Registry::write`] compares and writes.
+    pub(super) async fn transaction(
+        &self,
+        kind: Kind,
+        key: &str,
+        old: Option<&Entry>,
+        new: Option<&Object>,
+        extra: Option<Guard>,
+        ledger_hint: Option<Option<Item>>,
+    ) -> Result<(Vec<Guard>, Vec<Write>), ApiError> {
         let object_key = keys::object(kind, key);
         let mut guards = vec![Guard::new(object_key.clone(), old.map_or(0, |old| old.revision))];
         guards.extend(extra);
@@ -216,7 +230,7 @@ impl Registry {
                 writes.push(write);
             }
         }
-        Ok(self.storage.txn(guards, writes).await?)
+        Ok((guards, writes))
     }
 
     /// A node's ledger and its revision (0: there is none), from the hint, the cache or the store.
@@ -244,7 +258,7 @@ pub fn decode_ledger(node: &str, item: &Item) -> Result<Ledger, ApiError> {
 }
 
 /// Makes it the object as it is after a write at a revision.
-fn stamp(object: &mut Object, revision: i64) {
+pub(super) fn stamp(object: &mut Object, revision: i64) {
     if let Some(meta) = object.meta_mut() {
         meta.resource_version = revision.to_string();
     }

@@ -22,13 +22,17 @@ impl Registry {
         let now = self.now();
         let decided = |object: &Object| {
             check_preconditions(object, &request.uid, &request.resource_version)?;
-            let node = object.as_pod().and_then(|pod| pod.node_name());
-            let orphan = node.is_some_and(|node| self.cache.get(Kind::Node, node).is_none());
-            let grace = if orphan { Some(0) } else { request.grace_period_seconds };
+            let grace = if self.is_orphan(object) { Some(0) } else { request.grace_period_seconds };
             decide(object, grace, now)
         };
         let written = self.modify(kind, &key, decided).await?;
         Ok(DeleteResponse { object: Some(written.object), gone: written.gone })
+    }
+
+    /// Whether it is a pod whose node is gone: nobody will end it.
+    pub(super) fn is_orphan(&self, object: &Object) -> bool {
+        let node = object.as_pod().and_then(|pod| pod.node_name());
+        node.is_some_and(|node| self.cache.get(Kind::Node, node).is_none())
     }
 }
 
@@ -38,7 +42,7 @@ pub(super) fn waits_for_node(object: &Object) -> bool {
 }
 
 /// What a deletion does; `grace` in seconds, as it was asked for.
-fn decide(object: &Object, grace: Option<i64>, now: Time) -> Result<Verdict, ApiError> {
+pub(super) fn decide(object: &Object, grace: Option<i64>, now: Time) -> Result<Verdict, ApiError> {
     match &object.kind {
         Some(object::Kind::Pod(pod)) => {
             let wanted = grace.unwrap_or_else(|| pod.spec().grace_seconds());

@@ -5,8 +5,10 @@
 //! takes the state from the cache; a refusal or a "nothing to do" that rests on the cache is confirmed by the store.
 
 pub mod admission;
+pub mod budgets;
 mod commit;
 pub mod delete;
+mod evict;
 pub mod namespaces;
 mod resize;
 mod update;
@@ -173,11 +175,14 @@ pub fn merge_status(
     if reported.qos_class.is_empty() {
         reported.qos_class.clone_from(&old.qos_class);
     }
-    // The binding is known here and nowhere else; a report that does not mention it does not undo it.
-    if let Some(scheduled) = pod.condition("PodScheduled")
-        && !reported.conditions.iter().any(|condition| condition.r#type == "PodScheduled")
-    {
-        reported.conditions.insert(0, scheduled.clone());
+    // The binding, and that somebody has chosen the pod to go, is known here and nowhere else; a report that does not mention it
+    // does not undo it.
+    for kind in [minipod_proto::disruption::DISRUPTION_TARGET, "PodScheduled"] {
+        if let Some(ours) = pod.condition(kind)
+            && !reported.conditions.iter().any(|condition| condition.r#type == kind)
+        {
+            reported.conditions.insert(0, ours.clone());
+        }
     }
     minipod_proto::resize::keep_decision(pod, &mut reported);
     reported

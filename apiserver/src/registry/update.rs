@@ -148,6 +148,9 @@ fn replaced(old: &Object, mut new: Object) -> Result<Verdict, ApiError> {
             new.spec_mut().pod_cidrs.clone_from(&was.pod_cidrs);
         }
         (Some(object::Kind::Namespace(old)), Some(object::Kind::Namespace(new))) => new.status = old.status.clone(),
+        (Some(object::Kind::PodDisruptionBudget(old)), Some(object::Kind::PodDisruptionBudget(new))) => {
+            new.status = old.status.clone();
+        }
         _ => {}
     }
     admission::validate_update(old, &new)?;

@@ -5,8 +5,8 @@ use std::{pin::Pin, sync::Arc};
 use minipod_proto::{
     Kind,
     v1::{
-        CreateRequest, DeleteRequest, DeleteResponse, GetRequest, ListRequest, ListResponse, Object, PatchRequest,
-        ResizeRequest, UpdateRequest, WatchEvent, WatchRequest, objects_server,
+        CreateRequest, DeleteRequest, DeleteResponse, EvictRequest, GetRequest, ListRequest, ListResponse, Object,
+        PatchRequest, ResizeRequest, UpdateRequest, WatchEvent, WatchRequest, objects_server,
     },
 };
 use tokio::sync::mpsc;
@@ -266,6 +266,10 @@ impl objects_server::Objects for ObjectsApi {
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
         Ok(Response::new(self.registry.delete(request.into_inner()).await?))
+    }
+
+    async fn evict(&self, request: Request<EvictRequest>) -> Result<Response<DeleteResponse>, Status> {
+        Ok(Response::new(self.registry.evict(request.into_inner()).await?))
     }
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {

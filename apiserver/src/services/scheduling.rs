@@ -5,8 +5,8 @@ use std::sync::Arc;
 use minipod_proto::{
     Kind,
     v1::{
-        BindBatchRequest, BindBatchResponse, ReportUnschedulableRequest, ReportUnschedulableResponse,
-        report_unschedulable_request::Item, scheduling_server,
+        BindBatchRequest, BindBatchResponse, Pod, PreemptRequest, PreemptResponse, ReportUnschedulableRequest,
+        ReportUnschedulableResponse, preempt_response::Failure, report_unschedulable_request::Item, scheduling_server,
     },
 };
 use tonic::{Request, Response, Status};
@@ -43,25 +43,35 @@ impl SchedulingApi {
         let message: String = item.message.chars().take(MESSAGE_LIMIT).collect();
         // A repeated report is the common case; the cache is good enough to see that it is one.
         let cached = self.registry.cache.get(Kind::Pod, &key);
-        let known = cached.as_ref().and_then(|entry| entry.object.as_pod()?.condition("PodScheduled"));
-        if known.is_some_and(|known| known.status == "False" && known.reason == reason && known.message == message) {
+        let known = cached.as_ref().and_then(|entry| entry.object.as_pod());
+        let same = |pod: &Pod| {
+            let told = pod.condition("PodScheduled");
+            told.is_some_and(|told| told.status == "False" && told.reason == reason && told.message == message)
+                && !is_outdated(pod, item)
+        };
+        if known.is_some_and(same) {
             return Ok(());
         }
         let now = self.registry.now();
-        let mut changed = false;
+        let mut news = false;
         let written = self.registry.modify(Kind::Pod, &key, |object| {
-            changed = false;
+            news = false;
             let Some(pod) = object.as_pod() else { return Ok(Verdict::Keep) };
             // Bound, ended or another pod by now: the report is late and no longer true.
             if object.meta().uid != item.uid || pod.node_name().is_some() || pod.is_terminal() {
                 return Ok(Verdict::Keep);
             }
             let mut pod = pod.clone();
-            changed = pod.status_mut().set_condition("PodScheduled", "False", reason, &message, now);
-            Ok(if changed { Verdict::put(pod) } else { Verdict::Keep })
+            let outdated = is_outdated(&pod, item);
+            let status = pod.status_mut();
+            if outdated {
+                status.nominated_node_name.clear();
+            }
+            news = status.set_condition("PodScheduled", "False", reason, &message, now);
+            Ok(if news || outdated { Verdict::put(pod) } else { Verdict::Keep })
         });
         match written.await {
-            Ok(_) if changed => {
+            Ok(_) if news => {
                 self.recorder.unschedulable(&item.namespace, &item.pod, &item.uid, scheduler, &message);
                 Ok(())
             }
@@ -71,11 +81,43 @@ impl SchedulingApi {
     }
 }
 
+/// Whether the pod's nomination is the one that the scheduler takes back.
+fn is_outdated(pod: &Pod, item: &Item) -> bool {
+    !item.outdated_nomination.is_empty() && pod.status().nominated_node_name == item.outdated_nomination
+}
+
 #[tonic::async_trait]
 impl scheduling_server::Scheduling for SchedulingApi {
     async fn bind_batch(&self, request: Request<BindBatchRequest>) -> Result<Response<BindBatchResponse>, Status> {
         let results = self.binder.bind(request.into_inner()).await?;
         Ok(Response::new(BindBatchResponse { results }))
+    }
+
+    async fn preempt(&self, request: Request<PreemptRequest>) -> Result<Response<PreemptResponse>, Status> {
+        let PreemptRequest { victims, nominees, preemptor, scheduler } = request.into_inner();
+        for (field, count) in [("victims", victims.len()), ("nominees", nominees.len())] {
+            if count > ITEMS_LIMIT {
+                return Err(ApiError::TooLarge(format!("{field}: {count}, but one call may have {ITEMS_LIMIT}")).into());
+            }
+        }
+        for nominee in nominees {
+            if let Err(error) = self.registry.nominate(&nominee).await {
+                let failures = vec![Failure { uid: nominee.uid, message: error.to_string() }];
+                return Ok(Response::new(PreemptResponse { failures }));
+            }
+        }
+        let message = format!("{scheduler}: ended to make room for {preemptor}, which is more important");
+        let message: String = message.chars().take(MESSAGE_LIMIT).collect();
+        let mut failures = Vec::new();
+        for victim in victims {
+            let (namespace, pod, uid) = (&victim.namespace, &victim.pod, &victim.uid);
+            match self.registry.preempt(namespace, pod, uid, &message).await {
+                Ok(true) => self.recorder.preempted(namespace, pod, uid, &scheduler, &message),
+                Ok(false) => {}
+                Err(error) => failures.push(Failure { uid: victim.uid, message: error.to_string() }),
+            }
+        }
+        Ok(Response::new(PreemptResponse { failures }))
     }
 
     async fn report_unschedulable(

@@ -9,9 +9,10 @@ use minipod_proto::v1::objects_server::Objects;
 use minipod_proto::v1::scheduling_server::Scheduling;
 use minipod_proto::v1::{
     BindBatchRequest, BindBatchResponse, BindResult, ConfigMap, CreateRequest, DeleteRequest, DeleteResponse,
-    GetRequest, ListRequest, ListResponse, Namespace, Node, Object, PatchRequest, Pod, PriorityClass,
-    ReportUnschedulableRequest, ReportUnschedulableResponse, ResizeRequest, Secret, Time, UpdateRequest, WatchEvent,
-    WatchRequest, bind_result, object, watch_event,
+    EvictRequest, GetRequest, ListRequest, ListResponse, Namespace, Node, Object, PatchRequest, Pod,
+    PodDisruptionBudget, PreemptRequest, PreemptResponse, PriorityClass, ReportUnschedulableRequest,
+    ReportUnschedulableResponse, ResizeRequest, Secret, Time, UpdateRequest, WatchEvent, WatchRequest, bind_result,
+    object, watch_event,
 };
 use minipod_proto::{Kind, Resource};
 use tokio::sync::mpsc;
@@ -141,6 +142,7 @@ fn from_json(kind: Kind, value: serde_json::Value) -> serde_json::Result<Object>
         Kind::ConfigMap => serde_json::from_value::<ConfigMap>(value)?.into(),
         Kind::Secret => serde_json::from_value::<Secret>(value)?.into(),
         Kind::PriorityClass => serde_json::from_value::<PriorityClass>(value)?.into(),
+        Kind::PodDisruptionBudget => serde_json::from_value::<PodDisruptionBudget>(value)?.into(),
     })
 }
 
@@ -296,6 +298,23 @@ impl Objects for Shared {
         Ok(Response::new(DeleteResponse { object, gone }))
     }
 
+    async fn evict(&self, request: Request<EvictRequest>) -> Answer<DeleteResponse> {
+        let request = request.into_inner();
+        drop(self.call("evict")?);
+        if request.dry_run {
+            return Err(Status::unimplemented("the fake judges no budgets"));
+        }
+        let delete = DeleteRequest {
+            kind: Kind::Pod.name().to_owned(),
+            namespace: request.namespace,
+            name: request.pod,
+            grace_period_seconds: request.grace_period_seconds,
+            uid: request.uid,
+            resource_version: request.resource_version,
+        };
+        self.delete(Request::new(delete)).await
+    }
+
     async fn watch(&self, request: Request<WatchRequest>) -> Answer<Self::WatchStream> {
         let request = request.into_inner();
         let selection =
@@ -414,5 +433,21 @@ impl Scheduling for Shared {
         drop(state);
         self.changed();
         Ok(Response::new(ReportUnschedulableResponse {}))
+    }
+
+    async fn preempt(&self, request: Request<PreemptRequest>) -> Answer<PreemptResponse> {
+        let request = request.into_inner();
+        drop(self.call("preempt")?);
+        for victim in request.victims {
+            let delete = DeleteRequest {
+                kind: Kind::Pod.name().to_owned(),
+                namespace: victim.namespace,
+                name: victim.pod,
+                uid: victim.uid,
+                ..DeleteRequest::default()
+            };
+            self.delete(Request::new(delete)).await?;
+        }
+        Ok(Response::new(PreemptResponse::default()))
     }
 }

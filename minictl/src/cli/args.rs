@@ -93,6 +93,10 @@ pub enum Command {
         #[arg(required = true)]
         nodes: Vec<String>,
     },
+    /// End pods, if their disruption budgets allow that now. Nothing makes them anew.
+    Evict(EvictArgs),
+    /// Take nodes out of scheduling and evict their pods as the disruption budgets allow it; wait until they are gone.
+    Drain(DrainArgs),
     /// The configuration file with its contexts.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -256,6 +260,41 @@ pub struct ResizeArgs {
     #[arg(long, value_name = "MEMORY")]
     pub memory: Option<Amounts>,
     /// Let the server check everything but the node's room, and store nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct EvictArgs {
+    /// The pods.
+    #[arg(required = true)]
+    pub pods: Vec<String>,
+    /// Seconds between TERM and KILL [default: the pod's own].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(0..))]
+    pub grace_period: Option<i64>,
+    /// Ask the budgets, and end nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// The nodes.
+    #[arg(required = true)]
+    pub nodes: Vec<String>,
+    /// Only the pods with these labels, such as app=web.
+    #[arg(short = 'l', long, value_name = "SELECTOR", default_value = "", hide_default_value = true)]
+    pub selector: String,
+    /// Seconds between TERM and KILL [default: each pod's own].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(0..))]
+    pub grace_period: Option<i64>,
+    /// Also pods with emptyDir volumes: what is in them is lost.
+    #[arg(long)]
+    pub delete_emptydir_data: bool,
+    /// How long to wait at most, such as 30s or 2m [default: without end].
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub timeout: Option<Duration>,
+    /// Say which pods would be evicted, and change nothing.
     #[arg(long)]
     pub dry_run: bool,
 }

@@ -38,6 +38,7 @@ pub async fn describe(session: &Session, options: &TargetArgs) -> Result<(), Cli
                 let query = Query::all().with_fields(format!("spec.nodeName={}", node.name()));
                 page::node(node, &session.client.list::<Pod>(&query).await?.items, &events, now())
             }
+            Some(object::Kind::PodDisruptionBudget(budget)) => page::budget(budget, &events, now()),
             _ => page::other(object, &events, now()),
         };
         print(&format!("{gap}{text}"))?;

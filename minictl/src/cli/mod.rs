@@ -25,6 +25,7 @@ mod debug;
 mod delete;
 mod demo;
 mod error;
+mod evict;
 mod fit;
 mod forward;
 mod get;
@@ -117,6 +118,8 @@ async fn connected(session: &Session, command: Command) -> Result<(), CliError> 
         Command::Node(command) => node::run(session, &command).await,
         Command::Cordon { nodes } => node::cordon(session, &nodes, true).await,
         Command::Uncordon { nodes } => node::cordon(session, &nodes, false).await,
+        Command::Evict(options) => evict::evict(session, &options).await,
+        Command::Drain(options) => evict::drain(session, &options).await,
         Command::Version => inspect::version(session).await,
         Command::Config(_)
         | Command::Completion { .. }

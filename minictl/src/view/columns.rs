@@ -1,6 +1,7 @@
 //! The tables of `minictl get`, kind by kind.
 
-use minipod_proto::v1::{Event, Node, Object, Pod, Time, object};
+use minipod_proto::selector::LabelSelector;
+use minipod_proto::v1::{Event, IntOrString, Node, Object, Pod, PodDisruptionBudget, Time, object};
 use minipod_proto::{Kind, Resource};
 
 use super::age;
@@ -36,6 +37,10 @@ pub fn table(kind: Kind, columns: Columns) -> Table {
         Kind::ConfigMap => (&["NAME", "DATA", "AGE"], &[]),
         Kind::Secret => (&["NAME", "TYPE", "DATA", "AGE"], &[]),
         Kind::PriorityClass => (&["NAME", "VALUE", "GLOBAL-DEFAULT", "AGE", "PREEMPTIONPOLICY"], &[]),
+        Kind::PodDisruptionBudget => (
+            &["NAME", "MIN AVAILABLE", "MAX UNAVAILABLE", "ALLOWED DISRUPTIONS", "AGE"],
+            &["HEALTHY", "DESIRED", "EXPECTED", "SELECTOR"],
+        ),
     };
     header.extend(narrow);
     if columns.wide {
@@ -88,6 +93,14 @@ pub fn row(object: &Object, columns: Columns, now: Time) -> Vec<String> {
             let policy = policy.unwrap_or_else(|| "PreemptLowerPriority".to_owned());
             cells.extend([name, class.value.to_string(), class.global_default.to_string(), old, policy]);
             Vec::new()
+        }
+        Some(object::Kind::PodDisruptionBudget(budget)) => {
+            let amount = |amount: &Option<IntOrString>| amount.as_ref().map_or("N/A".to_owned(), ToString::to_string);
+            let (spec, status) = (budget.spec(), budget.status.clone().unwrap_or_default());
+            let (least, most) = (amount(&spec.min_available), amount(&spec.max_unavailable));
+            cells.extend([name, least, most, status.disruptions_allowed.to_string(), old]);
+            let counts = [status.current_healthy, status.desired_healthy, status.expected_pods];
+            counts.iter().map(ToString::to_string).chain([budget_selector(budget)]).collect()
         }
         None => Vec::new(),
     };
@@ -167,6 +180,17 @@ fn event_cells(event: &Event, now: Time) -> [String; 5] {
     ]
 }
 
+/// What the pods of a budget have in common.
+#[must_use]
+pub fn budget_selector(budget: &PodDisruptionBudget) -> String {
+    match budget.spec().selector.as_ref().map(LabelSelector::from_message) {
+        None => "<none>".to_owned(),
+        Some(Ok(all)) if all.is_everything() => "<all>".to_owned(),
+        Some(Ok(selector)) => selector.to_string(),
+        Some(Err(error)) => error.to_string(),
+    }
+}
+
 fn or_none(text: &str) -> String {
     if text.is_empty() { "<none>".to_owned() } else { text.to_owned() }
 }
@@ -202,6 +226,6 @@ mod tests {
                 checked += 1;
             }
         }
-        assert_eq!(checked, 14);
+        assert_eq!(checked, 16);
     }
 }

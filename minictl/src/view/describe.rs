@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use minipod_proto::Resource;
 use minipod_proto::resources::{self, Resources};
 use minipod_proto::v1::{
-    Container, ContainerState, ContainerStatus, EnvVar, Event, Node, Object, ObjectMeta, Pod, ResourceRequirements,
-    Time, Volume, object,
+    Container, ContainerState, ContainerStatus, EnvVar, Event, Node, Object, ObjectMeta, Pod, PodDisruptionBudget,
+    ResourceRequirements, Time, Volume, object,
 };
 
 use super::pod_status::summary;
@@ -98,6 +98,9 @@ pub fn pod(pod: &Pod, events: &[Event], now: Time) -> String {
     page.meta(pod.meta(), now);
     page.field("UID", pod.uid());
     page.field("Node", pod.node_name().unwrap_or("<none>"));
+    if !status.nominated_node_name.is_empty() {
+        page.field("Nominated node", &status.nominated_node_name);
+    }
     if let Some(deleted) = pod.meta().deletion_timestamp {
         let grace = pod.meta().deletion_grace_period_seconds.unwrap_or_default();
         page.field("Terminating", &format!("until {deleted} (grace period {grace} s)"));
@@ -345,6 +348,37 @@ fn node_pods(page: &mut Page, pods: &[Pod], now: Time) {
     page.within("Pods", |page| page.table(&table));
 }
 
+/// A disruption budget with its events.
+#[must_use]
+pub fn budget(budget: &PodDisruptionBudget, events: &[Event], now: Time) -> String {
+    let mut page = Page { out: String::new(), depth: 0 };
+    let (spec, status) = (budget.spec(), budget.status.clone().unwrap_or_default());
+    page.meta(budget.meta(), now);
+    for (name, amount) in [("Min available", &spec.min_available), ("Max unavailable", &spec.max_unavailable)] {
+        if let Some(amount) = amount {
+            page.field(name, &amount.to_string());
+        }
+    }
+    page.field("Selector", &columns::budget_selector(budget));
+    let policy = &spec.unhealthy_pod_eviction_policy;
+    page.field("Unhealthy pods", if policy.is_empty() { "IfHealthyBudget" } else { policy });
+    page.within("Status", |page| {
+        page.field("Allowed", &format!("{} disruptions", status.disruptions_allowed));
+        page.field("Healthy", &format!("{} (want {})", status.current_healthy, status.desired_healthy));
+        page.field("Pods", &status.expected_pods.to_string());
+    });
+    if !status.conditions.is_empty() {
+        let mut table = Table::new(&["Type", "Status", "Since", "Reason", "Message"]);
+        for one in &status.conditions {
+            let since = age::since(one.last_transition_time, now);
+            table.row([one.r#type.clone(), one.status.clone(), since, one.reason.clone(), one.message.clone()]);
+        }
+        page.within("Conditions", |page| page.table(&table));
+    }
+    page.events(events, now);
+    page.out
+}
+
 /// Any other object: its metadata, its content as YAML (of a Secret only the sizes), its events.
 #[must_use]
 pub fn other(object: &Object, events: &[Event], now: Time) -> String {
@@ -396,11 +430,12 @@ mod tests {
             let found = match &objects[0].kind {
                 Some(object::Kind::Pod(one)) => pod(one, &events, now),
                 Some(object::Kind::Node(one)) => node(one, &pods, &events, now),
+                Some(object::Kind::PodDisruptionBudget(one)) => budget(one, &events, now),
                 _ => other(&objects[0], &events, now),
             };
             assert_eq!(found.trim_end(), expected.trim_end());
             checked += 1;
         }
-        assert_eq!(checked, 3);
+        assert_eq!(checked, 4);
     }
 }

@@ -181,6 +181,7 @@ fn typed(kind: Kind, json: Json) -> Result<Object, serde_json::Error> {
         Kind::ConfigMap => object::Kind::ConfigMap(from_value(json)?),
         Kind::Secret => object::Kind::Secret(from_value(json)?),
         Kind::PriorityClass => object::Kind::PriorityClass(from_value(json)?),
+        Kind::PodDisruptionBudget => object::Kind::PodDisruptionBudget(from_value(json)?),
     };
     Ok(Object { kind: Some(kind) })
 }

@@ -50,6 +50,7 @@ fn checked(object: &Object) -> Walk {
         Some(object::Kind::ConfigMap(map)) => small::config_map(&mut walk, map),
         Some(object::Kind::Secret(secret)) => small::secret(&mut walk, secret),
         Some(object::Kind::PriorityClass(class)) => small::priority_class(&mut walk, class),
+        Some(object::Kind::PodDisruptionBudget(budget)) => small::budget(&mut walk, budget),
         Some(object::Kind::Event(event)) => small::event(&mut walk, event),
         Some(object::Kind::Namespace(_)) | None => {}
     }

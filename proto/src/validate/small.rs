@@ -1,11 +1,12 @@
 //! The kinds beside pods.
 
-use super::{resources::quantities, scheduling::taint, walk::Walk};
+use super::{meta::label_selector, resources::quantities, scheduling::taint, walk::Walk};
 use crate::{
+    disruption::{ALWAYS_ALLOW, Amount, IF_HEALTHY_BUDGET},
     names::config_key,
     quantity::Quantity,
     resources::PODS,
-    v1::{ConfigMap, Event, Node, PriorityClass, Secret},
+    v1::{ConfigMap, Event, Node, PodDisruptionBudget, PriorityClass, Secret},
 };
 
 /// Most bytes of values in a ConfigMap or Secret: it is one value in the store.
@@ -89,6 +90,25 @@ pub(super) fn priority_class(walk: &mut Walk, class: &PriorityClass) {
     if class.value > MAX_USER_PRIORITY && !name.starts_with("system-") {
         walk.bad("value", class.value, format!("want at most {MAX_USER_PRIORITY}, more is for the system"));
     }
+}
+
+pub(super) fn budget(walk: &mut Walk, budget: &PodDisruptionBudget) {
+    walk.within("spec", |walk| {
+        let spec = budget.spec();
+        for (field, amount) in [("minAvailable", &spec.min_available), ("maxUnavailable", &spec.max_unavailable)] {
+            if let Some(amount) = amount
+                && let Err(wanted) = Amount::read(amount)
+            {
+                walk.bad(field, amount, wanted);
+            }
+        }
+        if let (Some(_), Some(most)) = (&spec.min_available, &spec.max_unavailable) {
+            walk.bad("maxUnavailable", most, "want it or minAvailable, not both");
+        }
+        label_selector(walk, "selector", spec.selector.as_ref());
+        let policy = &spec.unhealthy_pod_eviction_policy;
+        walk.word("unhealthyPodEvictionPolicy", policy, &[IF_HEALTHY_BUDGET, ALWAYS_ALLOW]);
+    });
 }
 
 pub(super) fn event(walk: &mut Walk, event: &Event) {

@@ -1,6 +1,6 @@
 //! The cluster as the scheduler knows it: events in, indexes up to date.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::class::{Class, Classes, NewCounter, Rule};
@@ -51,6 +51,8 @@ pub struct PodEntry {
     slot: u32,
     /// It counts on its node because of a decision that no event has confirmed yet.
     pub assumed: bool,
+    /// It counts there only because its place is being cleared: nothing of it is there that could be ended.
+    pub promised: bool,
 }
 
 /// Nodes on which something has become possible, in order.
@@ -113,6 +115,8 @@ pub struct Core {
     pub(super) budgets: Vec<Budget>,
     /// Number of pods that are on nodes, by priority.
     priorities: BTreeMap<i32, usize>,
+    /// Pods whose places are promised, the least important first.
+    pub(super) promises: BTreeSet<(i32, PodId)>,
     /// What preemption would cost.
     pub(super) trials: Trials,
 }
@@ -140,6 +144,7 @@ impl Core {
             generation: 0,
             budgets: Vec::new(),
             priorities: BTreeMap::new(),
+            promises: BTreeSet::new(),
             trials: Trials::default(),
         }
     }
@@ -338,6 +343,9 @@ impl Core {
                     self.put(pod, node, false);
                 } else if let Some(entry) = self.pods[pod as usize].as_mut() {
                     entry.assumed = false;
+                    if std::mem::take(&mut entry.promised) {
+                        self.promises.remove(&(entry.info.needs.priority, pod));
+                    }
                 }
             }
             None => {
@@ -353,7 +361,7 @@ impl Core {
 
     fn admit_pod(&mut self, info: PodInfo, class: u32) -> PodId {
         let uid = Arc::clone(&info.uid);
-        let entry = Some(PodEntry { info, class, place: None, slot: 0, assumed: false });
+        let entry = Some(PodEntry { info, class, place: None, slot: 0, assumed: false, promised: false });
         let pod = self.vacant.pop().unwrap_or_else(|| {
             self.pods.push(None);
             self.pods.len() as PodId - 1
@@ -375,7 +383,7 @@ impl Core {
             entry.info = info;
             return;
         }
-        let (place, assumed, old) = (entry.place, entry.assumed, entry.class);
+        let (place, assumed, promised, old) = (entry.place, entry.assumed, entry.promised, entry.class);
         self.take_off(pod);
         if let Some(entry) = self.pods[pod as usize].as_mut() {
             entry.info = info;
@@ -385,6 +393,9 @@ impl Core {
         self.join_class(class);
         if let Some(node) = place {
             self.put(pod, node, assumed);
+            if promised {
+                self.note_promise(pod);
+            }
         }
     }
 
@@ -455,7 +466,7 @@ impl Core {
 
     // -------------------------------------------------------------------------------------------------- placements
 
-    fn put(&mut self, pod: PodId, node: NodeId, assumed: bool) {
+    pub(super) fn put(&mut self, pod: PodId, node: NodeId, assumed: bool) {
         let Some(entry) = self.pods[pod as usize].as_mut() else { return };
         let list = &mut self.nodes.pods[node as usize];
         entry.place = Some(node);
@@ -465,10 +476,13 @@ impl Core {
         self.charge(pod, node, 1);
     }
 
-    fn take_off(&mut self, pod: PodId) {
+    pub(super) fn take_off(&mut self, pod: PodId) {
         let Some(entry) = self.pods[pod as usize].as_mut() else { return };
         let Some(node) = entry.place.take() else { return };
         entry.assumed = false;
+        if std::mem::take(&mut entry.promised) {
+            self.promises.remove(&(entry.info.needs.priority, pod));
+        }
         let slot = entry.slot;
         let list = &mut self.nodes.pods[node as usize];
         list.swap_remove(slot as usize);
@@ -554,19 +568,20 @@ impl Core {
         for node in vacant_nodes {
             fresh.nodes.retire(node);
         }
-        let places: Vec<(PodId, NodeId, bool)> = self
+        let places: Vec<(PodId, NodeId, bool, bool)> = self
             .pods
             .iter()
             .enumerate()
             .filter_map(|(pod, entry)| {
                 let entry = entry.as_ref()?;
-                Some((pod as PodId, entry.place?, entry.assumed))
+                Some((pod as PodId, entry.place?, entry.assumed, entry.promised))
             })
             .collect();
         for mut entry in std::mem::take(&mut self.pods) {
             if let Some(entry) = &mut entry {
                 entry.class = fresh.class_for(&entry.info);
                 entry.place = None;
+                entry.promised = false;
                 fresh.join_class(entry.class);
             }
             fresh.pods.push(entry);
@@ -579,8 +594,11 @@ impl Core {
         fresh.routes = self.routes + 1;
         fresh.generation = self.generation + 1;
         fresh.budgets = std::mem::take(&mut self.budgets);
-        for (pod, node, assumed) in places {
+        for (pod, node, assumed, promised) in places {
             fresh.put(pod, node, assumed);
+            if promised {
+                fresh.note_promise(pod);
+            }
         }
         *self = fresh;
     }

@@ -28,7 +28,8 @@ pub struct Score {
     pub pull: i64,
     /// Crowding of the node's domains by soft spread constraints.
     pub crowding: Reverse<i64>,
-    /// Free share after placing (spread), or its negative (pack).
+    /// Free share after placing (spread), or its negative (pack), of CPU and memory alone. Extended resources decide whether a pod fits and
+    /// not which node is better, as in Kubernetes (NodeResourcesFit scores CPU and memory unless it is configured otherwise).
     pub rank: i64,
     /// Of equals the node that is known longer.
     pub first: Reverse<NodeId>,

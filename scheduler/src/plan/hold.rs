@@ -2,6 +2,9 @@
 //!
 //! Nothing is taken from anybody: what runs there ends in its own time, and only newcomers of the same or lower priority are kept
 //! away. What never ends on its own must not hold up the holder for ever: a held node that gets no emptier is given up for another.
+//! This suits jobs that end by themselves within minutes: nodes get free one after the other and stay so. Among services that run for ever
+//! a held node never gets free; the hold then wanders from node to node (`hold_elsewhere`) and costs room without helping. Whoever must get
+//! in there needs a priority that preempts.
 //! One holder at a time, so two holders can never wait for each other's nodes.
 
 use std::collections::HashMap;
@@ -38,6 +41,13 @@ impl Core {
     /// As [`Core::hold_for`], on none of the nodes that are shunned.
     fn hold_but(&mut self, pods: &[PodId], shunned: Bits) -> bool {
         let mut planned: HashMap<NodeId, Planned> = HashMap::new();
+        // Whoever has had others ended for it gets there first.
+        let mut closed = shunned.clone();
+        for (_, pod) in &self.promises {
+            if let Some(node) = self.place_of(*pod) {
+                closed.set(node, true);
+            }
+        }
         let mut hold =
             Hold { nodes: Bits::default(), owners: Vec::new(), priority: i32::MIN, planned: HashMap::new(), shunned };
         for pod in pods {
@@ -45,7 +55,7 @@ impl Core {
             let class = self.class(entry.class);
             hold.owners.push(Arc::clone(&entry.info.uid));
             hold.priority = hold.priority.max(class.needs.priority);
-            let roomiest = self.roomiest(class.statics, &class.requests, &planned, &hold.shunned);
+            let roomiest = self.roomiest(class.statics, &class.requests, &planned, &closed);
             let Some(node) = roomiest else { return false };
             hold.nodes.set(node, true);
             let used = planned.entry(node).or_default();

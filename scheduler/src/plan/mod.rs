@@ -18,6 +18,7 @@
 //! | `remedy` | what would make a pod fit |
 //! | `fit` | where pods would go that do not exist |
 //! | `preempt` | whom to end so that a pod fits |
+//! | `promise` | places that are being cleared |
 //! | `hold` | nodes kept free for whoever has waited long |
 //! | `planner` | which pod is next, and what becomes of those that wait |
 
@@ -34,6 +35,7 @@ mod nodes;
 mod order;
 mod planner;
 mod preempt;
+mod promise;
 mod remedy;
 mod statics;
 mod topology;
@@ -43,7 +45,7 @@ pub use decide::Score;
 pub use explain::{Explanation, NodeReason, Reason};
 pub use fit::{Fit, Unplaced};
 pub use needs::{Group, NodeInfo, PodInfo};
-pub use planner::{BATCH, Binding, Eviction, Outcome, Planner, Report, Settings, Standing, Step, Victim};
+pub use planner::{BATCH, Binding, Eviction, Nominee, Outcome, Planner, Report, Settings, Standing, Step, Victim};
 pub use preempt::{Budget, Preemption};
 pub use remedy::Remedy;
 pub use statics::StaticScore;

@@ -216,6 +216,8 @@ pub struct PodInfo {
     pub revision: i64,
     /// The node it is bound to.
     pub node: Option<Arc<str>>,
+    /// status.nominatedNodeName: pods are being ended there for it.
+    pub nominated: Option<Arc<str>>,
     /// metadata.creationTimestamp, milliseconds since 1970.
     pub created_ms: i64,
     /// status.startTime (else the creation), milliseconds since 1970: preemption spares what runs longest.
@@ -289,6 +291,7 @@ impl PodInfo {
             scheduler: spec.scheduler_name.as_str().into(),
             revision: pod.revision(),
             node: pod.node_name().map(Into::into),
+            nominated: Some(status.nominated_node_name.as_str()).filter(|name| !name.is_empty()).map(Into::into),
             created_ms,
             started_ms: millis(status.start_time).unwrap_or(created_ms),
             terminating: pod.is_terminating(),

@@ -2,11 +2,15 @@
 //!
 //! As in Kubernetes: on each node all pods of lower priority are thought away; if the pod then fits, as many as possible are spared again,
 //! those first whose end would violate a disruption budget, then the more important ones. Of the nodes the one wins whose
-//! victims cost least. The trial is arithmetic on copies: nothing in the core moves.
+//! victims cost least. Pods that only have a promise there (their places are being cleared) give way when they are less important, and
+//! are never among the victims: nothing of them is there. The trial is arithmetic on copies: nothing in the core moves.
 
 use std::cmp::Reverse;
 
-use minipod_proto::selector::LabelSelector;
+use minipod_proto::Resource;
+use minipod_proto::disruption::Scope;
+use minipod_proto::selector::{LabelSelector, SelectorError};
+use minipod_proto::v1::PodDisruptionBudget;
 
 use super::class::{Class, Rule};
 use super::core::{Core, PodEntry};
@@ -19,10 +23,24 @@ use super::{NodeId, PodId};
 pub struct Budget {
     /// Namespace of the pods.
     pub namespace: String,
-    /// Which pods; an empty selector means none here.
+    /// Which pods; an empty selector means all of the namespace.
     pub selector: LabelSelector,
     /// How many of them may go.
     pub allowed: i64,
+}
+
+impl Budget {
+    /// Of a budget of the API; `None` when it speaks of no pods. One whose status is not of its present spec allows nothing.
+    ///
+    /// # Errors
+    /// When its selector is none.
+    pub fn new(budget: &PodDisruptionBudget) -> Result<Option<Budget>, SelectorError> {
+        let scope = Scope::of(budget)?;
+        let status = budget.status.as_ref().filter(|status| status.observed_generation == budget.meta().generation);
+        let allowed = status.map_or(0, |status| i64::from(status.disruptions_allowed));
+        let namespace = scope.namespace().to_owned();
+        Ok(scope.selector().map(|selector| Budget { namespace, selector: selector.clone(), allowed }))
+    }
 }
 
 /// Whom to end where.
@@ -209,16 +227,17 @@ impl Core {
     /// The pods to end on one node, and what that costs.
     fn victims_on(&self, class: &Class, priority: i64, node: NodeId) -> Option<(Cost, Preemption)> {
         let on_node = self.nodes.pods[node as usize].iter();
-        let mut lower: Vec<(PodId, &PodEntry)> = on_node
+        let below: Vec<(PodId, &PodEntry)> = on_node
             .filter_map(|pod| Some((*pod, self.entry(*pod)?)))
             .filter(|(_, entry)| i64::from(entry.info.needs.priority) < priority)
             .collect();
+        let mut trial = Trial::new(self, class, node);
+        for (_, entry) in &below {
+            trial.shift(entry, 1);
+        }
+        let mut lower: Vec<(PodId, &PodEntry)> = below.into_iter().filter(|(_, entry)| !entry.promised).collect();
         if lower.is_empty() {
             return None;
-        }
-        let mut trial = Trial::new(self, class, node);
-        for (_, entry) in &lower {
-            trial.shift(entry, 1);
         }
         if !trial.fits() {
             return None;
@@ -258,13 +277,12 @@ impl Core {
     fn violating(&self, pods: &[(PodId, &PodEntry)]) -> Vec<usize> {
         let mut allowed: Vec<i64> = self.budgets.iter().map(|budget| budget.allowed).collect();
         let mut violating = Vec::new();
-        for (at, (_, entry)) in pods.iter().enumerate() {
+        // A pod that is being ended already takes nothing more from its budgets.
+        for (at, (_, entry)) in pods.iter().enumerate().filter(|(_, (_, entry))| !entry.info.terminating) {
             let needs = &entry.info.needs;
             let mut violates = false;
             for (budget, allowed) in self.budgets.iter().zip(&mut allowed) {
-                let selects = budget.namespace == needs.namespace
-                    && !budget.selector.is_everything()
-                    && budget.selector.matches(&needs.labels);
+                let selects = budget.namespace == needs.namespace && budget.selector.matches(&needs.labels);
                 if selects {
                     *allowed -= 1;
                     violates |= *allowed < 0;

@@ -11,9 +11,11 @@ use super::needs::{NodeInfo, Placement, Term, Who};
 use super::statics::StaticReason;
 use super::{NodeId, PodId};
 
-/// On so many nodes, those that lack the least, it is looked for whom to end: a trial costs microseconds per pod on the node, and the
-/// loop stands still meanwhile.
+/// On so many nodes, those that lack the least, it is looked for whom to end, and only as long as they have no more pods than
+/// [`TRIED_PODS`] together: a trial costs about a microsecond per pod on the node and rule of the pod, and the loop stands still meanwhile.
 const TRIED: usize = 2000;
+/// Pods that are thought away for one question, some tens of milliseconds' worth; the first node is tried however many it has.
+const TRIED_PODS: usize = 20_000;
 
 /// What would make a pod fit on one node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -41,7 +43,14 @@ impl Core {
             }
         }
         worth_a_trial.sort_unstable();
-        worth_a_trial.truncate(TRIED);
+        let mut pods = 0;
+        let within = worth_a_trial.iter().take(TRIED).take_while(|(_, _, node)| {
+            let before = pods;
+            pods += self.nodes.pods[*node as usize].len();
+            before == 0 || pods <= TRIED_PODS
+        });
+        let tried = within.count();
+        worth_a_trial.truncate(tried);
         for (_, index, node) in &worth_a_trial {
             self.add_victims(class, *node, &mut all[*index]);
         }

@@ -347,6 +347,9 @@ impl World {
                 .iter()
                 .map(|(other, _)| {
                     let mut any = false;
+                    if other.is_terminating() {
+                        return false;
+                    }
                     for (at, (namespace, selector, _)) in budgets.iter().enumerate() {
                         if namespace == other.namespace() && selector_matches(Some(selector), &other.meta().labels) {
                             left[at] -= 1;

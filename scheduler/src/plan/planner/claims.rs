@@ -1,21 +1,15 @@
-//! Pods whose place is being cleared by preemption, and long waits that get nodes held for them.
+//! Pods whose place is being cleared by preemption.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Planner, Step, turn};
-use crate::plan::PodId;
+use crate::plan::{NodeId, PodId};
 
 /// Victims get their own grace; if they are not gone after this long, the claim is given up, milliseconds.
-const CLAIM_MS: i64 = 10 * 60_000;
+pub(super) const CLAIM_MS: i64 = 10 * 60_000;
 /// A class whose pods may not preempt anybody now is not tried again before this has passed, milliseconds.
 pub(super) const PREEMPT_MS: i64 = 1_000;
-/// Nodes are held for one pod or gang for this long; then it is another's turn, milliseconds.
-const HOLD_MS: i64 = 10 * 60_000;
-/// How often it is looked at who has waited long, milliseconds.
-const HOLD_CHECK_MS: i64 = 1_000;
-/// Of those who have waited long, so many are considered; those that fit nowhere are passed over.
-const CANDIDATES: usize = 16;
 
 /// A pod that is to be ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,15 +22,28 @@ pub struct Victim {
     pub uid: Arc<str>,
 }
 
-/// Pods to be ended so that another fits.
+/// A pod that is to get a place where others are ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Eviction {
-    /// Uid of the pod that needs the place.
+pub struct Nominee {
+    /// metadata.namespace.
+    pub namespace: String,
+    /// metadata.name.
+    pub pod: Arc<str>,
+    /// metadata.uid.
     pub uid: Arc<str>,
-    /// `namespace/name` of it.
-    pub preemptor: String,
     /// Its node.
     pub node: String,
+    /// The nomination that this decision knew of. Of two schedulers that decide on the same pod the API server lets one through.
+    pub seen: String,
+}
+
+/// Pods to be ended so that another, or a gang, fits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Eviction {
+    /// `namespace/name` of the pod or of the group that needs the places.
+    pub preemptor: String,
+    /// Who gets which place. They are nominated before anybody is ended, so that other schedulers keep out.
+    pub nominees: Vec<Nominee>,
     /// Whom to end.
     pub victims: Vec<Victim>,
 }
@@ -44,58 +51,153 @@ pub struct Eviction {
 /// A pod that counts on a node whose victims have not left yet.
 #[derive(Debug)]
 pub(super) struct Claim {
+    /// Empty: they have left, and the pod's turn is to come.
     pub(super) victims: BTreeSet<Arc<str>>,
     pub(super) until_ms: i64,
 }
 
+/// What preemption comes to.
+pub(super) enum Cleared {
+    /// It does not help, or may not be.
+    No,
+    /// Pods are being ended already.
+    Waits,
+    /// These are to be ended.
+    Evict(Step),
+}
+
 impl Planner {
-    /// Clears a place for a pod, if ending others helps. The pod counts there from now on.
-    pub(super) fn try_preempt(&mut self, pod: PodId, now_ms: i64) -> Option<Step> {
-        let class = self.core.class_of(pod)?;
-        if self.waiting.get(&class).is_some_and(|waiting| waiting.preempt_at_ms > now_ms) {
+    /// The best node for a pod. Where only the promise to a less important one is in the way, that one is decided on anew.
+    pub(super) fn find_place(&mut self, pod: PodId) -> Option<NodeId> {
+        if let Some(node) = self.core.decide(pod) {
+            return Some(node);
+        }
+        let priority = self.core.pod(pod)?.needs.priority;
+        let lifted = self.core.lift_promises(priority);
+        if lifted.is_empty() {
             return None;
         }
-        let preemption = self.core.preempt(pod)?;
-        let victims = preemption.victims.iter().filter_map(|victim| self.core.pod(*victim));
-        let victims: Vec<Victim> = victims
-            .map(|info| Victim {
-                namespace: info.namespace().to_owned(),
-                pod: Arc::clone(&info.name),
-                uid: Arc::clone(&info.uid),
-            })
-            .collect();
-        let info = self.core.pod(pod)?;
-        let (uid, preemptor) = (Arc::clone(&info.uid), info.key());
-        let node = self.core.node_name(preemption.node).to_owned();
-        self.core.assume(pod, preemption.node);
-        let uids = victims.iter().map(|victim| Arc::clone(&victim.uid)).collect();
-        self.claims.insert(Arc::clone(&uid), Claim { victims: uids, until_ms: now_ms + CLAIM_MS });
-        let message = format!("{} pods of lower priority are ended on {node} to make room", victims.len());
-        self.tell_later(Arc::clone(&uid), &message.into());
-        // Victims that only wait for their own bindings have no process: they count, and are ended like the others.
-        Some(Step::Evict(Eviction { uid, preemptor, node, victims }))
+        let node = self.core.decide(pod);
+        self.restore(lifted, |at| Some(at) == node);
+        node
     }
 
-    /// A pod has left: claims that waited for it alone are decided on again.
-    pub(super) fn victim_gone(&mut self, uid: &str) {
-        let mut free = Vec::new();
-        for (preemptor, claim) in &mut self.claims {
-            if claim.victims.remove(uid) && claim.victims.is_empty() {
-                free.push(Arc::clone(preemptor));
+    /// Gives promises again that were lifted, but those on nodes that somebody more important takes.
+    pub(super) fn restore(&mut self, lifted: Vec<(PodId, NodeId)>, taken: impl Fn(NodeId) -> bool) {
+        for (other, at) in lifted {
+            if !taken(at) {
+                self.core.promise(other, at);
+                continue;
+            }
+            let Some(info) = self.core.pod(other) else { continue };
+            // Another scheduler's pod is not ours to decide on: that scheduler sees the binding.
+            let (uid, turn) = (Arc::clone(&info.uid), turn(info));
+            if self.claims.remove(&uid).is_some() {
+                self.outdated.insert(uid, None);
+                self.ready.insert(turn);
             }
         }
-        for uid in free {
-            self.end_claim(&uid);
+    }
+
+    /// Clears a place for a pod, if ending others helps. The pod counts there from now on.
+    pub(super) fn try_preempt(&mut self, pod: PodId, now_ms: i64) -> Cleared {
+        if self.claim_again(pod, now_ms) {
+            return Cleared::Waits;
         }
+        let Some(class) = self.core.class_of(pod) else { return Cleared::No };
+        if self.waiting.get(&class).is_some_and(|waiting| waiting.preempt_at_ms > now_ms) {
+            return Cleared::No;
+        }
+        let Some(preemption) = self.core.preempt(pod) else { return Cleared::No };
+        let victims = self.victims(preemption.victims.iter().copied());
+        let Some(info) = self.core.pod(pod) else { return Cleared::No };
+        let preemptor = info.key();
+        let node = self.core.node_name(preemption.node);
+        let message = format!("{} pods of lower priority are ended on {node} to make room", victims.len());
+        let nominee = self.nominate(pod, preemption.node, &victims, &message.into(), now_ms);
+        // Victims that only wait for their own bindings have no process: they count, and are ended like the others.
+        Cleared::Evict(Step::Evict(Eviction { preemptor, nominees: nominee.into_iter().collect(), victims }))
+    }
+
+    /// Promises a pod its place, and has it told.
+    pub(super) fn nominate(
+        &mut self,
+        pod: PodId,
+        node: NodeId,
+        victims: &[Victim],
+        message: &Arc<str>,
+        now_ms: i64,
+    ) -> Option<Nominee> {
+        self.core.promise(pod, node);
+        let info = self.core.pod(pod)?;
+        let nominee = Nominee {
+            namespace: info.namespace().to_owned(),
+            pod: Arc::clone(&info.name),
+            uid: Arc::clone(&info.uid),
+            node: self.core.node_name(node).to_owned(),
+            seen: info.nominated.as_deref().unwrap_or_default().to_owned(),
+        };
+        let victims = victims.iter().map(|victim| Arc::clone(&victim.uid)).collect();
+        self.claims.insert(Arc::clone(&nominee.uid), Claim { victims, until_ms: now_ms + CLAIM_MS });
+        self.tell_later(Arc::clone(&nominee.uid), message);
+        Some(nominee)
+    }
+
+    /// What is told of pods that are to be ended.
+    pub(super) fn victims(&self, pods: impl Iterator<Item = PodId>) -> Vec<Victim> {
+        let infos = pods.filter_map(|victim| self.core.pod(victim));
+        let victims = infos.map(|info| Victim {
+            namespace: info.namespace().to_owned(),
+            pod: Arc::clone(&info.name),
+            uid: Arc::clone(&info.uid),
+        });
+        victims.collect()
+    }
+
+    /// Somebody, perhaps this scheduler before it was started anew, has had pods ended for this one, and they are still ending: nobody
+    /// else is ended meanwhile (Kubernetes: a pod with a nominated node preempts no more while victims end there).
+    pub(super) fn claim_again(&mut self, pod: PodId, now_ms: i64) -> bool {
+        let Some(info) = self.core.pod(pod) else { return false };
+        let Some(node) = info.nominated.as_ref().and_then(|name| self.core.node_id(name)) else { return false };
+        let victims: BTreeSet<Arc<str>> = self.core.ending_below(node, info.needs.priority).into_iter().collect();
+        if victims.is_empty() {
+            return false;
+        }
+        let uid = Arc::clone(&info.uid);
+        let message =
+            format!("{} pods of lower priority end on {} to make room", victims.len(), self.core.node_name(node));
+        self.core.promise(pod, node);
+        self.claims.insert(Arc::clone(&uid), Claim { victims, until_ms: now_ms + CLAIM_MS });
+        self.tell_later(uid, &message.into());
+        true
+    }
+
+    /// A pod has left: whoever waited for it alone has its turn. The room stays promised until then.
+    pub(super) fn victim_gone(&mut self, uid: &str) {
+        for (preemptor, claim) in &mut self.claims {
+            if claim.victims.remove(uid)
+                && claim.victims.is_empty()
+                && let Some(info) = self.core.pod_id(preemptor).and_then(|pod| self.core.pod(pod))
+            {
+                self.ready.insert(turn(info));
+            }
+        }
+    }
+
+    /// Takes a pod's own promise back, so that it can be decided on.
+    pub(super) fn redeem(&mut self, uid: &str) {
+        let Some((uid, _)) = self.claims.remove_entry(uid) else { return };
+        if let Some(pod) = self.core.pod_id(&uid) {
+            self.core.forget(pod);
+        }
+        // Should it find no place, its nomination is no longer true.
+        self.outdated.insert(uid, None);
     }
 
     /// The pod counts nowhere any more and is decided on like any other.
     fn end_claim(&mut self, uid: &Arc<str>) {
-        if self.claims.remove(uid).is_none() {
-            return;
-        }
+        self.redeem(uid);
         let Some(pod) = self.core.pod_id(uid) else { return };
-        self.core.forget(pod);
         if self.core.place_of(pod).is_none()
             && let Some(info) = self.core.pod(pod)
         {
@@ -111,73 +213,12 @@ impl Planner {
     }
 
     pub(super) fn expire_claims(&mut self, now_ms: i64) {
-        let late = self.claims.iter().filter(|(_, claim)| claim.until_ms <= now_ms);
+        // A place on a node that is gone is none either.
+        let lost = |uid: &str| self.core.pod_id(uid).is_none_or(|pod| self.core.place_of(pod).is_none());
+        let late = self.claims.iter().filter(|(uid, claim)| claim.until_ms <= now_ms || lost(uid));
         let late: Vec<Arc<str>> = late.map(|(uid, _)| Arc::clone(uid)).collect();
         for uid in late {
             self.end_claim(&uid);
         }
-    }
-
-    /// Holds nodes for whoever has waited longest, once that is too long.
-    pub(super) fn manage_hold(&mut self, now_ms: i64) {
-        if now_ms < self.hold_check_ms {
-            return;
-        }
-        self.hold_check_ms = now_ms + HOLD_CHECK_MS;
-        let holders = self.core.holders();
-        if !holders.is_empty() {
-            let waits = |uid: &Arc<str>| self.core.pod_id(uid).is_some_and(|pod| self.core.place_of(pod).is_none());
-            let over = !holders.iter().any(waits) || now_ms >= self.hold_until_ms;
-            if !over {
-                self.move_hold(now_ms);
-                return;
-            }
-            // Whoever has had its time goes to the end of the line.
-            let had: Vec<Arc<str>> = holders.to_vec();
-            self.requeue_gangs(&had, now_ms);
-            for uid in had {
-                self.waits_since.entry(uid).and_modify(|since| *since = now_ms);
-            }
-            self.core.release_hold();
-            self.changed = true;
-        }
-        for pods in self.long_waiters(now_ms) {
-            if self.core.hold_for(&pods) {
-                self.hold_until_ms = now_ms + HOLD_MS;
-                (self.hold_progress, self.hold_moved_ms) = (self.core.hold_progress(), now_ms);
-                self.changed = true;
-                return;
-            }
-        }
-    }
-
-    /// Held nodes that have got no emptier for as long as a pod waits for a hold are changed for others.
-    fn move_hold(&mut self, now_ms: i64) {
-        let progress = self.core.hold_progress();
-        if progress > self.hold_progress {
-            (self.hold_progress, self.hold_moved_ms) = (progress, now_ms);
-        } else if now_ms - self.hold_moved_ms >= self.settings.hold_after_ms {
-            self.core.hold_elsewhere();
-            (self.hold_progress, self.hold_moved_ms) = (self.core.hold_progress(), now_ms);
-            self.changed = true;
-        }
-    }
-
-    /// Pods and gangs that have waited long, the first in turn first.
-    fn long_waiters(&self, now_ms: i64) -> Vec<Vec<PodId>> {
-        let long = |since: i64| since.saturating_add(self.settings.hold_after_ms) <= now_ms;
-        let gangs = self.gangs.values().filter(|gang| gang.is_complete() && gang.waits_since_ms.is_some_and(long));
-        let gangs = gangs.filter_map(|gang| Some((gang.pending.first()?, gang.pending.iter().collect::<Vec<_>>())));
-        let singles = self.waiting.values().filter_map(|waiting| {
-            let first = waiting.turns.first()?;
-            long(*self.waits_since.get(&first.2)?).then(|| (first, vec![first]))
-        });
-        let mut all: Vec<_> = gangs.chain(singles).collect();
-        all.sort_by_key(|(turn, _)| *turn);
-        let pods = all
-            .into_iter()
-            .take(CANDIDATES)
-            .map(|(_, turns)| turns.into_iter().filter_map(|(_, _, uid)| self.core.pod_id(uid)).collect());
-        pods.collect()
     }
 }

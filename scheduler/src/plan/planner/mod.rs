@@ -17,15 +17,16 @@ use std::sync::Arc;
 
 mod claims;
 mod gang;
+mod patience;
 mod questions;
 
-use self::claims::{Claim, PREEMPT_MS};
+use self::claims::{Claim, Cleared, PREEMPT_MS};
 use self::gang::{Gang, GangKey};
 use super::core::{Core, Event};
 use super::needs::PodInfo;
 use super::{PodId, Profile};
 
-pub use claims::{Eviction, Victim};
+pub use claims::{Eviction, Nominee, Victim};
 pub use questions::Standing;
 
 /// Bindings in one request: with a pod and a ledger key each they stay well within what a store commits at once, and one round
@@ -45,7 +46,8 @@ const EXPLAIN_MS: i64 = 5_000;
 pub struct Settings {
     /// Pods with this `schedulerName` are its own.
     pub name: String,
-    /// Of its own pods only those of this shard (index, number of shards), by uid.
+    /// Of its own pods only those of this shard (index, number of shards): by group, so that one scheduler has all of a gang, else
+    /// by uid.
     pub shard: (u32, u32),
     /// Which nodes are preferred.
     pub profile: Profile,
@@ -81,6 +83,8 @@ pub struct Report {
     pub reason: &'static str,
     /// In words.
     pub message: String,
+    /// The nomination (status.nominatedNodeName) that is no longer true; empty: there is none to take back.
+    pub outdated: String,
 }
 
 /// What is to be done.
@@ -147,6 +151,8 @@ pub struct Planner {
     waits_since: HashMap<Arc<str>, i64>,
     /// Pods that wait for their victims to leave.
     claims: HashMap<Arc<str>, Claim>,
+    /// Pods whose nomination may not be true any more: what it was when that was looked at; `None`: they had a claim that has ended.
+    outdated: HashMap<Arc<str>, Option<Arc<str>>>,
     gangs: HashMap<GangKey, Gang>,
     hold_check_ms: i64,
     hold_until_ms: i64,
@@ -174,6 +180,7 @@ impl Planner {
             untold: BTreeMap::new(),
             waits_since: HashMap::new(),
             claims: HashMap::new(),
+            outdated: HashMap::new(),
             gangs: HashMap::new(),
             hold_check_ms: 0,
             hold_until_ms: 0,
@@ -242,6 +249,7 @@ impl Planner {
             if terminal {
                 self.victim_gone(&uid);
             }
+            self.heed_nomination(&uid);
             return;
         }
         let before = self.core.pod_id(&uid).and_then(|pod| self.core.pod(pod));
@@ -269,9 +277,27 @@ impl Planner {
         }
     }
 
+    /// A pod that is not this scheduler's and waits for its place to be cleared counts there.
+    fn heed_nomination(&mut self, uid: &str) {
+        let Some(pod) = self.core.pod_id(uid) else { return };
+        let Some(info) = self.core.pod(pod) else { return };
+        let waits = info.node.is_none() && !info.terminating;
+        let wanted = info.nominated.as_ref().filter(|_| waits).and_then(|name| self.core.node_id(name));
+        let has = self.core.place_of(pod).filter(|_| self.core.is_promised(pod));
+        if has == wanted {
+            return;
+        }
+        if has.is_some() {
+            self.core.forget(pod);
+        }
+        if let Some(node) = wanted {
+            self.core.promise(pod, node);
+        }
+    }
+
     fn is_mine(&self, info: &PodInfo) -> bool {
         let (index, shards) = self.settings.shard;
-        *info.scheduler == *self.settings.name && (shards <= 1 || shard(&info.uid, shards) == index)
+        *info.scheduler == *self.settings.name && (shards <= 1 || shard_of(info, shards) == index)
     }
 
     /// Forgets everything about a pod but what the core knows.
@@ -279,6 +305,7 @@ impl Planner {
         self.unqueue(uid);
         self.in_flight.remove(uid);
         self.claims.remove(uid);
+        self.outdated.remove(uid);
         self.reported.remove(uid);
         self.untold.remove(uid);
         self.waits_since.remove(uid);
@@ -313,11 +340,13 @@ impl Planner {
                 steps.extend(self.place_gang(&gang, now_ms, &mut bindings));
                 continue;
             }
-            match self.core.decide(pod) {
+            self.redeem(&uid);
+            match self.find_place(pod) {
                 Some(node) => bindings.extend(self.propose(pod, node, now_ms)),
                 None => match self.try_preempt(pod, now_ms) {
-                    Some(step) => steps.push(step),
-                    None => self.park(pod, now_ms),
+                    Cleared::Evict(step) => steps.push(step),
+                    Cleared::Waits => {}
+                    Cleared::No => self.park(pod, now_ms),
                 },
             }
         }
@@ -472,16 +501,35 @@ impl Planner {
     }
 
     fn make_report(&mut self, uid: &Arc<str>, message: &Arc<str>) -> Option<Report> {
+        let outdated = self.outdated_nomination(uid);
         let info = self.core.pod_id(uid).and_then(|pod| self.core.pod(pod))?;
-        let report = Report {
+        self.reported.insert(Arc::clone(uid), Arc::clone(message));
+        Some(Report {
             namespace: info.namespace().to_owned(),
             pod: Arc::clone(&info.name),
             uid: Arc::clone(uid),
             reason: "Unschedulable",
             message: message.to_string(),
+            outdated,
+        })
+    }
+
+    /// The nomination of a pod that has no claim any more. One that this planner knows nothing of may be another scheduler's that has
+    /// not ended the victims yet: it is taken back only when it is still there the next time.
+    fn outdated_nomination(&mut self, uid: &Arc<str>) -> String {
+        let info = self.core.pod_id(uid).and_then(|pod| self.core.pod(pod));
+        let Some(nominated) = info.and_then(|info| info.nominated.clone()) else {
+            self.outdated.remove(uid);
+            return String::new();
         };
-        self.reported.insert(Arc::clone(uid), Arc::clone(message));
-        Some(report)
+        if self.claims.contains_key(uid) {
+            return String::new();
+        }
+        match self.outdated.insert(Arc::clone(uid), Some(Arc::clone(&nominated))) {
+            Some(None) => nominated.to_string(),
+            Some(Some(before)) if before == nominated => nominated.to_string(),
+            _ => String::new(),
+        }
     }
 
     /// Explanations for classes that have begun to wait or have waited on, and what else is to be told.
@@ -503,7 +551,14 @@ impl Planner {
                 waiting.explain_at_ms = now_ms + EXPLAIN_MS;
             }
             waiting.joined = false;
-            let news = waiting.turns.iter().filter(|(_, _, uid)| self.reported.get(uid) != Some(&waiting.message));
+            let nominated = |uid: &str| {
+                let info = self.core.pod_id(uid).and_then(|pod| self.core.pod(pod));
+                info.is_some_and(|info| info.nominated.is_some())
+            };
+            let news = waiting
+                .turns
+                .iter()
+                .filter(|(_, _, uid)| self.reported.get(uid) != Some(&waiting.message) || (due && nominated(uid)));
             for (_, _, uid) in news {
                 if tell.len() >= REPORTS {
                     waiting.joined = true;
@@ -520,9 +575,17 @@ fn turn(info: &PodInfo) -> Turn {
     (Reverse(info.needs.priority), info.created_ms, Arc::clone(&info.uid))
 }
 
-/// FNV-1a over the uid: the same in every scheduler and every build.
-fn shard(uid: &str, shards: u32) -> u32 {
-    let hash = uid
+/// Which of the shards a pod belongs to. All of a group are in one: no two schedulers may each see half a gang.
+fn shard_of(info: &PodInfo, shards: u32) -> u32 {
+    match gang::key(info) {
+        Some((namespace, name)) => shard(&format!("{namespace}/{name}"), shards),
+        None => shard(&info.uid, shards),
+    }
+}
+
+/// FNV-1a: the same in every scheduler and every build.
+fn shard(text: &str, shards: u32) -> u32 {
+    let hash = text
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     (hash % u64::from(shards)) as u32
