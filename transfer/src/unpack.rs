@@ -60,8 +60,8 @@ pub struct Unpack {
 }
 
 impl Unpack {
-    /// To `path`: into it under `name` if it is a directory that exists, else as it. An empty `name` stands for the content of a
-    /// directory, which then needs one.
+    /// To `path`: into it under `name` if it is a directory that exists, else as it. With an empty `name` a directory that exists
+    /// gets the tree's content.
     ///
     /// # Errors
     /// When there is no directory that could take it.

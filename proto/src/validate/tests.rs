@@ -122,7 +122,7 @@ fn debug_containers_are_added_and_stay() {
             "",
             "{name: d, volumeMounts: [{name: v, mountPath: /v, subPath: x}]}",
             "spec.ephemeralContainers[0].volumeMounts[0].subPath: found \"x\": cannot be set for an Ephemeral Container\n\
-             spec.ephemeralContainers[0].image: missing, want an image such as busybox:1.36",
+             spec.ephemeralContainers[0].image: is missing: want an image such as busybox:1.36",
         ),
     ] {
         assert_eq!(text(update_ephemeral(&pod(old), &pod(new))), expected, "{old} --> {new}");
