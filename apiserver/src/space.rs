@@ -36,15 +36,15 @@ pub struct Members(Arc<Reached>);
 
 enum Reached {
     /// The store in this process.
-    Own(Remote),
+    Own(Box<Remote>),
     /// An etcd's members, connected to when they are first asked.
     Etcd(Vec<(String, OnceCell<Remote>)>),
 }
 
 impl Members {
-    /// The store of this process, over its channel.
+    /// The store of this process.
     pub fn own(store: Remote) -> Members {
-        Members(Arc::new(Reached::Own(store)))
+        Members(Arc::new(Reached::Own(Box::new(store))))
     }
 
     /// An etcd, at `host:port` addresses.

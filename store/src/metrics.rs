@@ -45,7 +45,9 @@ impl Timed {
 }
 
 /// A gauge and what it shows.
-type Shown = (&'static str, &'static str, fn(&Seen) -> i64);
+type Shown = (&'static str, &'static str, Read);
+/// What a gauge shows of what was seen.
+type Read = fn(&Seen) -> i64;
 
 /// All that the gauges read, taken at one moment.
 struct Seen {
@@ -138,7 +140,7 @@ fn look(replica: &Replica, shared: &Shared, watches: &Watches, quota_bytes: u64)
 
 /// Shows the store's gauges in a registry, read whenever it is rendered.
 pub(crate) fn show(store: &Store, registry: &Registry, quota_bytes: u64) {
-    let gauges: Vec<(Arc<Gauge>, fn(&Seen) -> i64)> =
+    let gauges: Vec<(Arc<Gauge>, Read)> =
         GAUGES.iter().map(|(name, help, read)| (registry.gauge(name, &[], help), *read)).collect();
     let (replica, shared, watches) = (store.replica().clone(), Arc::clone(store.shared()), store.watches());
     registry.before_render(move || {

@@ -67,5 +67,5 @@ fn retried(mut open: impl FnMut() -> nix::Result<OwnedFd>) -> io::Result<OwnedFd
 /// Whether a file belongs to the kernel.
 pub(crate) fn is_pseudo(file: impl AsFd) -> io::Result<bool> {
     let kind = fstatfs(file)?.filesystem_type().0;
-    Ok(PSEUDO.contains(&i64::from(kind)))
+    Ok(PSEUDO.contains(&kind))
 }

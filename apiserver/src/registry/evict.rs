@@ -251,7 +251,8 @@ mod tests {
         let web = |name: &str| pod(name, "web", "Running", "True");
         let pods: Vec<Arc<Entry>> =
             [web("a"), web("b"), pod("c", "db", "Running", "True")].map(|pod| entry(Kind::Pod, pod, 5)).into();
-        let cases: [(&str, Object, Vec<Arc<Entry>>, Result<&str, &str>); 7] = [
+        type Case = (&'static str, Object, Vec<Arc<Entry>>, Result<&'static str, &'static str>);
+        let cases: [Case; 7] = [
             ("none", web("a"), vec![], Ok("at 1030, compared [], taken []")),
             ("room", web("a"), vec![budget("x", "web", 1)], Ok("at 1030, compared [d/x@7], taken [d/x allows 0]")),
             (

@@ -97,7 +97,7 @@ impl Keeper {
         // The node's own leavings go before any pod.
         let freed = collect_images(agent, pressed);
         // What that frees shows in the next round.
-        let Some(short) = short.filter(|_| !evicted && !(pressed && freed)) else { return };
+        let Some(short) = short.filter(|_| !(evicted || pressed && freed)) else { return };
         tracing::warn!(signal = %short.signal(), "the node runs short");
         let with_disk = short.signal().is_disk();
         let uses = pods.iter().map(|(uid, pod)| (uid.clone(), self.pod_use(agent, uid, pod, with_disk)));
