@@ -184,8 +184,8 @@ mod tests {
         use Retry::{Always, NeverSent};
         let (early, late) = (Duration::ZERO, PATIENCE);
         // Servers, kind, and tries that fail: whether it was sent, when, and what follows.
-        type Steps = &'static [(bool, Duration, Next)];
-        let table: &[(usize, Retry, Steps)] = &[
+        type Steps<'a> = &'a [(bool, Duration, Next)];
+        let table: &[(usize, Retry, Steps<'_>)] = &[
             (1, Always, &[(true, early, Elsewhere), (true, early, GiveUp)]),
             (1, Always, &[(false, late, Elsewhere), (false, late, GiveUp)]),
             (1, NeverSent, &[(false, early, GiveUp)]),
