@@ -157,6 +157,10 @@ async fn a_lost_server_is_left_for_the_next_one() {
     let address = fake.address();
     let client = Client::new(&Options::servers(&format!("127.0.0.1:1,{address}"))).unwrap();
     drop(fake);
+    // Its listener ends a moment later; until then it takes requests and answers none.
+    while tokio::net::TcpStream::connect(address).await.is_ok() {
+        sleep(Duration::from_millis(10)).await;
+    }
     let back = tokio::spawn(async move {
         sleep(Duration::from_millis(200)).await;
         let mut started = Fake::start_on(address).await;
