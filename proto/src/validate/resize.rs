@@ -139,7 +139,7 @@ spec:
                 &[("cpu", "2")],
                 &[],
                 "Running",
-                "containers[0].name: found \"c\", want a container of the pod: i, s, a, b",
+                "containers[0].name: found \"c\": want a container of the pod: i, s, a, b",
             ),
             ("i", &[("cpu", "2")], &[], "Running", "runs to its end"),
             ("a", &[("ephemeral-storage", "2")], &[], "Running", "want cpu or memory"),
