@@ -5,7 +5,7 @@ use minipod_proto::{
     v1::{DeleteRequest, DeleteResponse, Object, Time, object},
 };
 
-use super::{Registry, Verdict, update::check_preconditions};
+use super::{ATTEMPTS, Registry, Verdict, Written, update::check_preconditions};
 use crate::{error::ApiError, keys};
 
 /// The namespace that is always there.
@@ -20,19 +20,54 @@ impl Registry {
         let kind = keys::kind(&request.kind)?;
         let key = keys::object_key(kind, &request.namespace, &request.name)?;
         let now = self.now();
-        let decided = |object: &Object| {
+        let decided = |object: &Object, is_orphan: bool| {
             check_preconditions(object, &request.uid, &request.resource_version)?;
-            let grace = if self.is_orphan(object) { Some(0) } else { request.grace_period_seconds };
-            decide(object, grace, now)
+            decide(object, if is_orphan { Some(0) } else { request.grace_period_seconds }, now)
         };
-        let written = self.modify(kind, &key, decided).await?;
+        let written = self.end(kind, &key, decided).await?;
         Ok(DeleteResponse { object: Some(written.object), gone: written.gone })
     }
 
-    /// Whether it is a pod whose node is gone: nobody will end it.
-    pub(super) fn is_orphan(&self, object: &Object) -> bool {
+    /// As [`Registry::modify`], for what ends an object: `decide` is also told whether it is an orphan, a pod whose node is gone, which
+    /// nobody will end. That a cache does not know of a node proves nothing, for it may be behind: the store is asked.
+    ///
+    /// # Errors
+    /// As [`Registry::modify`].
+    pub(super) async fn end<F>(&self, kind: Kind, key: &str, mut decide: F) -> Result<Written, ApiError>
+    where
+        F: FnMut(&Object, bool) -> Result<Verdict, ApiError>,
+    {
+        let mut gone = None;
+        for _ in 0..ATTEMPTS {
+            let mut doubt = None;
+            let written = self.modify(kind, key, |object| {
+                let node = self.unknown_node(object);
+                doubt = node.clone().filter(|_| node != gone);
+                match &doubt {
+                    Some(node) => Err(ApiError::Unavailable(format!("whether node {node} is gone is not known"))),
+                    None => decide(object, node.is_some()),
+                }
+            });
+            let written = written.await;
+            let Some(node) = doubt else { return written };
+            match self.read(Kind::Node, &node).await? {
+                Some(entry) => self.cache.reach(entry.revision).await?,
+                None => gone = Some(node),
+            }
+        }
+        let detail = format!("its node came and went {ATTEMPTS} times meanwhile");
+        Err(ApiError::Stale { kind, key: key.to_owned(), detail })
+    }
+
+    /// The node that a pod is bound to, if the cache does not know it.
+    fn unknown_node(&self, object: &Object) -> Option<String> {
         let node = object.as_pod().and_then(|pod| pod.node_name());
-        node.is_some_and(|node| self.cache.get(Kind::Node, node).is_none())
+        node.filter(|node| self.cache.get(Kind::Node, node).is_none()).map(str::to_owned)
+    }
+
+    /// Whether it is a pod whose node is gone, as far as the cache knows: for those who have waited for it.
+    pub(super) fn is_orphan(&self, object: &Object) -> bool {
+        self.unknown_node(object).is_some()
     }
 }
 

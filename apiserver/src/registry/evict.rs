@@ -102,13 +102,13 @@ impl Registry {
         let now = self.now();
         let mut ended = false;
         let written = self
-            .modify(Kind::Pod, &key, |object| {
+            .end(Kind::Pod, &key, |object, is_orphan| {
                 ended = false;
                 if object.meta().uid != uid || object.meta().deletion_timestamp.is_some() {
                     return Ok(Verdict::Keep);
                 }
                 ended = true;
-                self.ending(object, None, ("PreemptionByScheduler", message), now)
+                ending(object, is_orphan, ("PreemptionByScheduler", message), now)
             })
             .await;
         match written {
@@ -146,15 +146,14 @@ impl Registry {
         };
         self.modify(Kind::Pod, &key, decide).await.map(drop)
     }
+}
 
-    /// A deletion with the condition that says who has chosen the pod.
-    fn ending(&self, object: &Object, grace: Option<i64>, why: (&str, &str), now: Time) -> Result<Verdict, ApiError> {
-        let grace = if self.is_orphan(object) { Some(0) } else { grace };
-        Ok(match delete::decide(object, grace, now)? {
-            Verdict::Put(marked) => Verdict::Put(targeted(marked, why, now)),
-            other => other,
-        })
-    }
+/// A deletion with a pod's own grace, and the condition that says who has chosen it.
+fn ending(object: &Object, is_orphan: bool, why: (&str, &str), now: Time) -> Result<Verdict, ApiError> {
+    Ok(match delete::decide(object, is_orphan.then_some(0), now)? {
+        Verdict::Put(marked) => Verdict::Put(targeted(marked, why, now)),
+        other => other,
+    })
 }
 
 /// With the condition of a pod that somebody has chosen to end.
