@@ -16,7 +16,8 @@ fn agent_with_failpoints() -> PathBuf {
     let name = "minipod-nodeagent-failpoints";
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "minipod-nodeagent", "--features", "failpoints", "--bin", name])
+        // Of the whole workspace, so that its dependencies are those that are built already.
+        .args(["build", "--quiet", "--workspace", "--features", "minipod-nodeagent/failpoints", "--bin", name])
         .current_dir(root)
         .status();
     assert!(built.expect("run cargo").success(), "cargo build of {name} failed");
@@ -82,7 +83,7 @@ async fn wait_until_it_dies_or(node: &mut Node, done: impl Fn(&Node) -> bool) ->
 }
 
 /// Failpoints of the two halves of a pod's life. `clean-up-shim` is only reached when the supervisor died: its own test.
-/// Hooks have their own test too. `remove-pod-data` is a step of pods that ended by themselves; its inner point lies on the way of every removal.
+/// Hooks and resizes have their own tests too. `remove-pod-data` is a step of pods that ended by themselves; its inner point lies on the way of every removal.
 fn names(deletion: bool) -> Vec<&'static str> {
     let is_end = |name: &&str| {
         ["kill-container", "stop-sandbox", "detach-network", "remove-pod-dir", "remove-pod-data:"]
@@ -90,7 +91,7 @@ fn names(deletion: bool) -> Vec<&'static str> {
             .any(|part| name.contains(part))
     };
     let own = |name: &&str| {
-        ["clean-up-shim", "post-start", "pre-stop"].iter().any(|part| name.contains(part))
+        ["clean-up-shim", "post-start", "pre-stop", "resize"].iter().any(|part| name.contains(part))
             || name.ends_with(":remove-pod-data")
     };
     FAILPOINTS.iter().copied().filter(|name| !own(name) && is_end(name) == deletion).collect()
@@ -208,6 +209,36 @@ fn an_agent_that_dies_at_a_hook_runs_it_again_and_restarts_nothing() {
             words.dedup();
             assert_eq!(words, ["post", "pre"], "each at least once and in order ({name}): {text}");
             std::fs::remove_file(&kept).expect("remove");
+        }
+    });
+}
+
+#[test]
+fn an_agent_that_dies_at_a_resize_resizes_and_restarts_nothing() {
+    let program = agent_with_failpoints();
+    on_a_node(move || async move {
+        let mut node = Node::new().await;
+        node.program = program;
+        for (number, name) in ["before:resize", "after:resize"].iter().enumerate() {
+            let uid = format!("uid-resize-{number}x");
+            let armed = format!("{name}=return");
+            node.start(&[("FAILPOINTS", armed.as_str())]);
+            let mut pod = scripts(&uid, "Always", 0, &[("a:app", "sleep 1000")]);
+            pod.spec_mut().containers[0].resources = requirements("100m", "32Mi");
+            node.api.put(pod.clone()).await;
+            node.wait(&uid, &format!("running with {name}"), runs).await;
+            let before = node.pid(&uid, "app");
+            let wanted = requirements("200m", "64Mi");
+            node.api.put(resized(&pod, wanted.clone())).await;
+            assert!(wait_until_it_dies_or(&mut node, |_| false).await);
+            node.start(&[]);
+            let done = |status: &PodStatus| in_force(status, "app") == wanted;
+            let status = node.wait(&uid, &format!("resized after {name}"), done).await;
+            assert_eq!((container(&status, "app").restart_count, node.pid(&uid, "app")), (0, before));
+            node.api.delete(&uid, 0).await;
+            node.wait_finished(&uid).await;
+            node.wait_gone(&uid).await;
+            node.end(Signal::SIGKILL);
         }
     });
 }

@@ -5,14 +5,9 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use minipod_proto::resize::IN_PROGRESS;
-use minipod_proto::v1::{Pod, PodStatus, ResourceRequirements};
+use minipod_proto::v1::PodStatus;
 use nix::sys::signal::Signal;
 use support::*;
-
-fn requirements(cpu: &str, memory: &str) -> Option<ResourceRequirements> {
-    let map = [("cpu".to_owned(), cpu.to_owned()), ("memory".to_owned(), memory.to_owned())];
-    Some(ResourceRequirements { limits: map.clone().into(), requests: map.into() })
-}
 
 /// What the kernel holds a process' group to: CPU quota per 100 ms in microseconds, memory in bytes.
 fn limits_of(pid: u32) -> (u64, u64) {
@@ -58,19 +53,6 @@ fn mount_of(controller: &str) -> PathBuf {
 fn in_progress(status: &PodStatus) -> Option<(&str, &str)> {
     let condition = status.conditions.iter().find(|condition| condition.r#type == IN_PROGRESS)?;
     Some((&condition.reason, &condition.message))
-}
-
-fn in_force(status: &PodStatus, name: &str) -> Option<ResourceRequirements> {
-    container(status, name).resources.clone()
-}
-
-/// The pod with other resources of `app`, as the API server grants them.
-fn resized(pod: &Pod, resources: Option<ResourceRequirements>) -> Pod {
-    let mut pod = pod.clone();
-    let found = pod.spec_mut().containers.iter_mut().find(|one| one.name == "app");
-    found.expect("app").resources = resources;
-    pod.metadata.get_or_insert_default().generation += 1;
-    pod
 }
 
 #[test]

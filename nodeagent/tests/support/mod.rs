@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use minipod_nodeagent::image::{ImageStore, LoadOptions, StoreOptions};
 use minipod_podshim::{cleanup, process};
-use minipod_proto::v1::{Object, Pod, PodStatus, object};
+use minipod_proto::v1::{Object, Pod, PodStatus, ResourceRequirements, object};
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
@@ -417,6 +417,26 @@ pub fn scripts(uid: &str, restart: &str, grace_s: u32, containers: &[(&str, &str
 pub fn container<'a>(status: &'a PodStatus, name: &str) -> &'a minipod_proto::v1::ContainerStatus {
     let mut all = status.init_container_statuses.iter().chain(&status.container_statuses);
     all.find(|container| container.name == name).unwrap_or_else(|| panic!("no status of {name}: {status:#?}"))
+}
+
+/// CPU and memory, as much requested as allowed.
+pub fn requirements(cpu: &str, memory: &str) -> Option<ResourceRequirements> {
+    let map = [("cpu".to_owned(), cpu.to_owned()), ("memory".to_owned(), memory.to_owned())];
+    Some(ResourceRequirements { limits: map.clone().into(), requests: map.into() })
+}
+
+/// The resources that the node says are in force.
+pub fn in_force(status: &PodStatus, name: &str) -> Option<ResourceRequirements> {
+    container(status, name).resources.clone()
+}
+
+/// The pod with other resources of `app`, as the API server grants them.
+pub fn resized(pod: &Pod, resources: Option<ResourceRequirements>) -> Pod {
+    let mut pod = pod.clone();
+    let found = pod.spec_mut().containers.iter_mut().find(|one| one.name == "app");
+    found.expect("app").resources = resources;
+    pod.metadata.get_or_insert_default().generation += 1;
+    pod
 }
 
 pub fn running(status: &minipod_proto::v1::ContainerStatus) -> Option<&minipod_proto::v1::ContainerStateRunning> {
