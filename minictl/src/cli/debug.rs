@@ -6,7 +6,7 @@ use std::time::Duration;
 use minipod_client::ClientError;
 use minipod_proto::Resource as _;
 use minipod_proto::v1::{Capabilities, ContainerStatus, EnvVar, EphemeralContainer, Pod, SecurityContext};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::access;
 use super::args::{DebugArgs, Profile};
@@ -17,6 +17,8 @@ use crate::view::text;
 
 /// Between two looks at a container that is to start.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long an end that has happened may take to be told by the node.
+const END_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is tried again when others write to the pod at the same time.
 const TRIES: usize = 10;
 /// Letters of generated names: no vowels, so that no words come out.
@@ -38,63 +40,19 @@ pub async fn debug(session: &Session, options: &DebugArgs) -> Result<(), CliErro
     if !matches!(outcome, Err(CliError::Client(_))) {
         return outcome;
     }
-    // It may have been so quick that there was nothing to attach to any more: what came of it is in its log and status.
-    let pod: Pod = session.client.get(&session.namespace, name).await?;
-    match ended(&pod, &debug.name) {
-        Some(0) => Ok(()),
-        Some(code) => Err(CliError::Exit(code)),
-        None => outcome,
-    }
-}
-
-async fn add(session: &Session, name: &str, debug: &EphemeralContainer) -> Result<Pod, CliError> {
-    let mut tries = 0;
+    // It may have been so quick that there was nothing to attach to any more: its node is about to say what came of it.
+    let deadline = Instant::now() + END_PATIENCE;
     loop {
-        let mut pod: Pod = session.client.get(&session.namespace, name).await?;
-        pod.spec_mut().ephemeral_containers.push(debug.clone());
-        tries += 1;
-        match session.client.update_ephemeral_containers(pod).await {
-            // Its status, mostly.
-            Err(ClientError::Conflict { .. }) if tries < TRIES => {}
-            done => return Ok(done?),
+        let pod: Pod = session.client.get(&session.namespace, name).await?;
+        match ended(&pod, &debug.name) {
+            Some(code) => {
+                note!("it ended before it could be attached to; its output: minictl logs {name} -c {}", debug.name);
+                return if code == 0 { Ok(()) } else { Err(CliError::Exit(code)) };
+            }
+            None if Instant::now() >= deadline => return outcome,
+            None => sleep(PAUSE).await,
         }
     }
-}
-
-fn container(options: &DebugArgs) -> Result<EphemeralContainer, CliError> {
-    let variable = |pair: &String| {
-        let (name, value) = pair
-            .split_once('=')
-            .filter(|(name, _)| !name.is_empty())
-            .ok_or_else(|| CliError::usage(format!("--env {pair:?} has no NAME=VALUE"), "such as --env LEVEL=debug"))?;
-        Ok::<_, CliError>(EnvVar { name: name.to_owned(), value: value.to_owned(), ..EnvVar::default() })
-    };
-    let security = match options.profile {
-        Profile::General => SecurityContext {
-            capabilities: Some(Capabilities { add: vec!["SYS_PTRACE".to_owned()], ..Capabilities::default() }),
-            ..SecurityContext::default()
-        },
-        Profile::Sysadmin => SecurityContext { privileged: Some(true), ..SecurityContext::default() },
-        Profile::Restricted => SecurityContext {
-            capabilities: Some(Capabilities { drop: vec!["ALL".to_owned()], ..Capabilities::default() }),
-            run_as_non_root: Some(true),
-            run_as_user: Some(NOBODY),
-            allow_privilege_escalation: Some(false),
-            ..SecurityContext::default()
-        },
-    };
-    Ok(EphemeralContainer {
-        name: if options.container.is_empty() { generated_name() } else { options.container.clone() },
-        image: options.image.clone(),
-        image_pull_policy: options.image_pull_policy.clone(),
-        command: options.command.clone(),
-        env: options.env.iter().map(variable).collect::<Result<_, _>>()?,
-        stdin: options.stdin,
-        tty: options.tty,
-        target_container_name: options.target.clone(),
-        security_context: Some(security),
-        ..EphemeralContainer::default()
-    })
 }
 
 /// Every hasher of std begins with other random keys.
