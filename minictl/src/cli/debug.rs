@@ -55,6 +55,56 @@ pub async fn debug(session: &Session, options: &DebugArgs) -> Result<(), CliErro
     }
 }
 
+async fn add(session: &Session, name: &str, debug: &EphemeralContainer) -> Result<Pod, CliError> {
+    let mut tries = 0;
+    loop {
+        let mut pod: Pod = session.client.get(&session.namespace, name).await?;
+        pod.spec_mut().ephemeral_containers.push(debug.clone());
+        tries += 1;
+        match session.client.update_ephemeral_containers(pod).await {
+            // Its status, mostly.
+            Err(ClientError::Conflict { .. }) if tries < TRIES => {}
+            done => return Ok(done?),
+        }
+    }
+}
+
+fn container(options: &DebugArgs) -> Result<EphemeralContainer, CliError> {
+    let variable = |pair: &String| {
+        let (name, value) = pair
+            .split_once('=')
+            .filter(|(name, _)| !name.is_empty())
+            .ok_or_else(|| CliError::usage(format!("--env {pair:?} has no NAME=VALUE"), "such as --env LEVEL=debug"))?;
+        Ok::<_, CliError>(EnvVar { name: name.to_owned(), value: value.to_owned(), ..EnvVar::default() })
+    };
+    let security = match options.profile {
+        Profile::General => SecurityContext {
+            capabilities: Some(Capabilities { add: vec!["SYS_PTRACE".to_owned()], ..Capabilities::default() }),
+            ..SecurityContext::default()
+        },
+        Profile::Sysadmin => SecurityContext { privileged: Some(true), ..SecurityContext::default() },
+        Profile::Restricted => SecurityContext {
+            capabilities: Some(Capabilities { drop: vec!["ALL".to_owned()], ..Capabilities::default() }),
+            run_as_non_root: Some(true),
+            run_as_user: Some(NOBODY),
+            allow_privilege_escalation: Some(false),
+            ..SecurityContext::default()
+        },
+    };
+    Ok(EphemeralContainer {
+        name: if options.container.is_empty() { generated_name() } else { options.container.clone() },
+        image: options.image.clone(),
+        image_pull_policy: options.image_pull_policy.clone(),
+        command: options.command.clone(),
+        env: options.env.iter().map(variable).collect::<Result<_, _>>()?,
+        stdin: options.stdin,
+        tty: options.tty,
+        target_container_name: options.target.clone(),
+        security_context: Some(security),
+        ..EphemeralContainer::default()
+    })
+}
+
 /// Every hasher of std begins with other random keys.
 fn generated_name() -> String {
     let mut random = RandomState::new().hash_one(());
