@@ -259,14 +259,14 @@ async fn footprint() {
 
 // ---------------------------------------------------------------------------------------------------------- density
 
-/// Pause and one container.
+/// Pause and one container. With a grace the node ends the pod before it is gone; without one the object would be gone first.
 fn dense_pod(name: &str) -> Pod {
     pod(&format!(
         "apiVersion: v1
 kind: Pod
 metadata: {{name: {name}}}
 spec:
-  terminationGracePeriodSeconds: 0
+  terminationGracePeriodSeconds: 1
   containers:
   - {{name: app, image: minipod.local/busybox, imagePullPolicy: IfNotPresent, command: [sleep, infinity]}}
 "
