@@ -14,7 +14,8 @@ use minipod_proto::v1::{
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::transport::Channel;
+use tonic::{Response, Status, Streaming};
 
 use crate::client::Client;
 use crate::error::{ClientError, Operation};
@@ -250,6 +251,28 @@ impl Copy {
 }
 
 impl Client {
+    /// Begins a call in which both sides send frames, with the first of this side. A server that was not reached has taken nothing, so the
+    /// next one gets the same first frame.
+    async fn converse<F, A, Fut>(
+        &self,
+        operation: &Operation,
+        first: F,
+        begin: impl Fn(PodAccessClient<Channel>, ReceiverStream<F>) -> Fut,
+    ) -> Result<(Streaming<A>, mpsc::Sender<F>), ClientError>
+    where
+        F: Clone,
+        Fut: Future<Output = Result<Response<Streaming<A>>, Status>>,
+    {
+        let call = |channel| {
+            let (sender, receiver) = mpsc::channel(STDIN_FRAMES);
+            // The channel is new and empty: there is room for the first frame.
+            let _ = sender.try_send(first.clone());
+            let begun = begin(PodAccessClient::new(channel), ReceiverStream::new(receiver));
+            async move { Ok(begun.await?.map(|frames| (frames, sender))) }
+        };
+        self.call(operation.clone(), Retry::NeverSent, call).await
+    }
+
     /// Copies files out of a running container or into it.
     ///
     /// # Errors
@@ -257,16 +280,9 @@ impl Client {
     pub async fn copy(&self, start: CopyStart) -> Result<Copy, ClientError> {
         let what = format!("Pod {}/{}", start.namespace, start.pod);
         let operation = Operation::new(if start.upload { "copy to" } else { "copy from" }, what);
-        let call = |channel| {
-            let (sender, receiver) = mpsc::channel(STDIN_FRAMES);
-            // The channel is new and empty: there is room for the first frame.
-            let _ = sender.try_send(CopyFrame { frame: Some(copy_frame::Frame::Start(start.clone())) });
-            async move {
-                let answer = PodAccessClient::new(channel).copy(ReceiverStream::new(receiver)).await?;
-                Ok(answer.map(|frames| (frames, sender)))
-            }
-        };
-        let (frames, sender) = self.call(operation.clone(), Retry::NeverSent, call).await?;
+        let first = CopyFrame { frame: Some(copy_frame::Frame::Start(start)) };
+        let (frames, sender) =
+            self.converse(&operation, first, |mut access, frames| async move { access.copy(frames).await }).await?;
         Ok(Copy { frames, sender: Some(sender), operation })
     }
 
@@ -277,16 +293,10 @@ impl Client {
     pub async fn port_forward(&self, start: PortStart) -> Result<(PortReader, PortWriter), ClientError> {
         let what = format!("Pod {}/{}", start.namespace, start.pod);
         let operation = Operation::new("connect to a port of", what);
-        let call = |channel| {
-            let (sender, receiver) = mpsc::channel(STDIN_FRAMES);
-            // The channel is new and empty: there is room for the first frame.
-            let _ = sender.try_send(port_frame(port_frame::Frame::Start(start.clone())));
-            async move {
-                let answer = PodAccessClient::new(channel).port_forward(ReceiverStream::new(receiver)).await?;
-                Ok(answer.map(|frames| (frames, sender)))
-            }
-        };
-        let (frames, sender) = self.call(operation.clone(), Retry::NeverSent, call).await?;
+        let first = port_frame(port_frame::Frame::Start(start));
+        let (frames, sender) = self
+            .converse(&operation, first, |mut access, frames| async move { access.port_forward(frames).await })
+            .await?;
         Ok((PortReader { frames, operation }, PortWriter { frames: sender }))
     }
 
@@ -311,16 +321,9 @@ impl Client {
     pub async fn exec(&self, start: ExecStart) -> Result<Exec, ClientError> {
         let operation = Operation::new("run a command in", format!("Pod {}/{}", start.namespace, start.pod));
         let (with_stdin, with_terminal) = (start.stdin, start.tty);
-        let call = |channel| {
-            let (sender, receiver) = mpsc::channel(STDIN_FRAMES);
-            // The channel is new and empty: there is room for the first frame.
-            let _ = sender.try_send(frame(exec_frame::Frame::Start(start.clone())));
-            async move {
-                let answer = PodAccessClient::new(channel).exec(ReceiverStream::new(receiver)).await?;
-                Ok(answer.map(|frames| (frames, sender)))
-            }
-        };
-        let (frames, stdin) = self.call(operation.clone(), Retry::NeverSent, call).await?;
+        let first = frame(exec_frame::Frame::Start(start));
+        let (frames, stdin) =
+            self.converse(&operation, first, |mut access, frames| async move { access.exec(frames).await }).await?;
         let terminal = with_terminal.then(|| stdin.clone());
         Ok(Exec { frames, stdin: with_stdin.then_some(stdin), terminal, _held: None, operation })
     }
@@ -333,16 +336,9 @@ impl Client {
     pub async fn attach(&self, start: AttachStart, tty: bool) -> Result<Exec, ClientError> {
         let operation = Operation::new("attach to", format!("Pod {}/{}", start.namespace, start.pod));
         let with_stdin = start.stdin;
-        let call = |channel| {
-            let (sender, receiver) = mpsc::channel(STDIN_FRAMES);
-            // The channel is new and empty: there is room for the first frame.
-            let _ = sender.try_send(frame(exec_frame::Frame::Attach(start.clone())));
-            async move {
-                let answer = PodAccessClient::new(channel).attach(ReceiverStream::new(receiver)).await?;
-                Ok(answer.map(|frames| (frames, sender)))
-            }
-        };
-        let (frames, sender) = self.call(operation.clone(), Retry::NeverSent, call).await?;
+        let first = frame(exec_frame::Frame::Attach(start));
+        let (frames, sender) =
+            self.converse(&operation, first, |mut access, frames| async move { access.attach(frames).await }).await?;
         let terminal = tty.then(|| sender.clone());
         // Held while the streams are used: the end of this side would be the end of the input.
         let (stdin, held) = if with_stdin { (Some(sender), None) } else { (None, Some(sender)) };
