@@ -269,9 +269,12 @@ impl Cache {
         self.read().sessions.get(node).cloned()
     }
 
-    /// Nodes that somebody has begun a session of, each with the revision of the last begin.
-    pub fn sessions(&self) -> Vec<(String, i64)> {
-        self.read().sessions.iter().map(|(node, seen)| (node.clone(), seen.revision)).collect()
+    /// Names without a node that somebody has begun a session of, each with the revision of the last begin.
+    pub fn orphaned_sessions(&self) -> Vec<(String, i64)> {
+        let state = self.read();
+        let nodes = &state.kind(Kind::Node).objects;
+        let orphaned = state.sessions.iter().filter(|(node, _)| !nodes.contains_key(*node));
+        orphaned.map(|(node, seen)| (node.clone(), seen.revision)).collect()
     }
 
     /// The changes after a revision that match a filter, and those to come. Revision 0: the present objects first.

@@ -103,11 +103,14 @@ async fn mark_silent(registry: &Registry, sessions: &Sessions, grace: Duration) 
     forget_sessions(registry, sessions).await?;
     let now = Instant::now();
     for entry in nodes {
-        // A session that begins meanwhile, anywhere, breaks the marks: its agent has spoken.
+        // Nearly every node is heard of; only the others are looked at closely.
+        if sessions.silence(&entry.key, now) < grace {
+            continue;
+        }
+        // A session that begins meanwhile, anywhere, breaks the marks: its agent has spoken. So its begin is read before the silence.
         let begun = registry.cache.session_of(&entry.key).map_or(0, |seen| seen.revision);
         let unbroken = Guard::new(keys::session(&entry.key), begun);
-        let silent = sessions.silence(&entry.key, now);
-        if silent < grace {
+        if sessions.silence(&entry.key, now) < grace {
             continue;
         }
         if entry.object.as_node().is_some_and(may_be_used) {
@@ -121,8 +124,7 @@ async fn mark_silent(registry: &Registry, sessions: &Sessions, grace: Duration) 
 
 /// What the store says of sessions of nodes whose object was deleted, once nobody holds them.
 async fn forget_sessions(registry: &Registry, sessions: &Sessions) -> Result<(), ApiError> {
-    let orphaned = |node: &str| registry.cache.get(Kind::Node, node).is_none();
-    let orphaned: Vec<_> = registry.cache.sessions().into_iter().filter(|(node, _)| orphaned(node)).collect();
+    let orphaned = registry.cache.orphaned_sessions();
     if orphaned.is_empty() {
         return Ok(());
     }
