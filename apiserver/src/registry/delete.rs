@@ -60,14 +60,9 @@ impl Registry {
     }
 
     /// The node that a pod is bound to, if the cache does not know it.
-    fn unknown_node(&self, object: &Object) -> Option<String> {
+    pub(super) fn unknown_node(&self, object: &Object) -> Option<String> {
         let node = object.as_pod().and_then(|pod| pod.node_name());
         node.filter(|node| self.cache.get(Kind::Node, node).is_none()).map(str::to_owned)
-    }
-
-    /// Whether it is a pod whose node is gone, as far as the cache knows: for those who have waited for it.
-    pub(super) fn is_orphan(&self, object: &Object) -> bool {
-        self.unknown_node(object).is_some()
     }
 }
 

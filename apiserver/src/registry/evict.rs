@@ -55,7 +55,9 @@ impl Registry {
             } else {
                 self.cache.list(Kind::Pod, &Filter::parse(Kind::Pod, &request.namespace, "", "")?).0
             };
-            let grace = if self.is_orphan(&pod.object) { Some(0) } else { request.grace_period_seconds };
+            // The cache was waited for: a node that it does not know is gone.
+            let is_orphan = self.unknown_node(&pod.object).is_some();
+            let grace = if is_orphan { Some(0) } else { request.grace_period_seconds };
             let plan = decide(&pod.object, &budgets, &pods, grace, self.now())?;
             let new = match plan.verdict {
                 Verdict::Keep => {
