@@ -4,7 +4,7 @@
 //! The bridge is not in this machine's own namespace because packet rules there may concern it: with br_netfilter, which Docker
 //! loads, what crosses a bridge passes the chain FORWARD, and Docker's drops what is not its own.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use super::NodeOptions;
 use super::error::LocalError;
@@ -74,13 +74,7 @@ pub(super) fn is_numbered(name: &str, prefix: &str) -> bool {
 
 fn ip(arguments: &[&str]) -> Result<(), LocalError> {
     let program = process::find("ip").ok_or(LocalError::Missing("ip", "iproute2"))?;
-    let failed = |message: String| LocalError::Command { command: format!("ip {}", arguments.join(" ")), message };
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
-    let output = output.map_err(|error| failed(error.to_string()))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    process::run(Command::new(program).args(arguments), &format!("ip {}", arguments.join(" ")))
 }
 
 #[cfg(test)]

@@ -160,6 +160,16 @@ pub(super) fn free_port() -> Result<u16, LocalError> {
     bound.map(|address| address.port()).map_err(failed)
 }
 
+/// Runs a command to its end; `shown` is what an error calls it, with what the command said.
+pub(super) fn run(command: &mut Command, shown: &str) -> Result<(), LocalError> {
+    let failed = |message: String| LocalError::Command { command: shown.to_owned(), message };
+    let output = command.stdin(Stdio::null()).output().map_err(|error| failed(error.to_string()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
 /// The path of a program, also when `sbin` is not in PATH.
 pub(super) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use super::error::LocalError;
 use super::process;
@@ -74,14 +74,9 @@ pub(super) fn make_certificates(bin_dir: &Path, data: &Path, all: &[Place]) -> R
     if !program.is_file() {
         return Err(LocalError::Binary(program));
     }
-    let failed = |message: String| LocalError::Command { command: "minipod-store certs".to_owned(), message };
     let mut command = Command::new(program);
-    command.arg("certs").arg(data.join("certs")).args(["--members", &members(all)]).stdin(Stdio::null());
-    let output = command.output().map_err(|error| failed(error.to_string()))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    command.arg("certs").arg(data.join("certs")).args(["--members", &members(all)]);
+    process::run(&mut command, "minipod-store certs")
 }
 
 #[cfg(test)]
