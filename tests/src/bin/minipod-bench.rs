@@ -64,35 +64,32 @@ struct Flags {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match Bench::parse() {
-        Bench::Podstart => podstart().await,
-        Bench::Footprint => footprint().await,
-        Bench::Density { pods } => {
-            if let Err(error) = density(pods as usize).await {
-                eprintln!("minipod-bench density: {error}");
-                return ExitCode::FAILURE;
-            }
-        }
-        Bench::Access => {
-            let cluster = one_node().await;
-            let figures = hands::run(&cluster).await;
-            cluster.local.stop().expect("taken down");
-            match figures {
-                Ok(figures) => figures.into_iter().for_each(|(key, value)| figure(key, value)),
-                Err(error) => {
-                    eprintln!("minipod-bench access: {error}");
-                    return ExitCode::FAILURE;
-                }
-            }
-        }
-        Bench::ScheduleE2e(flags) => {
-            if let Err(error) = schedule_e2e(&flags).await {
-                eprintln!("minipod-bench schedule-e2e: {error}");
-                return ExitCode::FAILURE;
-            }
-        }
+    let (name, done) = match Bench::parse() {
+        Bench::Podstart => ("podstart", {
+            podstart().await;
+            Ok(())
+        }),
+        Bench::Footprint => ("footprint", {
+            footprint().await;
+            Ok(())
+        }),
+        Bench::Density { pods } => ("density", density(pods as usize).await),
+        Bench::Access => ("access", access().await),
+        Bench::ScheduleE2e(flags) => ("schedule-e2e", schedule_e2e(&flags).await),
+    };
+    if let Err(error) = done {
+        eprintln!("minipod-bench {name}: {error}");
+        return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+async fn access() -> Result<(), String> {
+    let cluster = one_node().await;
+    let figures = hands::run(&cluster).await;
+    cluster.local.stop().expect("taken down");
+    figures?.into_iter().for_each(|(key, value)| figure(key, value));
+    Ok(())
 }
 
 async fn schedule_e2e(flags: &Flags) -> Result<(), String> {
