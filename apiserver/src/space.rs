@@ -226,7 +226,7 @@ impl Space {
 fn amount(bytes: u64) -> String {
     // Rounded down to mebibytes where there are some, so that it stays readable.
     let rounded = if bytes >= 1 << 24 { bytes >> 20 << 20 } else { bytes };
-    Quantity::from_bytes(i64::try_from(rounded).unwrap_or(i64::MAX)).to_string()
+    Quantity::from_size(rounded).to_string()
 }
 
 /// Looks how much room there is until the shutdown.

@@ -96,10 +96,6 @@ pub fn disk(path: &Path) -> Option<Disk> {
     })
 }
 
-fn bytes(count: u64) -> Quantity {
-    Quantity::from_bytes(i64::try_from(count).unwrap_or(i64::MAX))
-}
-
 impl Machine {
     /// Looks at this machine.
     #[must_use]
@@ -109,15 +105,16 @@ impl Machine {
         let disk = disk(&config.data_dir).unwrap_or_default().bytes;
         let capacity = BTreeMap::from([
             ("cpu".to_owned(), Quantity::from_units(cpus)),
-            ("memory".to_owned(), bytes(memory)),
-            ("ephemeral-storage".to_owned(), bytes(disk)),
+            ("memory".to_owned(), Quantity::from_size(memory)),
+            ("ephemeral-storage".to_owned(), Quantity::from_size(disk)),
             ("pods".to_owned(), Quantity::from_units(DEFAULT_PODS)),
         ]);
         let mut allocatable = capacity.clone();
         let cpu = Quantity::from_milli((cpus * 1000 - RESERVED_CPU_MILLI).max(0));
         allocatable.insert("cpu".to_owned(), cpu);
-        allocatable.insert("memory".to_owned(), bytes(memory.saturating_sub(RESERVED_MEMORY_BYTES)));
-        allocatable.insert("ephemeral-storage".to_owned(), bytes(disk / 100 * (100 - RESERVED_DISK_PERCENT)));
+        allocatable.insert("memory".to_owned(), Quantity::from_size(memory.saturating_sub(RESERVED_MEMORY_BYTES)));
+        allocatable
+            .insert("ephemeral-storage".to_owned(), Quantity::from_size(disk / 100 * (100 - RESERVED_DISK_PERCENT)));
         allocatable.extend(config.stated_allocatable());
         let hostname = read("/proc/sys/kernel/hostname");
         Self { info: system_info(), hostname, capacity, allocatable }

@@ -89,6 +89,11 @@ impl Quantity {
         Quantity { format: Format::BinarySi, ..Quantity::from_units(bytes) }
     }
 
+    /// Bytes as sizes are counted; more than a signed number holds is the largest one.
+    pub fn from_size(bytes: u64) -> Quantity {
+        Quantity::from_bytes(i64::try_from(bytes).unwrap_or(i64::MAX))
+    }
+
     /// Thousandths, decimal form: CPU.
     pub fn from_milli(milli: i64) -> Quantity {
         Quantity { nanos: i128::from(milli) * (NANOS / 1000), format: Format::DecimalSi }

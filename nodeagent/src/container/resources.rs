@@ -65,7 +65,7 @@ impl Resources {
         let mut all = stated.clone();
         let says = Self::of(Some(stated));
         let cpu = |milli: u64| Quantity::from_milli(i64::try_from(milli).unwrap_or(i64::MAX)).to_string();
-        let memory = |bytes: u64| Quantity::from_bytes(i64::try_from(bytes).unwrap_or(i64::MAX)).to_string();
+        let memory = |bytes: u64| Quantity::from_size(bytes).to_string();
         let mut put =
             |map: fn(&mut ResourceRequirements) -> &mut BTreeMap<String, String>, name: &str, text: Option<String>| {
                 match text {

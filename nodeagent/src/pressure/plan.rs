@@ -166,7 +166,7 @@ fn message(short: &Short, pod: &PodUse) -> String {
     let resource = threshold.signal.resource();
     let text = |amount: u64| match resource {
         "inodes" => amount.to_string(),
-        _ => bytes(amount),
+        _ => Quantity::from_size(amount).to_string(),
     };
     let (limit, left) = (text(threshold.amount.of(observed.capacity)), text(observed.available));
     let mut message =
@@ -185,10 +185,6 @@ fn message(short: &Short, pod: &PodUse) -> String {
         }
     }
     message
-}
-
-fn bytes(count: u64) -> String {
-    Quantity::from_bytes(i64::try_from(count).unwrap_or(i64::MAX)).to_string()
 }
 
 #[cfg(test)]

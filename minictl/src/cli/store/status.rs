@@ -262,7 +262,7 @@ fn amount(bytes: u64) -> String {
         1_024..1_048_576 => bytes >> 10 << 10,
         _ => bytes >> 20 << 20,
     };
-    Quantity::from_bytes(i64::try_from(rounded).unwrap_or(i64::MAX)).to_string()
+    Quantity::from_size(rounded).to_string()
 }
 
 #[cfg(test)]
