@@ -2,8 +2,14 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use minipod_apiserver::{
+    cache::{Cache, Limits, feed},
+    registry::Registry,
+    storage::Storage,
+};
+use minipod_daemon::{metrics::Registry as Metrics, shutdown::Shutdown};
 use minipod_proto::v1::{
     BindBatchRequest, ConfigMap, Namespace, Object, PatchRequest, Pod, PriorityClass, ReportUnschedulableRequest,
     UpdateRequest, WatchEvent, bind_batch_request::Item, bind_result::Code, report_unschedulable_request,
@@ -255,6 +261,25 @@ async fn lists_hold_one_revision_over_their_pages() {
     rest.r#continue = page.r#continue;
     let rest = objects.list(rest).await.expect("listed").into_inner();
     assert_eq!(page.items.len() + rest.items.len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn namespace_default_is_there_for_the_first_who_needs_it() {
+    let etcd = Etcd::start();
+    let storage = Storage::connect(&[etcd.address()], 128).await.expect("an address");
+    let (_trigger, shutdown) = Shutdown::manual();
+    let metrics = Metrics::default();
+    let cache = Cache::new(Limits::default(), &metrics);
+    tokio::spawn(feed::follow(Arc::clone(&cache), storage.clone(), shutdown));
+    // Nothing that runs beside the services is started: nobody else makes the namespace.
+    let registry = Registry::new(storage, cache, &metrics);
+    let made = registry.create(create(pod("first", "1m", "1Mi"))).await.expect("made");
+    let namespace = registry.get(get("Namespace", "", "default")).await.expect("made with it");
+    assert!(namespace.meta().resource_version < made.meta().resource_version, "{namespace:?}");
+    let mut elsewhere = pod("second", "1m", "1Mi");
+    elsewhere.metadata.get_or_insert_default().namespace = "absent".into();
+    let error = registry.create(create(elsewhere)).await.expect_err("no other is made by itself");
+    assert!(error.to_string().contains("Namespace absent does not exist"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

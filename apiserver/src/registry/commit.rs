@@ -6,7 +6,7 @@ use minipod_daemon::backoff::Backoff;
 use minipod_proto::{Kind, resize, v1::Object};
 use prost::Message;
 
-use super::{ATTEMPTS, Registry, Verdict, Written};
+use super::{ATTEMPTS, Registry, Verdict, Written, delete::DEFAULT_NAMESPACE, namespaces};
 use crate::{
     cache::Entry,
     error::ApiError,
@@ -176,13 +176,16 @@ impl Registry {
         if !kind.namespaced() {
             return Ok(None);
         }
-        let known = match self.cache.get(Kind::Namespace, namespace) {
-            Some(entry) => Some((entry.object.meta().deletion_timestamp.is_some(), entry.revision)),
-            None => {
-                let read = self.read(Kind::Namespace, namespace).await?;
-                read.map(|entry| (entry.object.meta().deletion_timestamp.is_some(), entry.revision))
-            }
-        };
+        let mut known = self.cache.get(Kind::Namespace, namespace);
+        if known.is_none() {
+            known = self.read(Kind::Namespace, namespace).await?.map(Arc::new);
+        }
+        if known.is_none() && namespace == DEFAULT_NAMESPACE {
+            // A new store: whoever comes before the server has made it need not know.
+            Box::pin(namespaces::ensure_default(self)).await?;
+            known = self.read(Kind::Namespace, namespace).await?.map(Arc::new);
+        }
+        let known = known.map(|entry| (entry.object.meta().deletion_timestamp.is_some(), entry.revision));
         match known {
             Some((false, revision)) => Ok(Some(Guard::new(keys::object(Kind::Namespace, namespace), revision))),
             Some((true, _)) => Err(ApiError::Precondition(format!(

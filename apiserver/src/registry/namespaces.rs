@@ -55,7 +55,8 @@ async fn run(registry: &Arc<Registry>) {
     }
 }
 
-async fn ensure_default(registry: &Registry) -> Result<(), ApiError> {
+/// Makes `default` unless it is there.
+pub(super) async fn ensure_default(registry: &Registry) -> Result<(), ApiError> {
     let mut namespace = Namespace::default();
     namespace.metadata.get_or_insert_default().name = DEFAULT_NAMESPACE.into();
     let request = CreateRequest { object: Some(Object::from(namespace)), dry_run: false };

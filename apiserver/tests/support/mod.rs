@@ -162,19 +162,7 @@ impl Cluster {
         let mut config = config(&etcd);
         change(&mut config);
         let server = Server::start(config).await;
-        let cluster = Cluster { etcd, server };
-        cluster.wait_for_default_namespace().await;
-        cluster
-    }
-
-    async fn wait_for_default_namespace(&self) {
-        let objects = self.server.objects().await;
-        eventually("namespace default exists", || {
-            let request = get("Namespace", "", "default");
-            let mut objects = objects.clone();
-            async move { objects.get(request).await.map(drop).map_err(|status| status.to_string()) }
-        })
-        .await;
+        Cluster { etcd, server }
     }
 }
 

@@ -334,7 +334,8 @@ fn ports_of_the_node_lead_to_pods() {
         listener.set_nonblocking(true).expect("nonblocking");
         let connect = |ip: Ipv4Addr, port: u16| {
             let address = SocketAddr::new(IpAddr::V4(ip), port);
-            TcpStream::connect_timeout(&address, Duration::from_millis(500)).map(drop)
+            // Longer than TCP waits for its first retransmission (1 s, RFC 6298): on a new veth the first SYN may be lost.
+            TcpStream::connect_timeout(&address, Duration::from_secs(5)).map(drop)
         };
         let all = |when: &str| {
             for (who, answer) in [
