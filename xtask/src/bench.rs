@@ -9,46 +9,28 @@ struct Bench {
     name: &'static str,
     binary: &'static str,
     arguments: &'static [&'static str],
-    /// The packages to build; none: everything, and the images.
-    packages: &'static [&'static str],
+    /// Whether it starts containers.
+    images: bool,
     /// What it compares with.
     needs: &'static [setup::Need],
 }
 
 const BENCHES: &[Bench] = &[
-    Bench { name: "podstart", binary: "minipod-bench", arguments: &["podstart"], packages: &[], needs: setup::PODMAN },
-    Bench {
-        name: "footprint",
-        binary: "minipod-bench",
-        arguments: &["footprint"],
-        packages: &[],
-        needs: setup::PODMAN,
-    },
-    Bench { name: "density", binary: "minipod-bench", arguments: &["density"], packages: &[], needs: &[] },
-    Bench { name: "access", binary: "minipod-bench", arguments: &["access"], packages: &[], needs: &[] },
-    Bench {
-        name: "scheduler",
-        binary: "minipod-scheduler-bench",
-        arguments: &[],
-        packages: &["minipod-scheduler"],
-        needs: &[],
-    },
+    Bench { name: "podstart", binary: "minipod-bench", arguments: &["podstart"], images: true, needs: setup::PODMAN },
+    Bench { name: "footprint", binary: "minipod-bench", arguments: &["footprint"], images: true, needs: setup::PODMAN },
+    Bench { name: "density", binary: "minipod-bench", arguments: &["density"], images: true, needs: &[] },
+    Bench { name: "access", binary: "minipod-bench", arguments: &["access"], images: true, needs: &[] },
+    Bench { name: "scheduler", binary: "minipod-scheduler-bench", arguments: &[], images: false, needs: &[] },
     // With hollow nodes: no images, no agents.
-    Bench {
-        name: "schedule-e2e",
-        binary: "minipod-bench",
-        arguments: &["schedule-e2e"],
-        packages: &["minipod-tests", "minipod-apiserver", "minipod-scheduler"],
-        needs: &[],
-    },
+    Bench { name: "schedule-e2e", binary: "minipod-bench", arguments: &["schedule-e2e"], images: false, needs: &[] },
     // Beside Debian's etcd, on the file system of the working directory.
-    Bench { name: "store", binary: "minipod-store-bench", arguments: &[], packages: &["minipod-store"], needs: &[] },
+    Bench { name: "store", binary: "minipod-store-bench", arguments: &[], images: false, needs: &[] },
     // A gigabyte of keys, killed and started again.
     Bench {
         name: "store-start",
         binary: "minipod-store-bench",
         arguments: &["--workloads", "start"],
-        packages: &["minipod-store"],
+        images: false,
         needs: &[],
     },
 ];
@@ -68,13 +50,10 @@ pub fn run(name: &str, rest: &[&str]) -> Result<(), String> {
     setup::install(setup::BASE)?;
     setup::install(bench.needs)?;
     run::step("build for release");
-    if bench.packages.is_empty() {
-        run::cargo(&["build", "--release", "--workspace", "--bins"])?;
+    // All of them, whatever is measured: with fewer packages cargo would choose other features and build the dependencies again.
+    run::cargo(&["build", "--release", "--workspace", "--bins"])?;
+    if bench.images {
         images::build_all()?;
-    } else {
-        let packages = bench.packages.iter().flat_map(|package| ["--package", package]);
-        let arguments: Vec<&str> = ["build", "--release", "--bins"].into_iter().chain(packages).collect();
-        run::cargo(&arguments)?;
     }
     run::step(&format!("measure {name}"));
     let mut command = Command::new(run::release_dir().join(bench.binary));

@@ -3,6 +3,7 @@
 mod bench;
 mod compose;
 mod images;
+mod programs;
 mod run;
 mod setup;
 mod suite;
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
 
 /// Runs a directory of scheduling cases; the scheduler's own runner prints id and verdict.
 fn cases(directory: &str) -> Result<(), String> {
-    run::cargo(&["build", "--package", "minipod-scheduler", "--bin", "minipod-scheduler-cases"])?;
+    run::cargo(&["build", "--workspace", "--bin", "minipod-scheduler-cases"])?;
     run::command(std::process::Command::new(run::bin_dir().join("minipod-scheduler-cases")).arg(directory))
 }
 

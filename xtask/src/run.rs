@@ -78,8 +78,12 @@ pub fn cargo(args: &[&str]) -> Result<(), String> {
 /// # Errors
 /// As [`command`].
 pub fn cargo_with(args: &[&str], environment: &[(&str, &str)]) -> Result<(), String> {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    command(Command::new(cargo).args(args).envs(environment.iter().copied()).current_dir(root()))
+    command(Command::new(cargo_program()).args(args).envs(environment.iter().copied()).current_dir(root()))
+}
+
+/// The cargo that runs us.
+pub fn cargo_program() -> String {
+    std::env::var("CARGO").unwrap_or_else(|_| "cargo".into())
 }
 
 fn shown(command: &Command) -> String {

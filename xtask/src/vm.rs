@@ -6,10 +6,14 @@
 mod disk;
 mod machine;
 
-use crate::{images, run, setup};
+use crate::{
+    images,
+    programs::{self, Program},
+    run, setup,
+};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 /// What a whole run may take on two cores that emulate.
@@ -17,44 +21,48 @@ const WHOLE: Duration = Duration::from_secs(30 * 60);
 /// What the selection of `cargo xtask test` may take, with room for a slow day.
 const QUICK: Duration = Duration::from_secs(8 * 60);
 
-/// Packages of a node, each with a binary of its name; podshim's tests do without the last.
+/// The binaries of a node.
 const BINARIES: [&str; 3] = ["minipod-podshim", "minipod-pause", "minipod-nodeagent"];
+
+const PODSHIM: &str = "nodeagent/podshim";
+const NODEAGENT: &str = "nodeagent";
 
 /// Test programs of a package and which of their tests run.
 struct Suite {
-    package: &'static str,
+    /// The package's directory.
+    dir: &'static str,
     /// A file of `tests/`, or empty for the library's own tests.
     program: &'static str,
     /// Words for the test program: its filters and what to skip.
     words: &'static [&'static str],
 }
 
-const fn suite(package: &'static str, program: &'static str, words: &'static [&'static str]) -> Suite {
-    Suite { package, program, words }
+const fn suite(dir: &'static str, program: &'static str, words: &'static [&'static str]) -> Suite {
+    Suite { dir, program, words }
 }
 
 /// Everything that touches cgroups, mounts or namespaces and needs no other server.
 const ALL: &[Suite] = &[
-    suite("minipod-podshim", "", &["cgroup::"]),
-    suite("minipod-podshim", "containers", &[]),
-    suite("minipod-podshim", "life", &[]),
-    suite("minipod-podshim", "exec", &[]),
-    suite("minipod-podshim", "attach", &[]),
-    suite("minipod-nodeagent", "life", &[]),
-    suite("minipod-nodeagent", "probes", &[]),
-    suite("minipod-nodeagent", "streams", &[]),
-    suite("minipod-nodeagent", "copy_debug", &[]),
-    suite("minipod-nodeagent", "volumes", &[]),
-    suite("minipod-nodeagent", "resize", &[]),
-    suite("minipod-nodeagent", "pressure", &[]),
+    suite(PODSHIM, "", &["cgroup::"]),
+    suite(PODSHIM, "containers", &[]),
+    suite(PODSHIM, "life", &[]),
+    suite(PODSHIM, "exec", &[]),
+    suite(PODSHIM, "attach", &[]),
+    suite(NODEAGENT, "life", &[]),
+    suite(NODEAGENT, "probes", &[]),
+    suite(NODEAGENT, "streams", &[]),
+    suite(NODEAGENT, "copy_debug", &[]),
+    suite(NODEAGENT, "volumes", &[]),
+    suite(NODEAGENT, "resize", &[]),
+    suite(NODEAGENT, "pressure", &[]),
 ];
 
 /// What shows in a minute that version 2 works: groups, limits, out of memory, kills, leftovers.
 const SELECTION: &[Suite] = &[
-    suite("minipod-podshim", "", &["cgroup::"]),
+    suite(PODSHIM, "", &["cgroup::"]),
     // The race is half a minute of exchanging links, which is the same under both versions.
-    suite("minipod-podshim", "containers", &["--skip", "exchanged_for_a_link"]),
-    suite("minipod-podshim", "life", &[]),
+    suite(PODSHIM, "containers", &["--skip", "exchanged_for_a_link"]),
+    suite(PODSHIM, "life", &[]),
 ];
 
 /// Runs the suites; with filters only the tests whose names contain one of them, with `--quick` the selection.
@@ -76,23 +84,14 @@ pub fn quick() -> Result<(), String> {
     suites(SELECTION, &[], QUICK)
 }
 
-fn binaries(suites: &[Suite]) -> &'static [&'static str] {
-    if suites.iter().any(|suite| suite.package == BINARIES[2]) { &BINARIES } else { &BINARIES[..2] }
-}
-
-fn prepare(binaries: &[&str]) -> Result<(), String> {
+fn suites(suites: &[Suite], filters: &[&str], bound: Duration) -> Result<(), String> {
     setup::install(setup::BASE)?;
     setup::install(setup::MACHINE)?;
-    let mut build = vec!["build", "--bins"];
-    build.extend(binaries.iter().flat_map(|name| ["--package", name]));
-    run::cargo(&build)?;
-    images::build_all()
-}
-
-fn suites(suites: &[Suite], filters: &[&str], bound: Duration) -> Result<(), String> {
-    let binaries = binaries(suites);
-    prepare(binaries)?;
-    let programs = suites.iter().map(|suite| Ok((suite, executable(suite)?))).collect::<Result<Vec<_>, String>>()?;
+    run::cargo(&["build", "--workspace", "--bins"])?;
+    images::build_all()?;
+    let built = programs::build()?;
+    let programs =
+        suites.iter().map(|suite| Ok((suite, executable(suite, &built)?))).collect::<Result<Vec<_>, String>>()?;
     // A program without a test to run has nothing to say; a run without any would be a success that says nothing.
     let mut chosen = Vec::new();
     for (suite, program) in programs {
@@ -106,9 +105,9 @@ fn suites(suites: &[Suite], filters: &[&str], bound: Duration) -> Result<(), Str
     }
     let mut script = String::from("status=0\n");
     for (suite, program, words) in &chosen {
-        let name = format!("{} {}", suite.package, if suite.program.is_empty() { "(library)" } else { suite.program });
+        let name = format!("{} {}", suite.dir, if suite.program.is_empty() { "(library)" } else { suite.program });
         let _ = writeln!(script, "echo '==> in the machine: {name}'");
-        let _ = writeln!(script, "cd {}", quoted(&manifest_dir(suite.package).to_string_lossy()));
+        let _ = writeln!(script, "cd {}", quoted(&run::root().join(suite.dir).to_string_lossy()));
         let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
         let _ =
             writeln!(script, "{} --test-threads=2 {} || status=1", quoted(&program.to_string_lossy()), words.join(" "));
@@ -116,7 +115,7 @@ fn suites(suites: &[Suite], filters: &[&str], bound: Duration) -> Result<(), Str
     script.push_str("end $status\n");
     let work = Work::new()?;
     let mut files: Vec<PathBuf> = chosen.iter().map(|(_, program, _)| program.clone()).collect();
-    files.extend(binaries.iter().map(|name| run::bin_dir().join(name)));
+    files.extend(BINARIES.iter().map(|name| run::bin_dir().join(name)));
     let kernel = disk::Kernel::newest()?;
     let initramfs = disk::initramfs(&kernel, &work.0)?;
     let image = disk::root(&kernel, &files, &script, &work.0)?;
@@ -130,28 +129,12 @@ fn matching(program: &Path, words: &[&str]) -> Result<usize, String> {
     Ok(listed.lines().filter(|line| line.ends_with(": test")).count())
 }
 
-/// The test program that cargo makes of a suite; cargo names it on standard error.
-fn executable(suite: &Suite) -> Result<PathBuf, String> {
-    let which: &[&str] = if suite.program.is_empty() { &["--lib"] } else { &["--test", suite.program] };
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let mut build = Command::new(cargo);
-    build.args(["test", "--no-run", "--package", suite.package]).args(which).current_dir(run::root());
-    let built = build.stdin(Stdio::null()).output().map_err(|e| format!("start cargo test --no-run: {e}"))?;
-    let said = String::from_utf8_lossy(&built.stderr);
-    if !built.status.success() {
-        return Err(format!("building the tests of {} failed: {}\n{said}", suite.package, built.status));
-    }
-    let named = said.lines().rev().find_map(|line| line.trim().strip_prefix("Executable ")?.rsplit_once('('));
-    let path = named.and_then(|(_, path)| path.strip_suffix(')'));
-    let path = path.ok_or_else(|| format!("cargo test --no-run names no executable:\n{said}"))?;
-    Ok(run::root().join(path))
-}
-
-fn manifest_dir(package: &str) -> PathBuf {
-    match package {
-        "minipod-podshim" => run::root().join("nodeagent/podshim"),
-        _ => run::root().join("nodeagent"),
-    }
+/// The test program of a suite.
+fn executable(suite: &Suite, built: &[Program]) -> Result<PathBuf, String> {
+    let dir = run::root().join(suite.dir);
+    let found = built.iter().find(|program| program.dir == dir && program.name == suite.program);
+    let found = found.ok_or_else(|| format!("{} has no test program {:?}", suite.dir, suite.program))?;
+    Ok(found.executable.clone())
 }
 
 fn quoted(word: &str) -> String {
