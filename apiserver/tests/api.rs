@@ -4,6 +4,7 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use minipod_apiserver::{
     cache::{Cache, Limits, feed},
     registry::Registry,
@@ -414,6 +415,40 @@ async fn priorities_are_resolved_and_nodes_go() {
     objects.delete(delete("Node", "", "n1")).await.expect("deleted");
     let gone = objects.delete(delete("Pod", "default", "urgent")).await.expect("deleted").into_inner();
     assert!(gone.gone, "no agent is left that could report its end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_pods_of_one_node_end_at_once_and_give_everything_back() {
+    let cluster = Cluster::start().await;
+    register(&cluster.server, node("n", "64", "1Gi", "110")).await;
+    let names: Vec<String> = (0..64).map(|i| format!("p{i}")).collect();
+    let mut pods = Vec::new();
+    for name in &names {
+        pods.push(create_pod(&cluster.server, pod(name, "1", "1Mi")).await);
+    }
+    let mut scheduling = cluster.server.scheduling().await;
+    let mut bind = async |pods: &[Pod]| {
+        let items = pods.iter().map(|pod| item(pod, "n")).collect();
+        let request = BindBatchRequest { items, ..BindBatchRequest::default() };
+        let answer = scheduling.bind_batch(request).await.expect("answered").into_inner();
+        answer.results.into_iter().map(|result| result.code()).collect::<Vec<Code>>()
+    };
+    assert_eq!(bind(&pods).await, vec![Code::Bound; 64]);
+    // Each changes the same ledger.
+    let ends = names.iter().map(|name| {
+        let server = &cluster.server;
+        async move {
+            let mut request = delete("Pod", "default", name);
+            request.grace_period_seconds = Some(0);
+            server.objects().await.delete(request).await.map(|answer| answer.into_inner().gone)
+        }
+    });
+    let mut ends: FuturesUnordered<_> = ends.collect();
+    while let Some(end) = ends.next().await {
+        assert!(end.expect("it ends, however many do"));
+    }
+    let whole = create_pod(&cluster.server, pod("whole", "64", "1Gi")).await;
+    assert_eq!(bind(&[whole]).await, [Code::Bound], "the node is as empty as at first");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 
 use crate::run;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 /// One of them.
 pub struct Program {
@@ -21,9 +21,9 @@ pub struct Program {
 /// # Errors
 /// When they do not compile.
 pub fn build() -> Result<Vec<Program>, String> {
-    let mut build = Command::new(run::cargo_program());
+    let mut build = run::cargo_command();
     build.args(["test", "--workspace", "--no-run", "--message-format", "json-render-diagnostics"]);
-    let built = build.current_dir(run::root()).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let built = build.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let built = built.map_err(|e| format!("start cargo test --no-run: {e}"))?;
     if !built.status.success() {
         return Err(format!("building the tests failed: {}", built.status));

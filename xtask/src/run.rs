@@ -78,12 +78,23 @@ pub fn cargo(args: &[&str]) -> Result<(), String> {
 /// # Errors
 /// As [`command`].
 pub fn cargo_with(args: &[&str], environment: &[(&str, &str)]) -> Result<(), String> {
-    command(Command::new(cargo_program()).args(args).envs(environment.iter().copied()).current_dir(root()))
+    command(cargo_command().args(args).envs(environment.iter().copied()))
 }
 
-/// The cargo that runs us.
-pub fn cargo_program() -> String {
-    std::env::var("CARGO").unwrap_or_else(|_| "cargo".into())
+/// The cargo that runs us, in the root of the checkout, as if the user had called it.
+///
+/// Without what cargo tells xtask of its package: build scripts that look at it (ring's) would run again, and everything above
+/// them be built again, whenever `cargo xtask` and `cargo build` alternate.
+pub fn cargo_command() -> Command {
+    let mut cargo = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+    let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(of_package) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo.current_dir(root());
+    cargo
 }
 
 fn shown(command: &Command) -> String {

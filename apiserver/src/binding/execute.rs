@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -104,11 +104,10 @@ impl Binder {
     /// One transaction's worth of items, until all of them are bound or refused.
     async fn bind_batch(&self, mut batch: Vec<Candidate>, all: bool) -> Results {
         let nodes: BTreeSet<String> = batch.iter().map(|candidate| candidate.item.node.clone()).collect();
-        // Taken in the order of names, so that two batches cannot wait for each other.
-        let locks: Vec<_> = nodes.iter().map(|node| self.lock_of(node)).collect();
-        let mut held = Vec::with_capacity(locks.len());
-        for lock in &locks {
-            held.push(lock.lock().await);
+        // In the order of names, so that two batches cannot wait for each other.
+        let mut turns = Vec::with_capacity(nodes.len());
+        for node in &nodes {
+            turns.push(self.registry.turns.take(node).await);
         }
         let mut known = self.known(&nodes);
         let mut done = Results::new();
@@ -149,14 +148,8 @@ impl Binder {
     /// The newest ledgers that are known here.
     fn known(&self, nodes: &BTreeSet<String>) -> Known {
         let cached = self.registry.cache.ledgers(nodes.iter().map(String::as_str));
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = nodes.iter().zip(cached).map(|(node, cached)| {
-            let ours =
-                recent.get(node).filter(|(_, revision)| cached.as_ref().is_none_or(|cached| cached.1 < *revision));
-            let newest = ours.cloned().or(cached);
-            if ours.is_none() {
-                recent.remove(node);
-            }
+            let newest = self.registry.turns.newest(node, cached);
             (node.clone(), newest.map_or((None, 0), |(ledger, revision)| (Some(ledger), revision)))
         });
         newest.collect()
@@ -207,6 +200,9 @@ impl Binder {
                 let fresh: Vec<_> = present.by_ref().take(pods).collect();
                 for (node, item) in guarded.into_iter().zip(present) {
                     let ledger = item.as_ref().and_then(|item| decode_ledger(&node, item).ok().map(Arc::new));
+                    if item.is_none() {
+                        self.registry.turns.wrote(&node, None, 0);
+                    }
                     known.insert(node, (ledger, item.map_or(0, |item| item.revision)));
                 }
                 self.rejudge(batch, &plan.granted, fresh, done, all);
@@ -252,8 +248,9 @@ impl Binder {
         let refused = plan.refused.into_iter();
         done.extend(refused.filter_map(|(position, result)| Some((batch.get(position)?.index, result))));
         batch.clear();
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.extend(plan.ledgers.into_iter().map(|(node, ledger)| (node, (Arc::new(ledger), revision))));
+        for (node, ledger) in plan.ledgers {
+            self.registry.turns.wrote(&node, Some(Arc::new(ledger)), revision);
+        }
     }
 
     /// Judges pods anew by what the store holds; `fresh` belongs to the granted positions.

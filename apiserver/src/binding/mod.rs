@@ -6,10 +6,7 @@
 pub mod decide;
 mod execute;
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use minipod_daemon::metrics::{Counter, Registry as Metrics};
 use minipod_proto::v1::{
@@ -18,22 +15,15 @@ use minipod_proto::v1::{
     bind_result::Code,
 };
 
-use crate::{error::ApiError, events::Recorder, keys, ledger::Ledger, registry::Registry};
+use crate::{error::ApiError, events::Recorder, keys, registry::Registry};
 
 /// Items in one call: some transactions' worth, and an answer well under a message's limit.
 const ITEMS_LIMIT: usize = 4_096;
-
-/// The ledgers that this server wrote last, until its cache shows them: with the lock of the node, most bindings need one
-/// round trip to the store and no read.
-type Recent = Mutex<HashMap<String, (Arc<Ledger>, i64)>>;
 
 /// Binds pods to nodes.
 pub struct Binder {
     registry: Arc<Registry>,
     recorder: Recorder,
-    recent: Recent,
-    /// One lock a node, so that the calls of one server do not make each other's transactions fail. As many as there are nodes.
-    locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     metrics: Arc<Metrics>,
     retries: Arc<Counter>,
 }
@@ -43,7 +33,7 @@ impl Binder {
     pub fn new(registry: Arc<Registry>, recorder: Recorder, metrics: Arc<Metrics>) -> Binder {
         let help = "Binding transactions decided again because something had changed.";
         let retries = metrics.counter("minipod_bind_retries_total", &[], help);
-        Binder { registry, recorder, recent: Recent::default(), locks: Mutex::default(), metrics, retries }
+        Binder { registry, recorder, metrics, retries }
     }
 
     /// Binds a batch; one result per item, in order.
@@ -68,15 +58,6 @@ impl Binder {
                 .add(count as u64);
         }
         Ok(results)
-    }
-
-    fn lock_of(&self, node: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        // Locks that nobody holds are of nodes that may be gone; they are made again when they are needed.
-        if locks.len() > 100_000 {
-            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-        }
-        Arc::clone(locks.entry(node.to_owned()).or_default())
     }
 }
 

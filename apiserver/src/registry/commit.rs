@@ -11,7 +11,7 @@ use crate::{
     cache::Entry,
     error::ApiError,
     keys,
-    ledger::{self, Charge, Ledger, Refusal},
+    ledger::{self, Charge, Ledger, Refusal, turns::Turn},
     storage::{Guard, Item, Outcome, Write},
 };
 
@@ -31,6 +31,33 @@ enum Booking {
     Follow(Box<minipod_proto::v1::Node>),
     /// The node goes.
     NodeGone,
+}
+
+/// What a write compares and writes.
+pub(super) struct Transaction {
+    pub(super) guards: Vec<Guard>,
+    pub(super) writes: Vec<Write>,
+    booked: Option<Booked>,
+}
+
+/// The ledger in it.
+struct Booked {
+    node: String,
+    /// As it will be; `None`: it goes.
+    next: Option<Arc<Ledger>>,
+    turn: Turn,
+}
+
+impl Transaction {
+    /// Carries it out.
+    pub(super) async fn run(self, registry: &Registry) -> Result<Outcome, ApiError> {
+        let outcome = registry.storage.txn(self.guards, self.writes).await?;
+        if let (Outcome::Done { revision }, Some(Booked { node, next, turn })) = (&outcome, self.booked) {
+            registry.turns.wrote(&node, next, *revision);
+            drop(turn);
+        }
+        Ok(outcome)
+    }
 }
 
 /// The present state of an object, from wherever it is known.
@@ -205,11 +232,10 @@ impl Registry {
         extra: Option<Guard>,
         ledger_hint: Option<Option<Item>>,
     ) -> Result<Outcome, ApiError> {
-        let (guards, writes) = self.transaction(kind, key, old, new, extra, ledger_hint).await?;
-        Ok(self.storage.txn(guards, writes).await?)
+        self.transaction(kind, key, old, new, extra, ledger_hint).await?.run(self).await
     }
 
-    /// What [`Registry::write`] compares and writes.
+    /// What [`Registry::write`] compares and writes. Until it is dropped nobody else of this server writes the same ledger.
     pub(super) async fn transaction(
         &self,
         kind: Kind,
@@ -218,7 +244,7 @@ impl Registry {
         new: Option<&Object>,
         extra: Option<Guard>,
         ledger_hint: Option<Option<Item>>,
-    ) -> Result<(Vec<Guard>, Vec<Write>), ApiError> {
+    ) -> Result<Transaction, ApiError> {
         let object_key = keys::object(kind, key);
         let mut guards = vec![Guard::new(object_key.clone(), old.map_or(0, |old| old.revision))];
         guards.extend(extra);
@@ -226,29 +252,38 @@ impl Registry {
             Some(object) => Write::Put(object_key, encode(kind, key, object)?),
             None => Write::Delete(object_key),
         }];
+        let mut booked = None;
         if let Some((node, booking)) = booking(old.map(|old| &old.object), new)? {
+            let turn = self.turns.take(&node).await;
             let (ledger, revision) = self.ledger(&node, ledger_hint).await?;
-            if let Some(write) = book(&node, ledger.as_ref(), booking)? {
+            if let Some(next) = book(&node, ledger.as_deref(), booking)? {
                 guards.push(Guard::new(keys::ledger(&node), revision));
-                writes.push(write);
+                writes.push(match &next {
+                    Some(ledger) => Write::Put(keys::ledger(&node), ledger.encode_to_vec()),
+                    None => Write::Delete(keys::ledger(&node)),
+                });
+                booked = Some(Booked { turn, node, next: next.map(Arc::new) });
             }
         }
-        Ok((guards, writes))
+        Ok(Transaction { guards, writes, booked })
     }
 
     /// A node's ledger and its revision (0: there is none), from the hint, the cache or the store.
-    async fn ledger(&self, node: &str, hint: Option<Option<Item>>) -> Result<(Option<Ledger>, i64), ApiError> {
-        let item = match hint {
-            Some(item) => item,
-            None => {
-                if let Some((ledger, revision)) = self.cache.ledgers(std::iter::once(node)).into_iter().flatten().next()
-                {
-                    return Ok((Some(Ledger::clone(&ledger)), revision));
-                }
-                self.storage.get(keys::ledger(node)).await?.0
+    async fn ledger(&self, node: &str, hint: Option<Option<Item>>) -> Result<(Option<Arc<Ledger>>, i64), ApiError> {
+        let known = match hint {
+            Some(Some(item)) => Some((Arc::new(decode_ledger(node, &item)?), item.revision)),
+            Some(None) => {
+                self.turns.wrote(node, None, 0);
+                return Ok((None, 0));
             }
+            None => self.cache.ledgers(std::iter::once(node)).into_iter().flatten().next(),
         };
-        item.map_or(Ok((None, 0)), |item| decode_ledger(node, &item).map(|ledger| (Some(ledger), item.revision)))
+        // Others of this server may have had their turn since the hint was true.
+        if let Some((ledger, revision)) = self.turns.newest(node, known) {
+            return Ok((Some(ledger), revision));
+        }
+        let (item, _) = self.storage.get(keys::ledger(node)).await?;
+        item.map_or(Ok((None, 0)), |item| Ok((Some(Arc::new(decode_ledger(node, &item)?)), item.revision)))
     }
 }
 
@@ -326,8 +361,8 @@ fn grants(old: Option<&Object>, new: Option<&Object>) -> bool {
     old.meta().generation != new.meta().generation || (waits(old) && !waits(new))
 }
 
-/// The write that a booking makes of a ledger; `None` when it stays as it is.
-fn book(node: &str, ledger: Option<&Ledger>, booking: Booking) -> Result<Option<Write>, ApiError> {
+/// What a booking makes of a ledger; `None` when it stays as it is, `Some(None)` when it goes.
+fn book(node: &str, ledger: Option<&Ledger>, booking: Booking) -> Result<Option<Option<Ledger>>, ApiError> {
     let mut next = ledger.cloned().unwrap_or_default();
     match booking {
         Booking::Release(charge) => {
@@ -373,10 +408,10 @@ fn book(node: &str, ledger: Option<&Ledger>, booking: Booking) -> Result<Option<
         Booking::NodeGone => next.deleting = true,
     }
     if next.deleting && next.pods() == 0 {
-        return Ok(ledger.map(|_| Write::Delete(keys::ledger(node))));
+        return Ok(ledger.map(|_| None));
     }
     if ledger == Some(&next) {
         return Ok(None);
     }
-    Ok(Some(Write::Put(keys::ledger(node), next.encode_to_vec())))
+    Ok(Some(Some(next)))
 }

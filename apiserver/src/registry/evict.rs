@@ -73,11 +73,10 @@ impl Registry {
             let budget = |key: &str| keys::object(Kind::PodDisruptionBudget, key);
             let compared = plan.compared.iter().map(|(key, revision)| Guard::new(budget(key), *revision));
             let taken = plan.taken.iter().map(|(key, object)| Write::Put(budget(key), object.encode_inner()));
-            let (mut guards, mut writes) =
-                self.transaction(Kind::Pod, &key, Some(&pod), new.as_ref(), None, None).await?;
-            guards.extend(compared);
-            writes.extend(taken);
-            if let Outcome::Done { revision } = self.storage.txn(guards, writes).await? {
+            let mut transaction = self.transaction(Kind::Pod, &key, Some(&pod), new.as_ref(), None, None).await?;
+            transaction.guards.extend(compared);
+            transaction.writes.extend(taken);
+            if let Outcome::Done { revision } = transaction.run(self).await? {
                 let gone = new.is_none();
                 let mut object = new.unwrap_or_else(|| pod.object.clone());
                 stamp(&mut object, revision);
