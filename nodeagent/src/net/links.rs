@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
+    InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -66,6 +66,15 @@ pub(super) fn create_bridge(name: &str, mac: [u8; 6]) -> RouteNetlinkMessage {
 pub(super) fn set_alias(name: &str, alias: &str) -> RouteNetlinkMessage {
     let mut link = LinkMessage::default();
     link.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::IfAlias(alias.to_owned())];
+    RouteNetlinkMessage::SetLink(link)
+}
+
+/// Keeps a link without an IPv6 address of its own making; with EAFNOSUPPORT where the kernel has no IPv6. The pod network has
+/// IPv4 alone, and a new link-local address is announced to everybody: the bridge carries each announcement to all pods of the node.
+pub(super) fn set_no_link_local(name: &str) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    let none = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+    link.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::AfSpecUnspec(vec![none])];
     RouteNetlinkMessage::SetLink(link)
 }
 

@@ -388,20 +388,32 @@ fn configure_inside(
     ip: Ipv4Addr,
     cidr: Cidr,
 ) -> Result<(), (&'static str, io::Error)> {
-    let steps = ["set up lo in pod", "set up eth0 in pod", "add the address of pod", "add the default route of pod"];
+    let steps = [
+        "set up lo in pod",
+        "keep IPv6 from eth0 in pod",
+        "set up eth0 in pod",
+        "add the address of pod",
+        "add the default route of pod",
+    ];
     let anew = NLM_F_CREATE | NLM_F_REPLACE;
     let results = inside
         .batch(vec![
             (links::set_up(LOOPBACK), 0),
+            (links::set_no_link_local(POD_IFNAME), 0),
             (links::set_up(index), 0),
             (RouteNetlinkMessage::NewAddress(links::address(index, ip, cidr.prefix)), anew),
             (RouteNetlinkMessage::NewRoute(links::route(None, cidr.gateway(), RouteProtocol::Static)), anew),
         ])
         .map_err(|e| ("talk to the namespace of pod", e))?;
     for (step, result) in steps.into_iter().zip(results) {
-        result.map_err(|e| (step, e))?;
+        unless_without_ipv6(result).map_err(|e| (step, e))?;
     }
     Ok(())
+}
+
+/// A kernel without IPv6 has nothing to keep away.
+fn unless_without_ipv6(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| if is(&error, Errno::EAFNOSUPPORT) { Ok(()) } else { Err(error) })
 }
 
 fn ensure_bridge(netlink: &mut Netlink, config: &NetConfig) -> Result<u32, NetError> {
@@ -459,7 +471,9 @@ fn set_routes(netlink: &mut Netlink, wanted: &HashSet<(Cidr, Ipv4Addr)>) -> Resu
 }
 
 fn mark(netlink: &mut Netlink, name: &str, alias: &str) -> Result<(), NetError> {
-    netlink.call(links::set_alias(name, alias), 0).map_err(|e| failed("mark veth", name, e))
+    netlink.call(links::set_alias(name, alias), 0).map_err(|e| failed("mark veth", name, e))?;
+    let quiet = unless_without_ipv6(netlink.call(links::set_no_link_local(name), 0));
+    quiet.map_err(|e| failed("keep IPv6 from veth", name, e))
 }
 
 fn find(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, NetError> {

@@ -120,6 +120,11 @@ fn two_pods_reach_each_other() {
         talk(&b, &a, pod_a.ip);
         // Its own address, through lo.
         talk(&a, &a, pod_a.ip);
+        // No end announces an IPv6 address to all pods of the node; `::1` is each pod's own.
+        assert_eq!(ip_says(&a, &["-6", "addr", "show", "dev", "eth0"]), "");
+        assert!(ip_says(&a, &["-6", "addr", "show", "dev", "lo"]).contains("::1/128"));
+        let host = Command::new("ip").args(["-6", "addr", "show", "dev", &pod_a.host_ifname]).output();
+        assert_eq!(String::from_utf8_lossy(&host.expect("run ip").stdout), "");
         network.shutdown().expect("shutdown");
         assert_eq!(links_here().len(), 1, "lo alone");
     });
