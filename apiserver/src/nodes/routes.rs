@@ -1,12 +1,17 @@
 //! Which addresses lie behind which node: told to every node whenever it changes.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use minipod_daemon::shutdown::Shutdown;
 use minipod_proto::{Kind, v1::routes::Route};
 use tokio::sync::watch;
 
 use crate::cache::{Cache, Filter};
+
+/// So long after a look at all nodes nothing new is told: a fleet that comes at once would otherwise cost a look, and a table for
+/// every node, with each of its nodes.
+const SETTLE: Duration = Duration::from_millis(50);
 
 /// The routes to all nodes, in the order of their names.
 pub type Table = Arc<Vec<Route>>;
@@ -33,6 +38,13 @@ pub async fn keep(cache: Arc<Cache>, table: watch::Sender<Table>, shutdown: Shut
             if ended {
                 break;
             }
+            // Cancel safe: a sleep.
+            tokio::select! {
+                () = tokio::time::sleep(SETTLE) => {}
+                () = shutdown.asked() => return,
+            }
+            // What came meanwhile is seen in one look.
+            while let Some(Ok(_)) = changes.next().now_or_never() {}
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use futures_util::{StreamExt, stream};
 use minipod_proto::{
     Kind,
     v1::{
         BindBatchRequest, BindBatchResponse, Pod, PreemptRequest, PreemptResponse, ReportUnschedulableRequest,
-        ReportUnschedulableResponse, preempt_response::Failure, report_unschedulable_request::Item, scheduling_server,
+        ReportUnschedulableResponse, preempt_request::Victim, preempt_response::Failure,
+        report_unschedulable_request::Item, scheduling_server,
     },
 };
 use tonic::{Request, Response, Status};
@@ -21,6 +23,8 @@ use crate::{
 
 /// Items in one report.
 const ITEMS_LIMIT: usize = 4_096;
+/// Victims of one call that are written at a time.
+const VICTIMS_AT_ONCE: usize = 16;
 /// Longer messages are cut, in characters; a reason per node of a large cluster says nothing that its beginning does not.
 const MESSAGE_LIMIT: usize = 1_024;
 
@@ -108,15 +112,18 @@ impl scheduling_server::Scheduling for SchedulingApi {
         }
         let message = format!("{scheduler}: ended to make room for {preemptor}, which is more important");
         let message: String = message.chars().take(MESSAGE_LIMIT).collect();
-        let mut failures = Vec::new();
-        for victim in victims {
+        let (registry, recorder, scheduler, message) = (&self.registry, &self.recorder, &scheduler, &message);
+        let end = |victim: Victim| async move {
             let (namespace, pod, uid) = (&victim.namespace, &victim.pod, &victim.uid);
-            match self.registry.preempt(namespace, pod, uid, &message).await {
-                Ok(true) => self.recorder.preempted(namespace, pod, uid, &scheduler, &message),
+            match registry.preempt(namespace, pod, uid, message).await {
+                Ok(true) => recorder.preempted(namespace, pod, uid, scheduler, message),
                 Ok(false) => {}
-                Err(error) => failures.push(Failure { uid: victim.uid, message: error.to_string() }),
+                Err(error) => return Some(Failure { uid: victim.uid, message: error.to_string() }),
             }
-        }
+            None
+        };
+        let ends = stream::iter(victims).map(end).buffer_unordered(VICTIMS_AT_ONCE);
+        let failures = ends.filter_map(std::future::ready).collect().await;
         Ok(Response::new(PreemptResponse { failures }))
     }
 
