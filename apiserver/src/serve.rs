@@ -37,7 +37,7 @@ use crate::{
         stores::StoresApi,
     },
     space::{self, Members},
-    storage::{Storage, StoreError},
+    storage::{self, Storage, StoreError},
     tunnels::{
         Tunnels,
         relay::{Dialer, RelayApi},
@@ -233,7 +233,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, StartE
     let own = (tls, sessions.identity().address.as_str());
     let (storage, own_store) = open_store(&config, own, &tunnels, &metrics).await?;
     let members = match (&config.store, &own_store) {
-        (_, Some(store)) => Members::own(Remote::with(store.client().await?, "the store of this process")),
+        (_, Some(store)) => Members::own(Remote::with(store.client(None).await?, "the store of this process")),
         (StoreAt::Etcd(addresses), None) => Members::etcd(addresses),
         // There is a store of this process wherever it is embedded.
         (_, None) => Members::etcd(&[]),
@@ -319,8 +319,8 @@ async fn open_store(
             open_replica(replica, config, own, relays, metrics).await?
         }
     };
-    let client = store.client().await?;
-    Ok((Storage::from_client(&client, config.max_txn_ops), Some(store)))
+    let (client, follower) = (store.client(None).await?, store.client(Some(storage::following())).await?);
+    Ok((Storage::from_clients(&client, &follower, config.max_txn_ops), Some(store)))
 }
 
 /// Opens a store, and serves it to others where that is wanted.

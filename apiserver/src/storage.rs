@@ -1,7 +1,7 @@
 //! The only user of etcd-client: bytes under keys, with revisions.
 //!
 //! Everything above sees [`Item`]s, [`Guard`]s and [`Write`]s and knows nothing of etcd. Any endpoint that speaks etcd v3 will do;
-//! [`Storage::from_client`] is the seam for one that is not reached over TCP.
+//! [`Storage::from_clients`] is the seam for one that is not reached over TCP.
 
 use std::time::Duration;
 
@@ -160,6 +160,12 @@ pub struct Feed {
     stream: WatchStream,
 }
 
+/// What a client asks for that follows the store: its watch ends where there is no leader. A member that is cut off from the majority
+/// would otherwise be silent as if nothing happened. Reads and writes do not ask for it: they wait out the election of a leader.
+pub fn following() -> ConnectOptions {
+    ConnectOptions::new().with_require_leader(true)
+}
+
 /// The store. Cheap to clone; clones share the connection.
 #[derive(Clone)]
 pub struct Storage {
@@ -179,15 +185,18 @@ impl Storage {
             .with_connect_timeout(Duration::from_secs(2))
             .with_keep_alive(Duration::from_secs(5), Duration::from_secs(5))
             .with_keep_alive_while_idle(true);
-        let client = Client::connect(addresses, Some(options)).await;
-        let client = client.map_err(|error| read_error("connect", &error))?;
-        Ok(Storage::from_client(&client, max_ops))
+        let connect = async |options| {
+            let client = Client::connect(addresses, Some(options)).await;
+            client.map_err(|error| read_error("connect", &error))
+        };
+        let follower = connect(options.clone().with_require_leader(true)).await?;
+        Ok(Storage::from_clients(&connect(options).await?, &follower, max_ops))
     }
 
-    /// A store behind a client that exists already.
-    pub fn from_client(client: &Client, max_ops: usize) -> Storage {
+    /// A store behind clients that exist already: one reads and writes, the other, which [`following`] describes, watches.
+    pub fn from_clients(client: &Client, follower: &Client, max_ops: usize) -> Storage {
         let kv = client.kv_client().max_decoding_message_size(ANSWER_LIMIT_BYTES);
-        let watch = client.watch_client().max_decoding_message_size(ANSWER_LIMIT_BYTES);
+        let watch = follower.watch_client().max_decoding_message_size(ANSWER_LIMIT_BYTES);
         Storage { kv, watch, max_ops: max_ops.max(2) }
     }
 

@@ -15,6 +15,7 @@ use support::{create, eventually, free_port, get, list, pod, watch};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tonic::{Code, transport::Channel};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 struct Member {
     name: &'static str,
@@ -113,6 +114,21 @@ impl Servers {
                     }
                     Err(status) => panic!("create {name}: not to be tried again: {status}"),
                 }
+            }
+        })
+        .await;
+    }
+
+    /// Waits until a server's health is this: clients with several servers leave one that does not serve.
+    async fn says_of_itself(&self, place: usize, expected: ServingStatus) {
+        let url = format!("http://127.0.0.1:{}", self.members[place].api);
+        let client = HealthClient::new(Channel::from_shared(url).expect("an address").connect_lazy());
+        eventually(&format!("its health is {expected:?}"), || {
+            let mut client = client.clone();
+            async move {
+                let answer = client.check(HealthCheckRequest::default()).await.map_err(|status| status.to_string())?;
+                let status = answer.into_inner().status();
+                if status == expected { Ok(()) } else { Err(format!("{status:?}")) }
             }
         })
         .await;
@@ -222,4 +238,12 @@ async fn any_server_may_die_and_nothing_acknowledged_is_lost() {
         }
     }
     follower.abort();
+
+    // One that is alone knows it and says so, also when nothing happens that it could miss.
+    servers.says_of_itself(0, ServingStatus::Serving).await;
+    servers.kill(1);
+    servers.kill(2);
+    servers.says_of_itself(0, ServingStatus::NotServing).await;
+    servers.run(1);
+    servers.says_of_itself(0, ServingStatus::Serving).await;
 }

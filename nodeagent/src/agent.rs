@@ -103,6 +103,8 @@ pub struct Agent {
     pub strays_removed: AtomicBool,
     /// Steps that are being performed; closed at the end.
     steps: Semaphore,
+    /// Steps were performed since the machine was last measured.
+    has_worked: AtomicBool,
     /// The supervisor's binary.
     pub podshim: PathBuf,
     /// The infra container's binary.
@@ -180,6 +182,7 @@ impl Agent {
             metrics: Metrics::default(),
             strays_removed: AtomicBool::new(false),
             steps: Semaphore::new(MAX_STEPS),
+            has_worked: AtomicBool::new(false),
             podshim,
             pause,
             node_ip: Mutex::new(node_ip),
@@ -305,6 +308,9 @@ impl Agent {
             return;
         }
         self.send_changed_node_status();
+        if self.has_worked.swap(false, Ordering::Relaxed) {
+            tokio::task::spawn_blocking(crate::sys::give_memory_back);
+        }
     }
 
     /// Measures now. After a registration the status is another one: the network stands only once its range is known.
@@ -439,6 +445,7 @@ impl Agent {
 
     /// The right to perform a step; `None` when the agent ends.
     pub async fn step_permit(&self) -> Option<SemaphorePermit<'_>> {
+        self.has_worked.store(true, Ordering::Relaxed);
         self.steps.acquire().await.ok()
     }
 

@@ -300,12 +300,15 @@ impl Store {
     ///
     /// # Errors
     /// When the client cannot be made.
-    pub async fn client(&self) -> Result<etcd_client::Client, etcd_client::Error> {
+    pub async fn client(
+        &self,
+        wants: Option<etcd_client::ConnectOptions>,
+    ) -> Result<etcd_client::Client, etcd_client::Error> {
         let routes = self.face.routes().prepare();
         let routes =
             ServiceExt::<http::Request<tonic::body::Body>>::map_err(routes, |never: Infallible| match never {});
         let channel = etcd_client::Channel::Custom(BoxCloneSyncService::new(routes));
-        etcd_client::Client::from_channel(channel, None).await
+        etcd_client::Client::from_channel(channel, wants).await
     }
 
     /// The replica.

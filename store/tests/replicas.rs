@@ -188,7 +188,7 @@ async fn an_embedded_store_keeps_its_state() {
     for round in 0..3 {
         let config = minipod_store::service::Config::alone(root.path().join("data"));
         let store = minipod_store::service::Store::open(config).await.expect("open");
-        let mut client = store.client().await.expect("a client");
+        let mut client = store.client(None).await.expect("a client");
         let found = client.get("round", None).await.expect("get");
         let before = found.kvs().first().map(|kv| kv.value_str().expect("text").to_owned());
         assert_eq!(before, (round > 0).then(|| (round - 1).to_string()));
