@@ -70,7 +70,7 @@ pub fn run(name: &str, rest: &[&str]) -> Result<(), String> {
     run::step("build for release");
     if bench.packages.is_empty() {
         run::cargo(&["build", "--release", "--workspace", "--bins"])?;
-        images::build_all()?;
+        images::build_base()?;
     } else {
         let packages = bench.packages.iter().flat_map(|package| ["--package", package]);
         let arguments: Vec<&str> = ["build", "--release", "--bins"].into_iter().chain(packages).collect();

@@ -86,7 +86,7 @@ fn prepare(binaries: &[&str]) -> Result<(), String> {
     let mut build = vec!["build", "--bins"];
     build.extend(binaries.iter().flat_map(|name| ["--package", name]));
     run::cargo(&build)?;
-    images::build_all()
+    images::build_base()
 }
 
 fn suites(suites: &[Suite], filters: &[&str], bound: Duration) -> Result<(), String> {

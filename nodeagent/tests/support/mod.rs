@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod fake_api;
+pub mod registry;
 
 use std::fs;
 use std::future::Future;
