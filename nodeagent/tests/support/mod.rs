@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod fake_api;
+pub mod liar;
 pub mod registry;
 
 use std::fs;
