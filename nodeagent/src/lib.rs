@@ -38,6 +38,7 @@ pub mod probe;
 pub mod projection;
 pub mod record;
 pub mod recover;
+pub mod remove;
 pub mod report;
 pub mod seccomp;
 pub mod session;

@@ -273,7 +273,7 @@ pub fn remove_tree(dir: &Path) -> Result<(), VolumeError> {
     if let Some(mount) = mounts_below(dir)?.pop() {
         return Err(VolumeError::StillMounted(mount));
     }
-    match std::fs::remove_dir_all(dir) {
+    match crate::remove::tree(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", dir)(error)),
         _ => Ok(()),
     }

@@ -3,18 +3,15 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use minipod_nodeagent::image::pull::{Credentials, Progress, PullError, Puller, Registries};
-use minipod_nodeagent::image::{Digest, ImageRecord, ImageStore, StoreOptions};
+use minipod_nodeagent::image::{ImageRecord, ImageStore, StoreOptions};
 use minipod_proto::v1::{ObjectMeta, Secret, server_message::Message as ToAgent};
-use sha2::{Digest as _, Sha256};
+use support::liar::{Answer, INDEX, Liar, MANIFEST, config_of, digest, image, layer, manifest_of};
+use support::registry::Registry;
 use support::{Node, container, ended, on_a_node, pod, terminated};
 use tokio::sync::watch;
 
@@ -45,90 +42,6 @@ fn no_work_is_left(dir: &Path, store: &ImageStore) {
 }
 
 // --------------------------------------------------------------------------------------------- the real registry
-
-/// Debian's docker-registry on a free port.
-struct Registry {
-    child: Child,
-    host: String,
-    dir: tempfile::TempDir,
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        // An error means that it has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Registry {
-    fn start() -> Registry {
-        Registry::start_with(false)
-    }
-
-    /// One that opens to `user` with the password `word` alone.
-    fn closed() -> Registry {
-        Registry::start_with(true)
-    }
-
-    fn start_with(closed: bool) -> Registry {
-        let dir = tempfile::tempdir().expect("a directory");
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-        let host = format!("127.0.0.1:{port}");
-        let users = dir.path().join("users");
-        // bcrypt with the least rounds: the word is no secret.
-        let line = "user:$2b$04$RB6GR70.lKCxsw0GVH79D.hbnMDo3FMUfeRvVzW.Wi8rfyUZ85sWG\n";
-        std::fs::write(&users, line).expect("written");
-        let auth = format!("auth: {{htpasswd: {{realm: test, path: '{}'}}}}\n", users.display());
-        let more = if closed { auth.as_str() } else { "" };
-        let config = format!(
-            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '{host}'}}\n{more}",
-            dir.path().join("data").display()
-        );
-        let file = dir.path().join("config.yml");
-        std::fs::write(&file, config).expect("written");
-        let log = std::fs::File::create(dir.path().join("log")).expect("created");
-        let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(&file).stdin(Stdio::null());
-        command.stdout(log.try_clone().expect("cloned")).stderr(log);
-        let child = command.spawn().expect("docker-registry is installed (apt-get install docker-registry)");
-        let registry = Registry { child, host, dir };
-        let start = Instant::now();
-        while TcpStream::connect(&registry.host).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(20), "the registry does not come up");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        registry
-    }
-
-    fn push(&self, archive: &Path, name: &str) {
-        self.push_as(archive, name, &[]);
-    }
-
-    fn push_as(&self, archive: &Path, name: &str, flags: &[&str]) {
-        let target = format!("docker://{}/{name}", self.host);
-        let source = format!("oci-archive:{}", archive.display());
-        let output = Command::new("skopeo")
-            .args(["copy", "--dest-tls-verify=false"])
-            .args(flags)
-            .args([&source, &target])
-            .output();
-        let output = output.expect("skopeo is installed (apt-get install skopeo)");
-        assert!(output.status.success(), "skopeo: {}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    /// How often each blob was fetched.
-    fn fetches(&self) -> BTreeMap<String, usize> {
-        let log = std::fs::read_to_string(self.dir.path().join("log")).expect("readable");
-        let mut counts = BTreeMap::new();
-        for line in log.lines().filter(|line| line.contains("\"GET /v2/")) {
-            if let Some((_, rest)) = line.split_once("/blobs/") {
-                *counts.entry(rest.split(' ').next().unwrap_or_default().to_owned()).or_default() += 1;
-            }
-        }
-        counts
-    }
-}
 
 fn archive(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/images");
@@ -199,139 +112,13 @@ async fn a_mirror_is_asked_first_and_the_registry_when_it_fails() {
 
 // ------------------------------------------------------------------------------------------- registries that lie
 
-/// An HTTP server of a few lines with an answer per path.
-struct Liar {
-    host: String,
-    asked: Arc<AtomicUsize>,
-}
-
-#[derive(Clone)]
-enum Answer {
-    Is(&'static str, Vec<u8>),
-    /// Promises so many bytes and ends the connection after fewer.
-    Cut(Vec<u8>, usize),
-    /// Promises so many bytes and sends no more after some.
-    Hangs(Vec<u8>),
-    /// Only for that `Authorization`.
-    Secret(&'static str, Vec<u8>),
-}
-
-impl Liar {
-    fn start(answers: BTreeMap<String, Answer>) -> Liar {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let host = listener.local_addr().expect("bound").to_string();
-        let asked = Arc::new(AtomicUsize::new(0));
-        let count = asked.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (answers, count) = (answers.clone(), count.clone());
-                std::thread::spawn(move || answer(stream, &answers, &count));
-            }
-        });
-        Liar { host, asked }
-    }
-}
-
-/// One request on one connection. An error means that the client is gone.
-fn answer(mut stream: TcpStream, answers: &BTreeMap<String, Answer>, count: &AtomicUsize) -> Option<()> {
-    let mut request = Vec::new();
-    while !request.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).ok()?;
-        request.push(byte[0]);
-    }
-    count.fetch_add(1, Ordering::Relaxed);
-    let request = String::from_utf8_lossy(&request).into_owned();
-    let path = request.split(' ').nth(1)?;
-    let authorization = request.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("authorization").then(|| value.trim().to_owned())
-    });
-    let head = |status: &str, kind: &str, length: usize| {
-        format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")
-    };
-    match answers.get(path) {
-        Some(Answer::Is(kind, body)) => stream.write_all(head("200 OK", kind, body.len()).as_bytes()).ok()?,
-        Some(Answer::Cut(body, promised)) => stream.write_all(head("200 OK", "x/y", *promised).as_bytes()).and_then(|()| stream.write_all(body)).ok()?,
-        Some(Answer::Hangs(body)) => {
-            stream.write_all(head("200 OK", "x/y", body.len()).as_bytes()).ok()?;
-            stream.write_all(&body[..body.len() / 2]).ok()?;
-            std::thread::sleep(Duration::from_secs(20));
-        }
-        Some(Answer::Secret(wanted, body)) if authorization.as_deref() == Some(wanted) => {
-            stream.write_all(head("200 OK", MANIFEST, body.len()).as_bytes()).and_then(|()| stream.write_all(body)).ok()?;
-        }
-        Some(Answer::Secret(..)) => stream
-            .write_all(b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-            .ok()?,
-        None if path == "/v2/" => {
-            let secret = answers.values().any(|answer| matches!(answer, Answer::Secret(..)));
-            let text = if secret { "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned() } else { head("200 OK", "application/json", 0) };
-            stream.write_all(text.as_bytes()).ok()?;
-        }
-        None => stream.write_all(head("404 Not Found", "application/json", 0).as_bytes()).ok()?,
-    }
-    if let Some(Answer::Is(_, body)) = answers.get(path) {
-        stream.write_all(body).ok()?;
-    }
-    Some(())
-}
-
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-
-fn digest(bytes: &[u8]) -> Digest {
-    Digest::from_hash(&Sha256::digest(bytes))
-}
-
-/// A tar with one file.
-fn layer(content: &[u8]) -> Vec<u8> {
-    let mut tar = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_gnu();
-    header.set_size(content.len() as u64);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_cksum();
-    tar.append_data(&mut header, "file", content).expect("in memory");
-    tar.into_inner().expect("in memory")
-}
-
-/// A small image: the answers for its manifest, config and layer, and the manifest itself.
-fn image(content: &[u8]) -> (BTreeMap<String, Answer>, Vec<u8>, Vec<u8>) {
-    let layer = layer(content);
-    let arch = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
-    let config = format!(
-        r#"{{"architecture":"{arch}","os":"linux","config":{{"Cmd":["x"]}},"rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#,
-        digest(&layer)
-    )
-    .into_bytes();
-    let manifest = format!(
-        r#"{{"schemaVersion":2,"mediaType":"{MANIFEST}","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{}","size":{}}},"layers":[{{"mediaType":"{LAYER}","digest":"{}","size":{}}}]}}"#,
-        digest(&config),
-        config.len(),
-        digest(&layer),
-        layer.len()
-    )
-    .into_bytes();
-    let answers = BTreeMap::from([
-        ("/v2/a/b/manifests/1".to_owned(), Answer::Is(MANIFEST, manifest.clone())),
-        (format!("/v2/a/b/manifests/{}", digest(&manifest)), Answer::Is(MANIFEST, manifest.clone())),
-        (format!("/v2/a/b/blobs/{}", digest(&config)), Answer::Is("x/y", config)),
-        (format!("/v2/a/b/blobs/{}", digest(&layer)), Answer::Is("x/y", layer.clone())),
-    ]);
-    (answers, manifest, layer)
-}
-
 async fn pull_from(answers: BTreeMap<String, Answer>, reference: &str) -> (Result<ImageRecord, PullError>, usize) {
     let liar = Liar::start(answers);
     let dir = tempfile::tempdir().expect("a directory");
     let (store, puller) = puller(dir.path(), &liar.host);
     let outcome = pull(&puller, &reference.replace("HOST", &liar.host)).await;
     no_work_is_left(dir.path(), &store);
-    (outcome, liar.asked.load(Ordering::Relaxed))
+    (outcome, liar.asked())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -344,7 +131,7 @@ async fn what_a_registry_gets_wrong_is_told_and_leaves_nothing() {
     let other = layer(b"other");
     let longer = [layer_bytes.clone(), vec![0; 512]].concat();
     let lies = [
-        ("other content", Answer::Is("x/y", other), "igest"),
+        ("other content", Answer::Is("x/y", other), "but the content is"),
         ("more than promised", Answer::Is("x/y", longer), "longer"),
         ("cut short", Answer::Cut(layer_bytes[..100].to_vec(), layer_bytes.len()), "fetch sha256"),
         ("hangs", Answer::Hangs(layer_bytes.clone()), "fetch sha256"),
@@ -364,7 +151,7 @@ async fn what_a_registry_gets_wrong_is_told_and_leaves_nothing() {
     answers.insert(format!("/v2/a/b/manifests/{}", digest(&manifest)), Answer::Is(MANIFEST, other_manifest));
     let (outcome, _) = pull_from(answers, &pinned).await;
     let text = minipod_nodeagent::report::chain(&outcome.expect_err("not what was pinned"));
-    assert!(text.contains("igest"), "{text}");
+    assert!(text.contains("but the content is"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -395,7 +182,10 @@ async fn an_index_gives_this_machines_image_and_its_own_digest() {
 async fn credentials_open_what_is_closed_without_them() {
     let (mut answers, manifest, _) = image(b"secret");
     // dXNlcjp3b3Jk is user:word.
-    answers.insert("/v2/a/b/manifests/1".to_owned(), Answer::Secret("Basic dXNlcjp3b3Jk", manifest));
+    answers.insert(
+        "/v2/a/b/manifests/1".to_owned(),
+        Answer::Secret("Basic dXNlcjp3b3Jk".into(), "Basic realm=\"x\"".into(), manifest),
+    );
     let liar = Liar::start(answers);
     let dir = tempfile::tempdir().expect("a directory");
     let (_, puller) = puller(dir.path(), &liar.host);
@@ -461,4 +251,116 @@ fn a_pod_brings_its_own_credentials() {
             node.wait_gone(uid).await;
         }
     });
+}
+
+// ------------------------------------------------------------------------------------- registries that mean harm
+
+/// The most memory that this process has had, in bytes.
+fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("readable");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel says it");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_a_registry_does_goes_on_for_ever() {
+    let (good, manifest, layer_bytes) = image(b"hello");
+    let config = config_of(&[&layer_bytes], "");
+    let at = |kind: &str, digest: &dyn std::fmt::Display| format!("/v2/a/b/{kind}/{digest}");
+    let (tag, layer_at) = ("/v2/a/b/manifests/1".to_owned(), at("blobs", &digest(&layer_bytes)));
+    let bearer = || Answer::Wants("Bearer realm=\"http://HOST/token\",service=\"x\"".to_owned());
+    let with = |sizes: (u64, u64), count: usize| {
+        Answer::Is(MANIFEST, manifest_of(&config, sizes.0, &vec![(digest(&layer_bytes), sizes.1); count]))
+    };
+    let small = (config.len() as u64, layer_bytes.len() as u64);
+    let token = ("/token".to_owned(), Answer::Is("application/json", br#"{"token": "x"}"#.to_vec()));
+    // What it does where, what is said of it, and how many requests that takes at most.
+    let cases: Vec<(&str, Vec<(String, Answer)>, &str, usize)> = vec![
+        ("endless manifest", vec![(tag.clone(), Answer::Endless("200 OK"))], "more than 4194304 bytes", 1),
+        ("dripping manifest", vec![(tag.clone(), Answer::Drips(manifest.clone()))], "not complete after 4 s", 1),
+        ("endless error", vec![(tag.clone(), Answer::Endless("500 Oops"))], "answers 500", 1),
+        ("endless config", vec![(at("blobs", &digest(&config)), Answer::Endless("200 OK"))], "longer", 2),
+        ("endless layer", vec![(layer_at.clone(), Answer::Endless("200 OK"))], "longer", 3),
+        ("dripping layer", vec![(layer_at.clone(), Answer::Drips(layer_bytes.clone()))], "not complete after 4 s", 3),
+        ("a config of any size", vec![(tag.clone(), with((u64::MAX, small.1), 1))], "limit of 4194304", 1),
+        ("a layer of any size", vec![(tag.clone(), with((small.0, u64::MAX), 2))], "layers of 1844674407370955", 2),
+        ("any number of layers", vec![(tag.clone(), with(small, 5000))], "limit of 128 layers", 2),
+        ("never enough tokens", vec![(tag.clone(), bearer()), token], "credentials", 3),
+        (
+            "an endless token",
+            vec![(tag.clone(), bearer()), ("/token".to_owned(), Answer::Endless("200 OK"))],
+            "more than 1048576 bytes",
+            2,
+        ),
+        ("no token", vec![(tag.clone(), bearer())], "credentials", 2),
+        ("a ring", vec![(tag.clone(), Answer::SendsTo("http://HOST/v2/a/b/manifests/1".into()))], "too often", 11),
+        ("nowhere", vec![(tag.clone(), Answer::SendsTo("http://[".into()))], "no URL", 1),
+    ];
+    let before = peak_bytes();
+    for (what, lies, says, most) in cases {
+        let began = Instant::now();
+        let (outcome, asked) = pull_from(good.clone().into_iter().chain(lies).collect(), "HOST/a/b:1").await;
+        let text = minipod_nodeagent::report::chain(&outcome.expect_err(what));
+        assert!(text.contains(says), "{what}: {text}");
+        assert!(asked <= most, "{what}: {asked} requests");
+        assert!(began.elapsed() < Duration::from_secs(15), "{what}: {:?}", began.elapsed());
+    }
+    let grown = peak_bytes().saturating_sub(before);
+    assert!(grown < 256 << 20, "{grown} bytes for answers of which none may take more than 4 MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_sends_nobody_to_what_only_this_machine_can_reach() {
+    let (good, _, layer_bytes) = image(b"hello");
+    let layer_at = format!("/v2/a/b/blobs/{}", digest(&layer_bytes));
+    let victim = Liar::start([("/secret".to_owned(), Answer::Is("x/y", layer_bytes.clone()))].into());
+    let port = victim.host.split_once(':').expect("with a port").1.to_owned();
+    for place in ["http://127.0.0.1", "https://127.0.0.1", "http://localhost", "https://localhost", "https://[::1]"] {
+        let place = format!("{place}:{port}/secret");
+        let wants = Answer::Wants(format!("Bearer realm=\"{place}\""));
+        for (at, lie) in [(layer_at.clone(), Answer::SendsTo(place.clone())), ("/v2/a/b/manifests/1".to_owned(), wants)]
+        {
+            let (outcome, _) = pull_from(good.clone().into_iter().chain([(at, lie)]).collect(), "HOST/a/b:1").await;
+            let text = minipod_nodeagent::report::chain(&outcome.expect_err(&place));
+            assert!(text.contains("sends us on to") || text.contains("this machine itself"), "{place}: {text}");
+        }
+    }
+    assert_eq!(victim.asked(), 0, "somebody was there");
+
+    // Where the operator says that a registry is there, it is one like any other.
+    let liar = Liar::start(
+        good.into_iter().chain([(layer_at, Answer::SendsTo(format!("http://{}/secret", victim.host)))]).collect(),
+    );
+    let dir = tempfile::tempdir().expect("a directory");
+    let plain_http = vec![liar.host.clone(), victim.host.clone()];
+    let puller = Puller::new(store(dir.path()), Registries { plain_http, ..Registries::default() });
+    pull(&puller, &format!("{}/a/b:1", liar.host)).await.expect("it is where it was sent to");
+    assert_eq!(victim.asked(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_takes_its_time_holds_up_no_other() {
+    let (good, _, layer_bytes) = image(b"hello");
+    let mut slow = good.clone();
+    slow.insert(format!("/v2/a/b/blobs/{}", digest(&layer_bytes)), Answer::Hangs(layer_bytes));
+    let (slow, honest) = (Liar::start(slow), Liar::start(good));
+    let dir = tempfile::tempdir().expect("a directory");
+    let plain_http = vec![slow.host.clone(), honest.host.clone()];
+    let patience = Duration::from_secs(60);
+    let puller = Arc::new(Puller::new(store(dir.path()), Registries { plain_http, patience, ..Registries::default() }));
+    let stuck = tokio::spawn({
+        let (puller, reference) = (puller.clone(), format!("{}/a/b:1", slow.host));
+        async move { pull(&puller, &reference).await.map(drop) }
+    });
+    // Manifest, config and the layer that never comes.
+    let began = Instant::now();
+    while slow.asked() < 3 {
+        assert!(began.elapsed() < Duration::from_secs(20) && !stuck.is_finished(), "it does not get to the layer");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let reference = format!("{}/a/b:1", honest.host);
+    let pulled = tokio::time::timeout(Duration::from_secs(20), pull(&puller, &reference)).await;
+    pulled.expect("it does not wait for the other").expect("the layer is here, from whom it was asked of");
+    assert!(!stuck.is_finished());
+    stuck.abort();
 }

@@ -28,12 +28,18 @@ pub fn bin_dir() -> PathBuf {
 /// # Panics
 /// When they are not there.
 pub fn images() -> Vec<PathBuf> {
+    ["busybox", "toolbox"].map(image).into()
+}
+
+/// One of the archives that `cargo xtask images` makes.
+///
+/// # Panics
+/// When it is not there.
+pub fn image(name: &str) -> PathBuf {
     let dir = std::env::var_os("MINIPOD_IMAGES").map_or_else(|| root().join("target/images"), PathBuf::from);
-    let archives = ["busybox", "toolbox"].map(|name| dir.join(format!("{name}.oci.tar")));
-    for archive in &archives {
-        assert!(archive.is_file(), "{} is missing: run `cargo xtask images`", archive.display());
-    }
-    archives.into()
+    let archive = dir.join(format!("{name}.oci.tar"));
+    assert!(archive.is_file(), "{} is missing: run `cargo xtask images`", archive.display());
+    archive
 }
 
 fn root() -> PathBuf {
@@ -169,6 +175,15 @@ impl Cluster {
     /// # Panics
     /// When something stays.
     pub async fn delete_completely(&self, name: &str) {
+        let pod = self.delete(name).await;
+        self.leaves_nothing(&pod).await;
+    }
+
+    /// Deletes a pod in good order and waits until its object is gone; answers what it was.
+    ///
+    /// # Panics
+    /// When it stays.
+    pub async fn delete(&self, name: &str) -> Pod {
         let pod = self.pod(name).await.unwrap_or_else(|error| panic!("read {name}: {error}"));
         let deleted = self.client().delete::<Pod>("default", name, &DeleteOptions::default()).await;
         deleted.unwrap_or_else(|error| panic!("delete {name}: {error}"));
@@ -180,9 +195,17 @@ impl Cluster {
             }
         })
         .await;
+        pod
+    }
+
+    /// Waits until nothing of a pod is left on this machine.
+    ///
+    /// # Panics
+    /// When something stays.
+    pub async fn leaves_nothing(&self, pod: &Pod) {
         let names = self.local.names().expect("the cluster is up");
         let (run, data) = (names.run(), names.data());
-        wait::until(&format!("pod {name} to leave nothing"), || async {
+        wait::until(&format!("pod {} to leave nothing", pod.name()), || async {
             let left = crate::kernel::remains(pod.uid(), &[&run, &data]);
             if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
         })

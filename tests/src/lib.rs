@@ -5,6 +5,7 @@
 //! - [`podman`] is the peer of the benchmarks.
 //! - [`cluster`] is a cluster of the real binaries on this machine, and shorthands for what tests do with one.
 //! - [`hollow`] has nodes without a machine, for tests of the control plane; [`plane`] is the control plane without nodes.
+//! - [`registry`] is a registry of images, the same that the node agent's own tests have.
 //! - [`e2e`] is the benchmark `schedule-e2e`, [`hands`] the benchmark `access`.
 #![forbid(unsafe_code)]
 
@@ -15,4 +16,6 @@ pub mod hollow;
 pub mod kernel;
 pub mod plane;
 pub mod podman;
+#[path = "../../nodeagent/tests/support/registry.rs"]
+pub mod registry;
 pub mod wait;

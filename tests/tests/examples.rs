@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use minipod_proto::Resource;
-use minipod_proto::v1::{ContainerStatus, Pod};
-use minipod_tests::cluster::{Cluster, example, pod, text};
+use minictl::local::{NodeOptions, Options};
+use minipod_proto::v1::{ContainerStatus, Object, Pod};
+use minipod_proto::{Resource, manifest};
+use minipod_tests::cluster::{Cluster, bin_dir, example, image, pod, text};
+use minipod_tests::registry::{Registry, free_port};
 use minipod_tests::{kernel, wait};
 
 /// The two machines of the examples: the app and its collector (1.5Gi) fit on node-b alone.
@@ -15,6 +17,11 @@ fn status<'a>(pod: &'a Pod, container: &str) -> &'a ContainerStatus {
     let statuses = pod.status().container_statuses.iter().chain(&pod.status().init_container_statuses);
     let mut found = statuses.filter(|status| status.name == container);
     found.next().unwrap_or_else(|| panic!("no status of {container} in {:#?}", pod.status()))
+}
+
+fn kill(process: &kernel::Process) {
+    let killed = std::process::Command::new("kill").args(["-9", &process.pid.to_string()]).status();
+    assert!(killed.expect("kill is there").success(), "{process:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -35,8 +42,7 @@ async fn helloworld_four_containers_work_together_and_only_the_killed_one_restar
     let nets: Vec<u64> = before.values().map(|process| process.namespaces["net"]).collect();
     assert!(nets.windows(2).all(|pair| pair[0] == pair[1]), "one network namespace: {before:#?}");
 
-    let killed = std::process::Command::new("kill").args(["-9", &before["main"].pid.to_string()]).status();
-    assert!(killed.expect("kill is there").success());
+    kill(&before["main"]);
     let again = wait::until("main to start again", || async {
         let pod = cluster.pod("helloworld").await?;
         let main = status(&pod, "main");
@@ -257,5 +263,89 @@ async fn an_adapter_gives_an_app_the_face_that_monitoring_expects() {
     // It is the app's present state, not a copy of the first.
     scrape(first + 3).await;
     cluster.delete_completely("adapter").await;
+    cluster.local.stop().expect("taken down");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_war_comes_from_its_own_image_and_tomcat_serves_it() {
+    let registry_port = Some(free_port());
+    let nodes = NODES.map(|(name, memory)| NodeOptions::with_memory(name, memory)).into();
+    let cluster = Cluster::start_with(Options { registry_port, ..Options::new(bin_dir(), nodes) }).await;
+    let gateway = cluster.local.names().expect("the cluster is up").gateway();
+    let registry = Registry::at((gateway, registry_port.expect("chosen above")).into());
+    for name in ["sample", "tomcat"] {
+        // As they are: to compress some hundred megabytes for one pull would take longer than the pull.
+        registry.push_as(&image(name), name, &["--preserve-digests"]);
+    }
+
+    cluster.create(pod(&example("tomcat-war.yaml"))).await;
+    let served = cluster.until_phase("tomcat-war", "Running").await;
+    assert!(registry.fetches().len() >= 4, "configs and layers were pulled: {:?}", registry.fetches());
+    cluster.create(filler("visitor", "64Mi", served.node_name().expect("it is bound"))).await;
+    cluster.until_phase("visitor", "Running").await;
+    let ask = async |path: &str| {
+        let url = format!("http://{}:8080{path}", served.status().pod_ip);
+        cluster.exec("visitor", "sleep", &["wget", "-q", "-O", "-", &url]).await
+    };
+    assert_eq!(ask("/sample/").await.as_deref(), Ok("hello from a war that an init container brought\n"));
+    for absent in ["/sample/WEB-INF/web.xml", "/"] {
+        let refused = ask(absent).await.expect_err("Tomcat has nothing else to serve");
+        assert!(refused.contains("404"), "{absent}: {refused}");
+    }
+    cluster.delete_completely("visitor").await;
+    cluster.delete_completely("tomcat-war").await;
+    cluster.local.stop().expect("taken down");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_ships_every_line_once_whoever_is_killed_on_the_way() {
+    let cluster = Cluster::start(&NODES).await;
+    let objects = manifest::parse(&example("log-shipping.yaml")).expect("a good manifest");
+    let [sink, app]: [Object; 2] = objects.try_into().expect("sink and app");
+    let [sink, app] = [sink, app].map(|object| Pod::try_from(object).expect("pods"));
+    // Nobody has said where the sink is: the app works, and the collector waits.
+    let app = cluster.create(app).await;
+    cluster.until_phase("log-shipping", "Running").await;
+    let sink = cluster.create(sink).await;
+    let address = cluster.until_phase("log-sink", "Running").await.status().pod_ip.clone();
+    let place = format!(
+        "{{apiVersion: v1, kind: ConfigMap, metadata: {{name: log-sink}}, data: {{address: '{address}:9000'}}}}"
+    );
+    let [place]: [Object; 1] = manifest::parse(&place).expect("a good manifest").try_into().expect("one object");
+    cluster.client().create_object(place, false).await.expect("the config map is created");
+
+    let shipped = async || cluster.exec("log-sink", "sink", &["cat", &format!("/sink/{}", app.uid())]).await;
+    let until_more = async |than: usize| {
+        wait::until(&format!("more than {than} lines in the sink"), || async {
+            let lines = shipped().await?.lines().count();
+            if lines > than { Ok(lines) } else { Err(format!("{lines} lines")) }
+        })
+        .await
+    };
+    let mut lines = until_more(5).await;
+    for (pod, container) in [(&app, "collector"), (&app, "app"), (&sink, "sink")] {
+        let running = kernel::containers(pod.uid());
+        let before = running.get(container).unwrap_or_else(|| panic!("{container} runs: {running:#?}"));
+        kill(before);
+        wait::until(&format!("{container} to run again"), || async {
+            let running = kernel::containers(pod.uid());
+            let again = running.get(container).is_some_and(|process| process.pid != before.pid);
+            if again { Ok(()) } else { Err(format!("{running:#?}")) }
+        })
+        .await;
+        lines = until_more(lines + 5).await;
+    }
+
+    // In good order: the collector outlives the app and ships its last words.
+    cluster.delete("log-shipping").await;
+    let text = shipped().await.expect("the sink keeps what it has");
+    let mut lines: Vec<&str> = text.lines().collect();
+    let last = lines.pop();
+    let all: Vec<String> = (1..=lines.len()).map(|number| format!("app: line {number}")).collect();
+    assert_eq!(lines, all, "every line once, and in order");
+    assert_eq!(last, Some(format!("app: ended after line {}", all.len()).as_str()));
+    // Only now: the log that the sink kept was called by the pod's uid.
+    cluster.delete_completely("log-sink").await;
+    cluster.leaves_nothing(&app).await;
     cluster.local.stop().expect("taken down");
 }

@@ -53,7 +53,7 @@ pub fn run(name: &str, rest: &[&str]) -> Result<(), String> {
     // All of them, whatever is measured: with fewer packages cargo would choose other features and build the dependencies again.
     run::cargo(&["build", "--release", "--workspace", "--bins"])?;
     if bench.images {
-        images::build_all()?;
+        images::build_base()?;
     }
     run::step(&format!("measure {name}"));
     let mut command = Command::new(run::release_dir().join(bench.binary));

@@ -78,7 +78,7 @@ impl Cluster {
     fn up(&self) -> Result<(), String> {
         run::step("build the binaries");
         run::cargo(&["build", "--workspace", "--bins"])?;
-        images::build_all()?;
+        images::build_base()?;
         build_images()?;
         make_certificates()?;
         run::step(&format!("start the cluster, store: {:?}", self.store));

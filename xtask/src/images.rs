@@ -2,10 +2,13 @@
 //!
 //! - `minipod.local/busybox`: Debian's static busybox with its applets.
 //! - `minipod.local/toolbox`: a second layer on it with OpenBSD's nc (unix sockets) and the libraries that it needs.
+//! - `minipod.local/tomcat` and `minipod.local/sample`, for one example: see [`tomcat`].
 //!
 //! The archives are OCI layouts, byte for byte the same for the same packages.
 
-use crate::run;
+mod tomcat;
+
+use crate::{run, setup};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -16,11 +19,21 @@ pub fn dir() -> PathBuf {
     run::target().join("images")
 }
 
-/// Builds every image, unless the archives are newer than the programs that go into them.
+/// Builds every image that is not there yet.
+///
+/// # Errors
+/// When a program or a package is missing or the disk refuses.
+pub fn build_all() -> Result<(), String> {
+    build_base()?;
+    setup::install(setup::TOMCAT)?;
+    tomcat::build()
+}
+
+/// Builds the two images that all examples but one need, unless the archives are newer than the programs that go into them.
 ///
 /// # Errors
 /// When a program is missing or the disk refuses.
-pub fn build_all() -> Result<(), String> {
+pub fn build_base() -> Result<(), String> {
     let busybox = program("busybox")?;
     let nc = program("nc.openbsd")?;
     let archives = [dir().join("busybox.oci.tar"), dir().join("toolbox.oci.tar")];
@@ -42,9 +55,12 @@ fn build_in(work: &Path, busybox: &Path, nc: &Path, archives: &[PathBuf; 2]) -> 
     toolbox_rootfs(&tools, nc)?;
     let base = Layer::pack(&base, &work.join("busybox.tar"))?;
     let tools = Layer::pack(&tools, &work.join("toolbox.tar"))?;
-    archive("minipod.local/busybox:latest", &[&base], &work.join("busybox-layout"), &archives[0])?;
-    archive("minipod.local/toolbox:latest", &[&base, &tools], &work.join("toolbox-layout"), &archives[1])
+    archive("minipod.local/busybox:latest", &[&base], SHELL, &work.join("busybox-layout"), &archives[0])?;
+    archive("minipod.local/toolbox:latest", &[&base, &tools], SHELL, &work.join("toolbox-layout"), &archives[1])
 }
+
+/// What an image runs that says nothing else.
+const SHELL: &str = r#""Cmd":["sh"]"#;
 
 fn busybox_rootfs(root: &Path, busybox: &Path) -> Result<(), String> {
     for dir in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var"] {
@@ -110,7 +126,8 @@ impl Layer {
     }
 }
 
-fn archive(name: &str, layers: &[&Layer], layout: &Path, to: &Path) -> Result<(), String> {
+/// Writes an image's archive; `process` are the fields of its config, beside the environment, that say what it runs.
+fn archive(name: &str, layers: &[&Layer], process: &str, layout: &Path, to: &Path) -> Result<(), String> {
     let blobs = layout.join("blobs/sha256");
     make_dir(&blobs)?;
     for layer in layers {
@@ -118,7 +135,7 @@ fn archive(name: &str, layers: &[&Layer], layout: &Path, to: &Path) -> Result<()
     }
     let diff_ids: Vec<String> = layers.iter().map(|l| format!("\"sha256:{}\"", l.digest)).collect();
     let config = format!(
-        r#"{{"architecture":"{}","os":"linux","config":{{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],"Cmd":["sh"]}},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
+        r#"{{"architecture":"{}","os":"linux","config":{{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],{process}}},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
         oci_arch(),
         diff_ids.join(",")
     );

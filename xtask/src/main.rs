@@ -18,7 +18,7 @@ usage: cargo xtask COMMAND
   test [FILTER]           everything CI runs; with FILTER only the tests whose names contain it
   vm-test [FILTER...]     the node's tests as root in a virtual machine that has cgroup version 2 alone (--quick: CI's selection)
   setup                   install the Debian packages that are missing
-  images                  build target/images/*.oci.tar from Debian's packages
+  images                  build target/images/*.oci.tar from Debian's packages, those of the example tomcat-war too
   bench NAME              run a benchmark on release binaries; without a right NAME it says which there are
   compose up|test [--store embedded|etcd]   the cluster of deploy/compose.yaml, in containers
   compose down            takes it down, whichever store it has
@@ -70,7 +70,7 @@ pub(crate) fn demo(flags: &[&str]) -> Result<(), String> {
     setup::install(setup::BASE)?;
     run::step("build the binaries");
     run::cargo(&["build", "--workspace", "--bins"])?;
-    images::build_all()?;
+    images::build_base()?;
     let root = run::root();
     let mut demo = std::process::Command::new(run::bin_dir().join("minictl"));
     demo.arg("demo").args(flags);

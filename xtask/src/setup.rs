@@ -29,6 +29,16 @@ pub const BASE: &[Need] = &[
     need("nftables", "nft", "the nodes' packet rules"),
 ];
 
+/// Needed to make the images of the example tomcat-war.
+pub const TOMCAT: &[Need] =
+    &[need("zip", "zip", "packs the example's war"), need("dpkg", "dpkg-deb", "unpacks the packages of Tomcat")];
+
+/// What is in the image `minipod.local/tomcat`, beside a Java runtime: fetched and unpacked there, never installed here.
+pub const TOMCAT_CONTENT: &[&str] = &["tomcat10", "tomcat10-common", "libtomcat10-java"];
+
+/// Depends on this Debian's own Java runtime.
+const JAVA: &str = "default-jre-headless";
+
 /// Needed to compare with podman.
 pub const PODMAN: &[Need] = &[
     need("podman", "podman", "the benchmarks compare with it"),
@@ -83,6 +93,39 @@ pub fn install(needs: &[Need]) -> Result<(), String> {
         None => Ok(()),
         Some(n) => Err(format!("{} is installed, but {} is not there", n.package, n.proof)),
     }
+}
+
+/// Fetches packages into a directory without installing them.
+///
+/// # Errors
+/// When there is no such package, or no package archive in reach.
+pub fn fetch(packages: &[&str], into: &Path) -> Result<(), String> {
+    let mut download = Command::new("apt-get");
+    // As root apt would fetch as a user who may not write here, and warn.
+    download.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]).args(packages).current_dir(into);
+    with_lists(|| run::output(&mut download).map(|_| ()))
+}
+
+/// The package with this Debian's Java runtime.
+///
+/// # Errors
+/// When no package archive is in reach.
+pub fn java_package() -> Result<String, String> {
+    with_lists(|| {
+        let listed = run::output(Command::new("apt-cache").args(["depends", "--important", JAVA]))?;
+        let runtime = |word: &&str| word.starts_with("openjdk-") && word.ends_with("-jre-headless");
+        let found = listed.split_whitespace().find(runtime).map(str::to_owned);
+        found.ok_or_else(|| format!("{JAVA} depends on no openjdk-*-jre-headless:\n{listed}"))
+    })
+}
+
+/// Does what needs apt's lists of packages; once more with new ones, because a fresh machine has none and old ones name
+/// packages that are gone.
+fn with_lists<T>(mut work: impl FnMut() -> Result<T, String>) -> Result<T, String> {
+    work().or_else(|_| {
+        apt(&["update"]).map_err(|e| format!("{e}\nthe package archive cannot be reached"))?;
+        work()
+    })
 }
 
 fn apt(args: &[&str]) -> Result<(), String> {

@@ -88,7 +88,7 @@ fn suites(suites: &[Suite], filters: &[&str], bound: Duration) -> Result<(), Str
     setup::install(setup::BASE)?;
     setup::install(setup::MACHINE)?;
     run::cargo(&["build", "--workspace", "--bins"])?;
-    images::build_all()?;
+    images::build_base()?;
     let built = programs::build()?;
     let programs =
         suites.iter().map(|suite| Ok((suite, executable(suite, &built)?))).collect::<Result<Vec<_>, String>>()?;

@@ -80,6 +80,9 @@ pub struct Options {
     pub store: Store,
     /// More flags of every API server.
     pub apiserver_flags: Vec<String>,
+    /// The port of a registry on this machine's address among the nodes, which they ask, without TLS, for the images of
+    /// `minipod.local` that they have not. It need not be up before one is needed.
+    pub registry_port: Option<u16>,
 }
 
 impl Options {
@@ -93,6 +96,7 @@ impl Options {
             schedulers: 1,
             store: Store::default(),
             apiserver_flags: Vec::new(),
+            registry_port: None,
         }
     }
 }
@@ -186,6 +190,11 @@ impl LocalCluster {
         ];
         if !node.allocatable.is_empty() {
             arguments.push(format!("--allocatable={}", node.allocatable));
+        }
+        if let Some(port) = self.options.registry_port {
+            let registry = format!("{}:{port}", slot.gateway());
+            arguments.push(format!("--registry-http={registry}"));
+            arguments.push(format!("--registry-mirror=minipod.local={registry}"));
         }
         arguments.extend(node.flags.iter().cloned());
         self.spawn(&node.name, "minipod-nodeagent", &arguments, Some(index))

@@ -11,6 +11,7 @@ pub mod gc;
 pub mod pull;
 mod record;
 mod reference;
+mod registry;
 pub mod secrets;
 mod store;
 mod tarball;
@@ -18,6 +19,8 @@ mod tree;
 mod unpack;
 mod user;
 
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 mod tests;
 

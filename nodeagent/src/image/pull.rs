@@ -5,35 +5,29 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
-use oci_client::Client;
-use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
-use oci_client::manifest::{
-    IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
-    OciDescriptor,
-};
-use oci_client::secrets::RegistryAuth;
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{OnceCell, watch};
 
 use super::archive::{self, Descriptor, Pointed};
+use super::registry::{Clients, Registry, RegistryError};
 use super::{Digest, ImageError, ImageRecord, ImageStore, LoadOptions, Reference};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A registry that sends nothing for so long hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Layers of one image that are fetched at a time, as in the field.
 const LAYERS_AT_A_TIME: usize = 3;
 const MAX_INDEX_DEPTH: usize = 3;
-const MANIFESTS: [&str; 4] =
-    [OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE];
+/// A registry that sends a blob slower than this on the whole is not waited for: it could send a byte now and then for years.
+const SLOWEST_BYTES_PER_S: u64 = 16 << 10;
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// Name and password for a registry.
 #[derive(Clone, PartialEq, Eq)]
@@ -144,7 +138,7 @@ pub enum PullError {
         /// Which image.
         image: String,
     },
-    /// The registry cannot be reached, or broke off.
+    /// The registry cannot be reached, broke off, or did what a registry must not do.
     #[error("registry {registry}: {operation}")]
     Registry {
         /// Which registry.
@@ -153,19 +147,11 @@ pub enum PullError {
         operation: String,
         /// What came back.
         #[source]
-        source: Box<OciDistributionError>,
+        source: RegistryError,
     },
-    /// A blob ended early or could not be kept.
-    #[error("registry {registry}: fetch {digest}")]
-    Blob {
-        /// Which registry.
-        registry: String,
-        /// Which blob.
-        digest: Digest,
-        /// What happened.
-        #[source]
-        source: std::io::Error,
-    },
+    /// There is no HTTP here.
+    #[error("set up HTTP: {0}")]
+    Http(String),
     /// What came is not what was promised.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -187,8 +173,10 @@ impl PullError {
 pub struct Puller {
     store: Arc<ImageStore>,
     registries: Registries,
-    /// Blobs on their way, by digest; each removes its file with its last user.
-    blobs: Mutex<HashMap<Digest, Weak<Blob>>>,
+    clients: OnceLock<Result<Arc<Clients>, String>>,
+    /// Blobs on their way, by registry and digest; each removes its file with its last user. Not by digest alone: whoever asks an
+    /// honest registry must not wait for another one that takes its time.
+    blobs: Mutex<HashMap<(String, Digest), Weak<Blob>>>,
 }
 
 /// A blob on its way or here.
@@ -214,12 +202,11 @@ impl Drop for Blob {
 
 /// One registry to ask, and how.
 struct Source<'a> {
-    client: Client,
-    /// With the mirror's host in place of the registry's.
-    reference: oci_client::Reference,
-    auth: RegistryAuth,
+    /// A mirror in place of the image's registry, perhaps.
+    client: Registry,
     registry: String,
     image: &'a Reference,
+    patience: Duration,
 }
 
 impl Puller {
@@ -228,7 +215,7 @@ impl Puller {
     pub fn new(store: Arc<ImageStore>, registries: Registries) -> Self {
         // An error means that the process has chosen its TLS provider already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Self { store, registries, blobs: Mutex::default() }
+        Self { store, registries, clients: OnceLock::new(), blobs: Mutex::default() }
     }
 
     /// Fetches what is missing of an image and puts it into the store under `reference`. `credentials` come before the
@@ -244,7 +231,7 @@ impl Puller {
     ) -> Result<ImageRecord, PullError> {
         let image = Reference::parse(reference).map_err(PullError::Reference)?;
         let mut last = None;
-        for source in self.sources(&image, credentials) {
+        for source in self.sources(&image, credentials)? {
             match self.pull_from(&source, progress).await {
                 Ok(record) => return Ok(record),
                 Err(error) => {
@@ -274,13 +261,10 @@ impl Puller {
             return Ok(digest.clone());
         }
         let mut last = None;
-        for source in self.sources(&image, credentials) {
-            match source.client.fetch_manifest_digest(&source.reference, &source.auth).await {
-                Ok(text) => match Digest::parse(&text) {
-                    Some(digest) => return Ok(digest),
-                    None => last = Some(ImageError::Malformed(format!("digest {text:?} of a registry")).into()),
-                },
-                Err(error) => last = Some(source.error("look up the manifest", error)),
+        for source in self.sources(&image, credentials)? {
+            match source.digest(self.store.limits().metadata_bytes).await {
+                Ok(digest) => return Ok(digest),
+                Err(error) => last = Some(error),
             }
         }
         Err(last.unwrap_or_else(|| PullError::NotFound {
@@ -290,7 +274,11 @@ impl Puller {
     }
 
     /// The mirrors, then the registry itself.
-    fn sources<'a>(&self, image: &'a Reference, credentials: &BTreeMap<String, Credentials>) -> Vec<Source<'a>> {
+    fn sources<'a>(
+        &self,
+        image: &'a Reference,
+        credentials: &BTreeMap<String, Credentials>,
+    ) -> Result<Vec<Source<'a>>, PullError> {
         let own = registry_of(image);
         let mirrors = self.registries.mirrors.get(own).into_iter().flatten().map(String::as_str);
         mirrors.chain([own]).map(|registry| self.source(image, registry, credentials)).collect()
@@ -301,29 +289,16 @@ impl Puller {
         image: &'a Reference,
         registry: &str,
         credentials: &BTreeMap<String, Credentials>,
-    ) -> Source<'a> {
-        let path = image.repository.split_once('/').map_or(image.repository.as_str(), |(_, path)| path).to_owned();
-        let reference = match (&image.digest, &image.tag) {
-            (Some(digest), _) => {
-                oci_client::Reference::with_digest(registry.to_owned(), path, digest.as_str().to_owned())
-            }
-            (None, tag) => {
-                let tag = tag.clone().unwrap_or_else(|| "latest".to_owned());
-                oci_client::Reference::with_tag(registry.to_owned(), path, tag)
-            }
-        };
-        let found = credentials.get(registry).or_else(|| self.registries.credentials.get(registry));
-        let auth = found
-            .map_or(RegistryAuth::Anonymous, |found| RegistryAuth::Basic(found.user.clone(), found.password.clone()));
-        // A client of its own: tokens that one pod's secret brought are not for another pod (KEP-2535).
-        let client = Client::new(ClientConfig {
-            protocol: ClientProtocol::HttpsExcept(self.registries.plain_http.clone()),
-            connect_timeout: Some(CONNECT_TIMEOUT),
-            read_timeout: Some(self.registries.patience),
-            user_agent: concat!("minipod/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        });
-        Source { client, reference, auth, registry: registry.to_owned(), image }
+    ) -> Result<Source<'a>, PullError> {
+        let Registries { plain_http, credentials: own, patience, .. } = &self.registries;
+        let made = || Clients::new(*patience).map(Arc::new).map_err(|error| crate::report::chain(&error));
+        let clients = self.clients.get_or_init(made).clone().map_err(PullError::Http)?;
+        let path = image.repository.split_once('/').map_or(image.repository.as_str(), |(_, path)| path);
+        let found = credentials.get(registry).or_else(|| own.get(registry)).cloned();
+        let named =
+            |source| PullError::Registry { registry: registry.to_owned(), operation: "reach it".to_owned(), source };
+        let client = Registry::new(clients, (registry, path), plain_http, found).map_err(named)?;
+        Ok(Source { client, registry: registry.to_owned(), image, patience: *patience })
     }
 
     async fn pull_from(
@@ -342,7 +317,7 @@ impl Puller {
             .filter(|(number, _)| !diff_ids.get(*number).is_some_and(|diff| self.store.has_layer(diff)))
             .map(|(_, layer)| layer)
             .collect();
-        self.check_size(&missing)?;
+        self.check_size(source, layers.len(), &missing)?;
         progress.send_modify(|state| {
             *state = Progress { bytes: 0, of_bytes: missing.iter().map(|layer| layer.size).sum() };
         });
@@ -360,8 +335,14 @@ impl Puller {
         Ok(loaded.into_iter().next().ok_or_else(none)?)
     }
 
-    fn check_size(&self, missing: &[&Descriptor]) -> Result<(), PullError> {
-        let limit = self.store.limits().archive_bytes;
+    /// Before anything is fetched: the store would refuse it, but only when all of it is here.
+    fn check_size(&self, source: &Source<'_>, layers: usize, missing: &[&Descriptor]) -> Result<(), PullError> {
+        let limits = self.store.limits();
+        if layers > limits.layers {
+            let (limit, detail) = (limits.layers as u64, format!("{} has {layers}", source.image));
+            return Err(ImageError::TooBig { limit, unit: "layers", detail }.into());
+        }
+        let limit = limits.archive_bytes;
         let sum = missing.iter().fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
         if sum <= limit {
             return Ok(());
@@ -375,11 +356,11 @@ impl Puller {
         source: &Source<'_>,
         layout: &Layout,
     ) -> Result<(Descriptor, Vec<Descriptor>), PullError> {
-        let mut reference = source.reference.clone();
+        let mut reference = source.name();
         let mut expected = source.image.digest.clone();
         for depth in 0..=MAX_INDEX_DEPTH {
-            let answer = source.client.pull_manifest_raw(&reference, &source.auth, &MANIFESTS).await;
-            let (bytes, _) = answer.map_err(|error| source.error("get the manifest", error))?;
+            let answer = source.client.manifest(&reference, self.store.limits().metadata_bytes).await;
+            let bytes = answer.map_err(|error| source.error("get the manifest", error))?;
             let digest = Digest::from_hash(&Sha256::digest(&bytes));
             if let Some(expected) = expected.filter(|expected| *expected != digest) {
                 return Err(archive::mismatch("manifest", &expected, &digest).into());
@@ -392,11 +373,7 @@ impl Puller {
             match archive::pointed(&format!("manifest {digest}"), &media_type, &bytes)? {
                 Pointed::Image { config, layers } => return Ok((config, layers)),
                 Pointed::Manifest(inner) => {
-                    reference = oci_client::Reference::with_digest(
-                        reference.registry().to_owned(),
-                        reference.repository().to_owned(),
-                        inner.digest.as_str().to_owned(),
-                    );
+                    reference = inner.digest.to_string();
                     expected = Some(inner.digest);
                 }
             }
@@ -412,7 +389,7 @@ impl Puller {
         layout: &Layout,
         progress: &watch::Sender<Progress>,
     ) -> Result<Arc<Blob>, PullError> {
-        let blob = self.blob(&layer.digest)?;
+        let blob = self.blob(&source.registry, &layer.digest)?;
         let file = blob.file();
         blob.fetched.get_or_try_init(|| source.fetch(layer, &file, progress)).await?;
         let place = layout.place(&layer.digest);
@@ -422,53 +399,51 @@ impl Puller {
         Ok(blob)
     }
 
-    fn blob(&self, digest: &Digest) -> Result<Arc<Blob>, ImageError> {
+    fn blob(&self, registry: &str, digest: &Digest) -> Result<Arc<Blob>, ImageError> {
+        let key = (registry.to_owned(), digest.clone());
         let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
         blobs.retain(|_, blob| blob.strong_count() > 0);
-        if let Some(blob) = blobs.get(digest).and_then(Weak::upgrade) {
+        if let Some(blob) = blobs.get(&key).and_then(Weak::upgrade) {
             return Ok(blob);
         }
         let blob = Arc::new(Blob { dir: self.store.work_dir()?, fetched: OnceCell::new() });
-        blobs.insert(digest.clone(), Arc::downgrade(&blob));
+        blobs.insert(key, Arc::downgrade(&blob));
         Ok(blob)
     }
 }
 
 impl Source<'_> {
-    fn error(&self, operation: &str, error: OciDistributionError) -> PullError {
+    fn error(&self, operation: &str, error: RegistryError) -> PullError {
         let (registry, image) = (self.registry.clone(), self.image.to_string());
         match error {
-            OciDistributionError::ImageManifestNotFoundError(_) => PullError::NotFound { registry, image },
-            OciDistributionError::ServerError { code: 404, .. } => PullError::NotFound { registry, image },
-            OciDistributionError::RegistryError { ref envelope, .. }
-                if envelope.errors.iter().any(|error| {
-                    use oci_client::errors::OciErrorCode as Code;
-                    matches!(error.code, Code::ManifestUnknown | Code::NameUnknown | Code::NotFound)
-                }) =>
-            {
-                PullError::NotFound { registry, image }
-            }
-            OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
-                PullError::Unauthorized { registry, image }
-            }
-            error => PullError::Registry { registry, operation: operation.to_owned(), source: Box::new(error) },
+            RegistryError::NotFound => PullError::NotFound { registry, image },
+            RegistryError::Unauthorized => PullError::Unauthorized { registry, image },
+            source => PullError::Registry { registry, operation: operation.to_owned(), source },
         }
     }
 
-    fn blob_error(&self, digest: &Digest) -> impl FnOnce(std::io::Error) -> PullError {
-        let (registry, digest) = (self.registry.clone(), digest.clone());
-        move |source| PullError::Blob { registry, digest, source }
+    fn blob_error(&self, blob: &Descriptor) -> impl FnOnce(RegistryError) -> PullError {
+        let operation = format!("fetch {}", blob.digest);
+        move |error| self.error(&operation, error)
     }
 
-    async fn open(&self, blob: &Descriptor) -> Result<oci_client::client::SizedStream, PullError> {
-        let descriptor = OciDescriptor {
-            digest: blob.digest.as_str().to_owned(),
-            size: i64::try_from(blob.size).unwrap_or(i64::MAX),
-            media_type: blob.media_type.clone(),
-            ..OciDescriptor::default()
-        };
-        let opened = self.client.pull_blob_stream(&self.reference, &descriptor).await;
-        opened.map_err(|error| self.error(&format!("fetch {}", blob.digest), error))
+    /// What the manifest is asked for by.
+    fn name(&self) -> String {
+        let tag = || self.image.tag.clone().unwrap_or_else(|| "latest".to_owned());
+        self.image.digest.as_ref().map_or_else(tag, Digest::to_string)
+    }
+
+    /// The digest of what is under the tag: the registry says it, or it is that of the manifest.
+    async fn digest(&self, limit: u64) -> Result<Digest, PullError> {
+        let failed = |error| self.error("look up the manifest", error);
+        match self.client.digest(&self.name()).await.map_err(failed)? {
+            Some(text) => Digest::parse(&text)
+                .ok_or_else(|| ImageError::Malformed(format!("digest {text:?} of a registry")).into()),
+            None => {
+                let manifest = self.client.manifest(&self.name(), limit).await.map_err(failed)?;
+                Ok(Digest::from_hash(&Sha256::digest(&manifest)))
+            }
+        }
     }
 
     /// A config.
@@ -476,39 +451,45 @@ impl Source<'_> {
         if blob.size > limit {
             return Err(ImageError::TooBig { limit, unit: "bytes", detail: format!("config {}", blob.digest) }.into());
         }
-        let mut stream = self.open(blob).await?;
         let mut bytes = Vec::new();
-        while let Some(chunk) = stream.next().await {
-            bytes.extend_from_slice(&chunk.map_err(self.blob_error(&blob.digest))?);
-            if bytes.len() as u64 > limit {
-                return Err(
-                    ImageError::TooBig { limit, unit: "bytes", detail: format!("config {}", blob.digest) }.into()
-                );
-            }
-        }
-        verify(&blob.digest, &Digest::from_hash(&Sha256::digest(&bytes)))?;
+        self.content(blob, &mut bytes, Path::new(""), |_| {}).await?;
         Ok(bytes)
     }
 
-    /// A layer, to a file, held against its digest and never longer than promised.
+    /// A layer, to a file.
     async fn fetch(&self, blob: &Descriptor, to: &Path, progress: &watch::Sender<Progress>) -> Result<(), PullError> {
         let mut file = tokio::fs::File::create(to).await.map_err(io_error("create", to))?;
-        let mut stream = self.open(blob).await?;
-        let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(self.blob_error(&blob.digest))?;
-            bytes += chunk.len() as u64;
-            if bytes > blob.size {
-                let detail = format!("blob {} is longer than its manifest says", blob.digest);
-                return Err(ImageError::TooBig { limit: blob.size, unit: "bytes", detail }.into());
+        let came = |bytes: u64| progress.send_modify(|state| state.bytes += bytes);
+        self.content(blob, &mut file, to, came).await
+    }
+
+    /// A blob's content, held against its digest, never longer than promised, and not for ever. `place` is for errors.
+    async fn content(
+        &self,
+        blob: &Descriptor,
+        into: &mut (impl AsyncWrite + Unpin),
+        place: &Path,
+        came: impl Fn(u64),
+    ) -> Result<(), PullError> {
+        let most = self.patience * 4 + Duration::from_secs(blob.size / SLOWEST_BYTES_PER_S);
+        let fetching = async {
+            let mut answer = self.client.blob(blob.digest.as_str()).await.map_err(self.blob_error(blob))?;
+            let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
+            while let Some(chunk) = answer.chunk().await.map_err(|error| self.blob_error(blob)(error.into()))? {
+                bytes += chunk.len() as u64;
+                if bytes > blob.size {
+                    let detail = format!("blob {} is longer than its manifest says", blob.digest);
+                    return Err(ImageError::TooBig { limit: blob.size, unit: "bytes", detail }.into());
+                }
+                hash.update(&chunk);
+                into.write_all(&chunk).await.map_err(io_error("write", place))?;
+                came(chunk.len() as u64);
             }
-            hash.update(&chunk);
-            file.write_all(&chunk).await.map_err(io_error("write", to))?;
-            progress.send_modify(|state| state.bytes += chunk.len() as u64);
-        }
-        file.flush().await.map_err(io_error("write", to))?;
-        verify(&blob.digest, &Digest::from_hash(&hash.finalize()))?;
-        Ok(())
+            into.flush().await.map_err(io_error("write", place))?;
+            Ok(verify(&blob.digest, &Digest::from_hash(&hash.finalize()))?)
+        };
+        let slow = |_| Err(self.blob_error(blob)(RegistryError::Slow(most)));
+        tokio::time::timeout(most, fetching).await.unwrap_or_else(slow)
     }
 }
 
@@ -530,8 +511,8 @@ fn media_type(bytes: &[u8]) -> String {
     }
     match serde_json::from_slice::<Kind>(bytes) {
         Ok(Kind { media_type: Some(media_type), .. }) => media_type,
-        Ok(Kind { manifests: Some(_), .. }) => OCI_IMAGE_INDEX_MEDIA_TYPE.to_owned(),
-        _ => OCI_IMAGE_MEDIA_TYPE.to_owned(),
+        Ok(Kind { manifests: Some(_), .. }) => OCI_INDEX.to_owned(),
+        _ => OCI_MANIFEST.to_owned(),
     }
 }
 

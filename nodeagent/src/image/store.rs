@@ -21,14 +21,16 @@ use super::{Digest, ImageError, ImageRecord, Reference, ResolvedUser, user};
 pub struct Limits {
     /// Bytes of the archive as it arrives.
     pub archive_bytes: u64,
-    /// Bytes of all layers of an image, unpacked.
+    /// Bytes of all layers of an archive, unpacked.
     pub unpacked_bytes: u64,
-    /// Entries of all layers of an image.
+    /// Entries of all layers of an archive, with the directories that they imply.
     pub entries: u64,
     /// Unpacked bytes per compressed byte of a layer, counted once a layer has unpacked [`Limits::RATIO_FREE_BYTES`].
     pub ratio: u64,
-    /// Bytes of one manifest, config or index, and of one entry's headers.
+    /// Bytes of one manifest, config or index, and of all headers of one entry.
     pub metadata_bytes: u64,
+    /// Bytes of memory for the paths and times of a layer's directories, which are kept until its end.
+    pub directory_bytes: usize,
     /// Layers of an image; overlayfs takes 500.
     pub layers: usize,
 }
@@ -46,6 +48,7 @@ impl Default for Limits {
             entries: 2_000_000,
             ratio: 200,
             metadata_bytes: 4 << 20,
+            directory_bytes: 64 << 20,
             layers: 128,
         }
     }
@@ -141,7 +144,7 @@ impl ImageStore {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let work = self.temporary()?;
         let loaded = self.load_in(&work, archive, options);
-        if let Err(error) = std::fs::remove_dir_all(&work) {
+        if let Err(error) = crate::remove::tree(&work) {
             tracing::warn!(dir = %work.display(), %error, "remove a load's temporary files; the next start does it");
         }
         loaded
@@ -157,21 +160,28 @@ impl ImageStore {
         }
         let source = Source::open(&archive, limits)?;
         let planned = archive::plan(&source, options, limits)?;
+        // One for all of them: an archive of many images is bounded like an archive of one.
+        let mut budget = Budget::new(limits);
         let mut loaded = Vec::new();
         for image in planned {
-            loaded.push(self.load_image(work, &source, image)?);
+            loaded.push(self.load_image(work, &source, image, &mut budget)?);
         }
         // Only now does anything become visible: all images of the archive, or none but by a crash between two renames.
         loaded.into_iter().map(|record| self.publish(record)).collect()
     }
 
     /// Brings the layers in. They are of no use to anybody before the record is there.
-    fn load_image(&self, work: &Path, source: &Source, image: Planned) -> Result<ImageRecord, ImageError> {
-        let mut budget = Budget::new(&self.options.limits);
+    fn load_image(
+        &self,
+        work: &Path,
+        source: &Source,
+        image: Planned,
+        budget: &mut Budget<'_>,
+    ) -> Result<ImageRecord, ImageError> {
         let mut layers: Vec<Digest> = Vec::new();
         let mut sizes: BTreeMap<Digest, u64> = BTreeMap::new();
         for (number, layer) in image.layers.iter().enumerate() {
-            let (diff, bytes) = self.load_layer(work, source, (number, layer), &mut budget)?;
+            let (diff, bytes) = self.load_layer(work, source, (number, layer), budget)?;
             sizes.insert(diff.clone(), bytes);
             layers.push(diff);
         }
@@ -505,7 +515,7 @@ impl ImageStore {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("move out", dir)(error)),
             _ => {}
         }
-        std::fs::remove_dir_all(&work).map_err(io_error("remove", &work))
+        crate::remove::tree(&work).map_err(io_error("remove", &work))
     }
 
     /// A fresh directory on the store's file system.
@@ -534,7 +544,7 @@ impl ImageStore {
             let entry = entry.map_err(io_error("list", &layers))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.starts_with(TEMPORARY) {
-                std::fs::remove_dir_all(entry.path()).map_err(io_error("remove", &entry.path()))?;
+                crate::remove::tree(&entry.path()).map_err(io_error("remove", &entry.path()))?;
             }
         }
         for entry in std::fs::read_dir(&layers).map_err(io_error("list", &layers))? {

@@ -46,7 +46,7 @@ pub(super) struct Tar<R> {
 }
 
 impl<R: Read> Tar<R> {
-    /// A stream that cannot seek. `max_header` bounds the pax and GNU headers of one entry.
+    /// A stream that cannot seek. `max_header` bounds the headers of one entry, all of them together.
     pub(super) fn new(inner: R, max_header: u64) -> Self {
         Self { inner, skip: skip_reading, position: 0, content_left: 0, padding: 0, max_header, ended: false }
     }
@@ -63,7 +63,7 @@ impl<R: Read> Tar<R> {
 
     /// The next entry; what was not read of the present one is skipped.
     pub(super) fn next(&mut self) -> Result<Option<Entry>, ImageError> {
-        let mut extra = Extra::default();
+        let (mut extra, mut left) = (Extra::default(), self.max_header);
         loop {
             let Some(header) = self.header()? else {
                 return if extra.is_empty() {
@@ -75,15 +75,15 @@ impl<R: Read> Tar<R> {
             let kind = header.entry_type();
             let size = if has_content(kind) { header.entry_size().map_err(ImageError::Archive)? } else { 0 };
             if kind.is_pax_local_extensions() {
-                let records = self.header_content(size)?;
+                let records = self.header_content(size, &mut left)?;
                 extra.read_pax(&records)?;
             } else if kind.is_gnu_longname() {
-                extra.path = Some(until_nul(self.header_content(size)?));
+                extra.path = Some(until_nul(self.header_content(size, &mut left)?));
             } else if kind.is_gnu_longlink() {
-                extra.link = Some(until_nul(self.header_content(size)?));
+                extra.link = Some(until_nul(self.header_content(size, &mut left)?));
             } else if kind.is_pax_global_extensions() {
-                // Comments of the archive as a whole, such as git's commit.
-                self.begin(size)?;
+                // Comments of the archive as a whole, such as git's commit. Not read, but not endless either.
+                self.take_header(size, &mut left)?;
             } else {
                 return self.entry(&header, extra, size).map(Some);
             }
@@ -155,13 +155,18 @@ impl<R: Read> Tar<R> {
         Ok(())
     }
 
+    /// Begins a header beside the entry's own. They share one bound: what they say is kept until the entry comes, however many there are.
+    fn take_header(&mut self, size: u64, left: &mut u64) -> Result<(), ImageError> {
+        *left = left.checked_sub(size.saturating_add(BLOCK as u64)).ok_or_else(|| {
+            let detail = "the headers of an entry".to_owned();
+            ImageError::TooBig { limit: self.max_header, unit: "header bytes", detail }
+        })?;
+        self.begin(size)
+    }
+
     /// The content of a header that describes the next entry.
-    fn header_content(&mut self, size: u64) -> Result<Vec<u8>, ImageError> {
-        if size > self.max_header {
-            let detail = "the header of an entry".to_owned();
-            return Err(ImageError::TooBig { limit: self.max_header, unit: "header bytes", detail });
-        }
-        self.begin(size)?;
+    fn header_content(&mut self, size: u64, left: &mut u64) -> Result<Vec<u8>, ImageError> {
+        self.take_header(size, left)?;
         let mut content = Vec::new();
         Read::take(&mut *self, size).read_to_end(&mut content).map_err(from_io)?;
         Ok(content)

@@ -14,18 +14,18 @@ use tar::{Builder, EntryType, Header};
 
 use super::*;
 
-fn store(dir: &Path) -> Arc<ImageStore> {
+pub(super) fn store(dir: &Path) -> Arc<ImageStore> {
     open(dir, Limits::default()).expect("a store")
 }
 
-fn open(dir: &Path, limits: Limits) -> Result<Arc<ImageStore>, ImageError> {
+pub(super) fn open(dir: &Path, limits: Limits) -> Result<Arc<ImageStore>, ImageError> {
     ImageStore::open(dir, StoreOptions { limits, durable: false })
 }
 
 /// Type, path, content or link target.
-type Item<'a> = (EntryType, &'a str, &'a str);
+pub(super) type Item<'a> = (EntryType, &'a str, &'a str);
 
-fn header(kind: EntryType, path: &str, content: &str) -> Header {
+pub(super) fn header(kind: EntryType, path: &str, content: &str) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     // Not by set_path: it refuses what we want to see refused.
@@ -43,7 +43,7 @@ fn header(kind: EntryType, path: &str, content: &str) -> Header {
     header
 }
 
-fn tarball(items: &[Item<'_>]) -> Vec<u8> {
+pub(super) fn tarball(items: &[Item<'_>]) -> Vec<u8> {
     let mut tar = Builder::new(Vec::new());
     for (kind, path, content) in items {
         let body = if kind.is_file() { content.as_bytes() } else { &[] };
@@ -52,22 +52,22 @@ fn tarball(items: &[Item<'_>]) -> Vec<u8> {
     tar.into_inner().expect("a tar")
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut out = GzEncoder::new(Vec::new(), Compression::best());
     out.write_all(bytes).expect("compress");
     out.finish().expect("compress")
 }
 
-fn sha(bytes: &[u8]) -> Digest {
+pub(super) fn sha(bytes: &[u8]) -> Digest {
     Digest::from_hash(&Sha256::digest(bytes))
 }
 
-const FILE: EntryType = EntryType::Regular;
-const DIR: EntryType = EntryType::Directory;
-const SYMLINK: EntryType = EntryType::Symlink;
-const LINK: EntryType = EntryType::Link;
+pub(super) const FILE: EntryType = EntryType::Regular;
+pub(super) const DIR: EntryType = EntryType::Directory;
+pub(super) const SYMLINK: EntryType = EntryType::Symlink;
+pub(super) const LINK: EntryType = EntryType::Link;
 
-fn load(store: &ImageStore, dir: &Path, archive: &[u8], name: &str) -> Result<Vec<ImageRecord>, ImageError> {
+pub(super) fn load(store: &ImageStore, dir: &Path, archive: &[u8], name: &str) -> Result<Vec<ImageRecord>, ImageError> {
     let file = dir.join("archive.tar");
     fs::write(&file, archive).expect("write");
     let name = (!name.is_empty()).then(|| name.to_owned());
@@ -75,7 +75,7 @@ fn load(store: &ImageStore, dir: &Path, archive: &[u8], name: &str) -> Result<Ve
 }
 
 /// An oci-layout with one image of these layers; `change` may spoil a file of it.
-fn oci(layers: &[Vec<u8>], change: impl Fn(&str, &mut Vec<u8>)) -> Vec<u8> {
+pub(super) fn oci(layers: &[Vec<u8>], change: impl Fn(&str, &mut Vec<u8>)) -> Vec<u8> {
     let plain: Vec<Digest> = layers
         .iter()
         .map(|layer| match layer.starts_with(&[0x1f, 0x8b]) {
@@ -116,10 +116,10 @@ fn oci(layers: &[Vec<u8>], change: impl Fn(&str, &mut Vec<u8>)) -> Vec<u8> {
     tar.into_inner().expect("a tar")
 }
 
-fn keep(_: &str, _: &mut Vec<u8>) {}
+pub(super) fn keep(_: &str, _: &mut Vec<u8>) {}
 
 /// What lies in a directory, temporary things too.
-fn names(dir: &Path) -> Vec<String> {
+pub(super) fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(dir)
         .expect("list")
         .map(|entry| entry.expect("list").file_name().to_string_lossy().into_owned())

@@ -2,10 +2,9 @@
 //! with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`, the last part is never followed.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -61,20 +60,21 @@ impl Dir {
         }
     }
 
-    /// The same, and makes (0755, root) what is missing.
-    pub(super) fn open_or_make(&self, path: &[u8]) -> io::Result<Self> {
+    /// The same, and makes (0755, root) what is missing; also says how many directories that were.
+    pub(super) fn open_or_make(&self, path: &[u8]) -> io::Result<(Self, u64)> {
         match self.open(path) {
             Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {}
-            result => return result,
+            result => return Ok((result?, 0)),
         }
-        let mut dir = self.open(b"")?;
+        let (mut dir, mut made) = (self.open(b"")?, 0);
         for name in path.split(|b| *b == b'/') {
             if dir.find(name)? == Found::Nothing {
                 dir.make_dir(name)?;
+                made += 1;
             }
             dir = dir.open(name)?;
         }
-        Ok(dir)
+        Ok((dir, made))
     }
 
     /// What the name stands for here.
@@ -156,10 +156,9 @@ impl Dir {
     pub(super) fn remove(&self, name: &[u8]) -> io::Result<()> {
         match unlinkat(&self.0, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
-            // std removes a tree without following symlinks; the descriptor's path keeps us in this directory.
-            Err(Errno::EISDIR | Errno::EPERM) => {
-                let here = Path::new("/proc/self/fd").join(self.0.as_raw_fd().to_string());
-                fs::remove_dir_all(here.join(OsStr::from_bytes(name)))
+            Err(Errno::EISDIR) => {
+                crate::remove::content(&self.open(name)?.0)?;
+                Ok(unlinkat(&self.0, name, UnlinkatFlags::RemoveDir)?)
             }
             Err(error) => Err(error.into()),
         }

@@ -40,8 +40,8 @@ impl<'a> Budget<'a> {
         Self { limits, bytes: 0, entries: 0 }
     }
 
-    fn entry(&mut self, layer: &str) -> Result<(), ImageError> {
-        self.entries += 1;
+    fn entries(&mut self, layer: &str, more: u64) -> Result<(), ImageError> {
+        self.entries += more;
         let limit = self.limits.entries;
         let detail = || format!("layer {layer}");
         if self.entries > limit { Err(ImageError::TooBig { limit, unit: "entries", detail: detail() }) } else { Ok(()) }
@@ -70,10 +70,13 @@ pub(super) fn unpack(
     let top = Dir::top(into).map_err(|source| ImageError::Io { operation: "open", path: into.to_owned(), source })?;
     let max_header = stream.budget.limits.metadata_bytes;
     let mut tar = Tar::new(&mut stream, max_header);
-    let mut writer = Writer { top, layer: label, bytes: 0, dir_times: Vec::new() };
+    let left_for_dirs = tar.inner_mut().budget.limits.directory_bytes;
+    let mut writer = Writer { top, layer: label, bytes: 0, dir_times: Vec::new(), left_for_dirs };
     while let Some(entry) = tar.next()? {
-        tar.count_entry(label)?;
-        writer.write(&entry, &mut tar)?;
+        tar.count_entries(label, 1)?;
+        // A path may imply some thousand directories: no more than that before they are counted.
+        let implied = writer.write(&entry, &mut tar)?;
+        tar.count_entries(label, implied)?;
     }
     let complete = tar.is_complete();
     writer.finish()?;
@@ -86,8 +89,8 @@ pub(super) fn unpack(
 }
 
 impl<R: Read> Tar<&mut Stream<'_, '_, R>> {
-    fn count_entry(&mut self, layer: &str) -> Result<(), ImageError> {
-        self.inner_mut().budget.entry(layer)
+    fn count_entries(&mut self, layer: &str, more: u64) -> Result<(), ImageError> {
+        self.inner_mut().budget.entries(layer, more)
     }
 }
 
@@ -197,6 +200,8 @@ struct Writer<'a> {
     bytes: u64,
     /// Set at the end, because making entries changes them; at most one per entry.
     dir_times: Vec<(Vec<u8>, TimeSpec)>,
+    /// Bytes that they may still take.
+    left_for_dirs: usize,
 }
 
 /// Parent directory and name of a path in the layer; `None` for its top.
@@ -221,26 +226,38 @@ impl Writer<'_> {
         }
     }
 
-    fn write(&mut self, entry: &Entry, content: &mut impl Read) -> Result<(), ImageError> {
+    /// Carries an entry out; answers how many directories its path implied.
+    fn write(&mut self, entry: &Entry, content: &mut impl Read) -> Result<u64, ImageError> {
         let Some((parent, name)) = self.place(entry, &entry.path)? else {
             if entry.kind.is_dir() {
                 let meta = self.meta(entry)?;
                 self.top.set_meta(&meta).map_err(self.failed(entry, "set metadata of"))?;
-                self.dir_times.push((Vec::new(), meta.mtime));
+                self.note_time(Vec::new(), meta.mtime)?;
             }
-            return Ok(());
+            return Ok(0);
         };
-        let dir = self.top.open_or_make(&parent).map_err(self.failed(entry, "make the directory of"))?;
+        let (dir, implied) = self.top.open_or_make(&parent).map_err(self.failed(entry, "make the directory of"))?;
         if name == OPAQUE {
-            return dir.make_opaque().map_err(self.failed(entry, "mark as opaque the directory of"));
+            dir.make_opaque().map_err(self.failed(entry, "mark as opaque the directory of"))?;
+        } else if name.starts_with(AUFS) {
+            // Nothing to do.
+        } else if let Some(gone) = name.strip_prefix(WHITEOUT) {
+            self.whiteout(entry, &dir, gone)?;
+        } else {
+            self.make(entry, &dir, (&parent, &name), content)?;
         }
-        if name.starts_with(AUFS) {
-            return Ok(());
-        }
-        if let Some(gone) = name.strip_prefix(WHITEOUT) {
-            return self.whiteout(entry, &dir, gone);
-        }
-        self.make(entry, &dir, (&parent, &name), content)
+        Ok(implied)
+    }
+
+    fn note_time(&mut self, path: Vec<u8>, mtime: TimeSpec) -> Result<(), ImageError> {
+        let takes = size_of::<(Vec<u8>, TimeSpec)>() + path.len();
+        self.left_for_dirs = self.left_for_dirs.checked_sub(takes).ok_or_else(|| ImageError::TooBig {
+            limit: self.dir_times.len() as u64,
+            unit: "directories with paths as long as these",
+            detail: format!("layer {}", self.layer),
+        })?;
+        self.dir_times.push((path, mtime));
+        Ok(())
     }
 
     fn make(
@@ -264,7 +281,7 @@ impl Writer<'_> {
                 // Gone below and made anew here: nothing of the one below may show.
                 made.make_opaque().map_err(self.failed(entry, "mark as opaque"))?;
             }
-            self.dir_times.push((join(parent, name), meta.mtime));
+            self.note_time(join(parent, name), meta.mtime)?;
         } else if entry.kind.is_file() || entry.kind.is_contiguous() {
             let mut file = dir.make_file(name).map_err(failed)?;
             self.bytes += io::copy(content, &mut file).map_err(self.failed(entry, "write"))?;

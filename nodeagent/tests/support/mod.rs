@@ -4,6 +4,8 @@
 #![allow(dead_code)]
 
 pub mod fake_api;
+pub mod liar;
+pub mod registry;
 
 use std::fs;
 use std::future::Future;
