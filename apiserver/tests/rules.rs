@@ -274,6 +274,8 @@ async fn each_rule_holds_in_either_order_at_a_server_that_is_behind() {
             let [one, two] = pods;
             let both = [(pair.create(one.0).await, one.1), (pair.create(two.0).await, two.1)];
             let (early, late) = (&both[first], &both[1 - first]);
+            // Both servers know the pods: a read of the store would bring the late one up to date.
+            tokio::time::sleep(LATE * 2).await;
             let told = bind_one(&mut servers[server], &early.0, early.1).await;
             assert_eq!(told.code(), Code::Bound, "{name}, first {first}, server {server}: {}", told.message);
             let told = bind_one(&mut servers[1 - server], &late.0, late.1).await;
