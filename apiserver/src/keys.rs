@@ -22,6 +22,10 @@ pub enum Parsed<'a> {
     Session(&'a str),
     /// A range of pod addresses.
     PodCidr(&'a str),
+    /// Whom rules between pods speak of.
+    Announced,
+    /// A turn that bindings take of which a rule speaks; its number.
+    Turn(&'a str),
     /// Nothing that this build knows.
     Unknown,
 }
@@ -66,6 +70,16 @@ pub fn pod_cidr(index: u32) -> Vec<u8> {
     format!("{PREFIX}podcidrs/{index:05}").into_bytes()
 }
 
+/// Key of the announcements of rules between pods.
+pub fn announced() -> Vec<u8> {
+    format!("{PREFIX}rules/announced").into_bytes()
+}
+
+/// Key of a turn of the bindings that rules speak of.
+pub fn turn(number: usize) -> Vec<u8> {
+    format!("{PREFIX}turns/{number:02}").into_bytes()
+}
+
 /// What a key of the store stands for.
 pub fn parse(key: &[u8]) -> Parsed<'_> {
     let text = std::str::from_utf8(key).ok().and_then(|text| text.strip_prefix(PREFIX));
@@ -75,6 +89,8 @@ pub fn parse(key: &[u8]) -> Parsed<'_> {
         "replicas" => Parsed::Replica(rest),
         "sessions" => Parsed::Session(rest),
         "podcidrs" => Parsed::PodCidr(rest),
+        "rules" if rest == "announced" => Parsed::Announced,
+        "turns" => Parsed::Turn(rest),
         _ => {
             let kind = Kind::ALL.into_iter().find(|kind| kind.plural() == group);
             kind.map_or(Parsed::Unknown, |kind| Parsed::Object(kind, rest))
@@ -169,6 +185,9 @@ mod tests {
         assert_eq!(parse(&object(Kind::Node, "n")), Parsed::Object(Kind::Node, "n"));
         assert_eq!(parse(&ledger("n")), Parsed::Ledger("n"));
         assert_eq!(parse(&session("n")), Parsed::Session("n"));
+        assert_eq!(parse(&announced()), Parsed::Announced);
+        assert_eq!(parse(&turn(7)), Parsed::Turn("07"));
+        assert_eq!(parse(b"/minipod/rules/else"), Parsed::Unknown);
         assert_eq!(parse(b"/minipod/widgets/a"), Parsed::Unknown);
         assert_eq!(parse(b"/minipod/"), Parsed::Unknown);
         assert_eq!(parse(&[0xff, 0xfe]), Parsed::Unknown);

@@ -3,7 +3,7 @@
 //! `used` of a ledger is the sum of the requests of the pods that are bound to the node and not ended. It is changed in the store's
 //! transaction that binds, ends or removes a pod; nothing else computes it.
 
-pub mod turns;
+pub mod writers;
 
 use std::collections::BTreeMap;
 

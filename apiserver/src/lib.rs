@@ -8,7 +8,7 @@
 //!    │ txn         ▼
 //!  storage ◀── registry (defaults, validates, compare-and-swap) ◀── Objects, sessions' reports, contact, namespaces, events
 //!    ▲
-//!    └──────── binding (pods and ledgers in one transaction) ◀── Scheduling
+//!    └──────── binding (pods, ledgers and turns in one transaction, by rules) ◀── Scheduling
 //!
 //!  PodAccess, Images ──OpenStream──▶ session ──▶ agent ──Tunnel──▶ tunnels (rendezvous) ──▶ PodAccess, Images
 //!                  └──Relay──▶ the API server that holds the node's session, which does the same
@@ -27,6 +27,7 @@ pub mod keys;
 pub mod ledger;
 pub mod nodes;
 pub mod registry;
+pub mod rules;
 pub mod serve;
 pub mod services;
 pub mod space;

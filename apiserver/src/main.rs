@@ -71,8 +71,8 @@ struct Args {
     /// twentieths on nothing new is taken, when it is full nothing is written.
     #[arg(long, env = "MINIPOD_STORE_QUOTA", default_value = "2Gi", value_parser = quota)]
     store_quota: u64,
-    /// Operations that the store takes in one transaction (etcd's --max-txn-ops).
-    #[arg(long, env = "MINIPOD_STORE_MAX_TXN_OPS", default_value_t = DEFAULT_MAX_OPS)]
+    /// Operations that the store takes in one transaction (etcd's --max-txn-ops), at least 32.
+    #[arg(long, env = "MINIPOD_STORE_MAX_TXN_OPS", default_value_t = DEFAULT_MAX_OPS, value_parser = txn_ops)]
     store_max_txn_ops: usize,
     /// Where to serve the API; port 0 takes a free one.
     #[arg(long, env = "MINIPOD_LISTEN", default_value = "127.0.0.1:7650")]
@@ -175,6 +175,13 @@ fn quota(text: &str) -> Result<u64, String> {
     let bytes = u64::try_from(quantity.value_ceil()).map_err(|_| wrong())?;
     // Less has no room for a cluster's own objects, and is a slip such as 2 for 2Gi.
     if bytes != 0 && bytes < 16 << 20 { Err(format!("{text:?}: at least 16Mi is needed")) } else { Ok(bytes) }
+}
+
+fn txn_ops(text: &str) -> Result<usize, String> {
+    let count: usize =
+        text.parse().map_err(|_| format!("{text:?} is no number of operations; etcd's default is 128"))?;
+    // One binding is a pod, a ledger, the announcements of rules and up to all of their turns.
+    if count < 32 { Err(format!("{text}: at least 32 are needed")) } else { Ok(count) }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -4,7 +4,7 @@
 //! attributes from the same descriptors, so that JSON and YAML have exactly the Kubernetes form.
 //!
 //! An object's way in: [`manifest`] (text to objects, strictly, with lines) → [`defaults`] → [`validate`] → stored. [`unsupported`] is the
-//! table of what is refused by name. [`selector`] and [`scheduling`] are the pure matching that API server and scheduler share;
+//! table of what is refused by name. [`selector`], [`scheduling`] and [`rules`] are the pure matching that API server and scheduler share;
 //! [`quantity`] and [`resources`] the arithmetic, [`resize`] what a change of resources in place means, [`disruption`] the arithmetic of
 //! disruption budgets.
 #![forbid(unsafe_code)]
@@ -21,6 +21,7 @@ pub mod quantity;
 pub mod references;
 pub mod resize;
 pub mod resources;
+pub mod rules;
 pub mod scalar;
 pub mod scheduling;
 pub mod schema;

@@ -83,6 +83,7 @@ struct Metrics {
     decided: Arc<Counter>,
     bound: Arc<Counter>,
     refused: Arc<Counter>,
+    overtaken_rules: Arc<Counter>,
     failed: Arc<Counter>,
     ready: Arc<Gauge>,
     waiting: Arc<Gauge>,
@@ -101,6 +102,10 @@ impl Metrics {
             decided: counter("minipod_scheduler_decided_total", "Bindings proposed."),
             bound: counter("minipod_scheduler_bound_total", "Bindings accepted."),
             refused: counter("minipod_scheduler_refused_total", "Bindings refused; the pod is tried again."),
+            overtaken_rules: counter(
+                "minipod_scheduler_rules_overtaken_total",
+                "Bindings refused by a rule between pods, because of pods that others had bound; the pod is decided on anew.",
+            ),
             failed: counter("minipod_scheduler_failed_total", "Batches whose outcome is unknown."),
             ready: pods("ready"),
             waiting: pods("waiting"),
@@ -451,6 +456,10 @@ impl Loop {
             tracing::debug!(%namespace, %pod, %node, code = ?result.code(), message = %result.message, "not bound");
         }
         self.planner.resolve(&binding.uid, outcome, self.pulse.now_ms());
+        if result.code() == Code::RuleBroken {
+            self.metrics.overtaken_rules.increment();
+            self.planner.tell_refusal(&binding.uid, &result.message);
+        }
     }
 }
 
@@ -481,7 +490,9 @@ fn outcome(code: Code, same_node: bool) -> Outcome {
         Code::Bound => Outcome::Bound,
         Code::AlreadyBound if same_node => Outcome::Bound,
         Code::AlreadyBound | Code::PodGone | Code::PodTerminating | Code::PodChanged => Outcome::Overtaken,
-        Code::NodeGone | Code::NodeUnschedulable | Code::NoFit | Code::Gang | Code::Conflict => Outcome::Refused,
+        Code::NodeGone | Code::NodeUnschedulable | Code::NoFit | Code::RuleBroken | Code::Gang | Code::Conflict => {
+            Outcome::Refused
+        }
         Code::UnknownOutcome => Outcome::Unknown,
     }
 }

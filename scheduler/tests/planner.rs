@@ -109,6 +109,31 @@ fn a_conflict_concerns_one_pod_and_is_tried_again_after_a_delay() {
 }
 
 #[test]
+fn a_pod_that_others_pods_stand_against_is_told_and_decided_on_anew() {
+    let mut planner = planner();
+    planner.observe(node("a", "4", "4Gi"));
+    planner.observe(node("b", "1", "4Gi"));
+    let one = pod("one", "1", "1Gi");
+    planner.observe(seen(&one));
+    assert_eq!(told(planner.plan(0, 100)), ["one->a"]);
+    planner.resolve("uid-one", Outcome::Refused, 1);
+    planner.tell_refusal("uid-one", "a: the anti-affinity of a pod in zone=z keeps it away");
+    let why = "one: pods that were bound meanwhile stand against the decision, it is made anew: \
+               a: the anti-affinity of a pod in zone=z keeps it away";
+    assert_eq!(told(planner.plan(2, 100)), [why]);
+    // What the API server knew already has come by the watch.
+    planner.observe(bound(&pod("other", "4", "1Gi"), "a"));
+    assert_eq!(told(planner.plan(11, 100)), ["one->b"]);
+    // The same refusal again is no news, and one of a pod that is bound none at all.
+    planner.resolve("uid-one", Outcome::Refused, 12);
+    planner.tell_refusal("uid-one", "a: the anti-affinity of a pod in zone=z keeps it away");
+    assert_eq!(told(planner.plan(13, 100)), [""; 0]);
+    planner.observe(bound(&one, "b"));
+    planner.tell_refusal("uid-one", "b: whatever");
+    assert_eq!(told(planner.plan(100, 100)), [""; 0]);
+}
+
+#[test]
 fn what_nobody_confirms_is_proposed_again() {
     let mut planner = planner();
     planner.observe(node("a", "1", "4Gi"));

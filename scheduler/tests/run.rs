@@ -38,6 +38,8 @@ struct State {
     refused: u64,
     /// Sizes of the ALL batches that were bound.
     gangs: Vec<usize>,
+    /// Pods that a rule stands against so many times.
+    against: BTreeMap<String, usize>,
 }
 
 impl State {
@@ -77,6 +79,10 @@ impl State {
         };
         if pod.node_name().is_some() {
             return Code::AlreadyBound;
+        }
+        if let Some(left) = self.against.get_mut(&item.pod).filter(|left| **left > 0) {
+            *left -= 1;
+            return Code::RuleBroken;
         }
         // Every seventh is refused without cause, as a contended store would.
         if self.attempts.is_multiple_of(7) {
@@ -235,7 +241,8 @@ impl Scheduling for Server {
         let results = request.items.iter().zip(codes).map(|(item, code)| {
             let bound = state.pod(&format!("{}/{}", item.namespace, item.pod));
             let node = bound.and_then(|pod| pod.node_name().map(str::to_owned)).unwrap_or_default();
-            BindResult { code: code.into(), node, ..BindResult::default() }
+            let message = if code == Code::RuleBroken { format!("{}: a rule", item.node) } else { String::new() };
+            BindResult { code: code.into(), node, message, ..BindResult::default() }
         });
         Ok(Response::new(BindBatchResponse { results: results.collect() }))
     }
@@ -266,6 +273,8 @@ struct Cluster {
     ends: Vec<Trigger>,
     address: String,
     schedulers: Vec<tokio::task::JoinHandle<()>>,
+    /// Of all schedulers together.
+    metrics: Arc<Registry>,
 }
 
 impl Cluster {
@@ -277,7 +286,8 @@ impl Cluster {
             .add_service(ObjectsServer::new(server.clone()))
             .add_service(SchedulingServer::new(server.clone()));
         tokio::spawn(routes.serve_with_incoming(TcpListenerStream::new(listener)));
-        let mut cluster = Cluster { server, ends: Vec::new(), address, schedulers: Vec::new() };
+        let mut cluster =
+            Cluster { server, ends: Vec::new(), address, schedulers: Vec::new(), metrics: Arc::default() };
         for _ in 0..schedulers {
             cluster.add_scheduler();
         }
@@ -293,8 +303,9 @@ impl Cluster {
             profile: Profile::Spread,
             hold_after_ms: 30_000,
         };
+        let metrics = Arc::clone(&self.metrics);
         self.schedulers.push(tokio::spawn(async move {
-            run::run(client, settings, &Registry::default(), Arc::new(Pulse::default()), shutdown).await;
+            run::run(client, settings, &metrics, Arc::new(Pulse::default()), shutdown).await;
         }));
         self.ends.push(end);
     }
@@ -457,6 +468,24 @@ async fn a_pod_whose_selector_is_none_is_told_so_and_holds_up_nobody() {
     let told =
         |all: &Cluster| all.server.state().messages.get("wrong").is_some_and(|text| text.contains("\"Resembles\""));
     cluster.until("the wrong one is told why", told).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_a_rule_stands_against_is_told_counted_and_tried_again() {
+    let cluster = Cluster::start(1).await;
+    cluster.server.state().against.insert("late".into(), 2);
+    cluster.node("n0", "4");
+    cluster.pod(pod("late", "1"));
+    cluster.until("it is bound in the end", |all| all.bound() == 1).await;
+    let told = "pods that were bound meanwhile stand against the decision, it is made anew: n0: a rule";
+    cluster
+        .until("it was told why not at once", |all| {
+            all.server.state().messages.get("late").is_some_and(|text| text == told)
+        })
+        .await;
+    let metrics = cluster.metrics.render();
+    assert!(metrics.contains("minipod_scheduler_rules_overtaken_total 2"), "{metrics}");
     cluster.stop().await;
 }
 

@@ -268,11 +268,11 @@ async fn an_adapter_gives_an_app_the_face_that_monitoring_expects() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_war_comes_from_its_own_image_and_tomcat_serves_it() {
-    let registry_port = Some(free_port());
+    let port = free_port();
     let nodes = NODES.map(|(name, memory)| NodeOptions::with_memory(name, memory)).into();
-    let cluster = Cluster::start_with(Options { registry_port, ..Options::new(bin_dir(), nodes) }).await;
+    let cluster = Cluster::start_with(Options { registry_port: Some(port), ..Options::new(bin_dir(), nodes) }).await;
     let gateway = cluster.local.names().expect("the cluster is up").gateway();
-    let registry = Registry::at((gateway, registry_port.expect("chosen above")).into());
+    let registry = Registry::at((gateway, port).into());
     for name in ["sample", "tomcat"] {
         // As they are: to compress some hundred megabytes for one pull would take longer than the pull.
         registry.push_as(&image(name), name, &["--preserve-digests"]);

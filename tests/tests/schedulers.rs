@@ -1,17 +1,21 @@
 //! Ten schedulers at once, some of them killed or stopped for a while: every pod is bound at most once, no node is ever over
-//! its allocatable, and everything that fits is bound in the end.
+//! its allocatable, and everything that fits is bound in the end. Six at two API servers, with rules between pods: no revision breaks one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use minictl::local::Options;
 use minipod_client::{ChangeKind, Client, Query};
 use minipod_proto::Resource;
-use minipod_proto::v1::Pod;
+use minipod_proto::v1::{Node, Pod};
 use minipod_tests::cluster::{Cluster, bin_dir, minictl, pod, text};
-use minipod_tests::hollow::HollowNode;
+use minipod_tests::hollow::{HollowNode, Shape};
 use minipod_tests::wait;
 use tonic::transport::{Channel, Endpoint};
+
+/// The scheduler's reference: it shares no code with what decides.
+#[path = "../../scheduler/tests/reference/mod.rs"]
+mod reference;
 
 const NODES: usize = 50;
 const PODS: usize = 2000;
@@ -117,6 +121,127 @@ async fn audit(client: Client, revision: i64) -> usize {
                 *sum += POD_MILLI;
                 assert!(*sum <= CPU_MILLI, "{node} has {sum}m of {CPU_MILLI}m at revision {last}");
             }
+        }
+    }
+}
+
+const ZONES: usize = 3;
+const ZONED_NODES: usize = 12;
+/// Of the pods with rules so many find a place whoever is first, and so many exist; see [`ruled_pods`].
+const RULED_FIT: usize = 48 + 12 + 60 + 48 + 32 + 24;
+const RULED: usize = RULED_FIT + 4 + 4;
+
+/// Pods with every rule there is, shuffled, as YAML.
+fn ruled_pods() -> Vec<(String, String)> {
+    let term = |app: &str, key: &str| {
+        format!(
+            "requiredDuringSchedulingIgnoredDuringExecution: [{{topologyKey: {key}, labelSelector: {{matchLabels: {{app: {app}}}}}}}]"
+        )
+    };
+    let away = |app: &str, key: &str| format!("  affinity: {{podAntiAffinity: {{{}}}}}\n", term(app, key));
+    let near = |app: &str, key: &str| format!("  affinity: {{podAffinity: {{{}}}}}\n", term(app, key));
+    let spread = |app: &str, key: &str| {
+        format!(
+            "  topologySpreadConstraints: [{{maxSkew: 1, topologyKey: {key}, whenUnsatisfiable: DoNotSchedule, labelSelector: \
+             {{matchLabels: {{app: {app}}}}}}}]\n"
+        )
+    };
+    const HOST: &str = "kubernetes.io/hostname";
+    let mut pods = Vec::new();
+    let mut add = |kind: &str, app: usize, count: usize, rule: &dyn Fn(&str) -> String| {
+        let app = format!("{kind}{app}");
+        for index in 0..count {
+            let name = format!("{app}-{index}");
+            let manifest =
+                cpu_pod(&name, "10m").replace("metadata: {", &format!("metadata: {{labels: {{app: {app}}}, "));
+            pods.push((name, manifest + &rule(&app)));
+        }
+    };
+    for app in 0..4 {
+        add("lone", app, ZONED_NODES, &|app| away(app, HOST));
+        // One more than there are zones: it waits.
+        add("zonal", app, ZONES + 1, &|app| away(app, "zone"));
+        add("even", app, 15, &|app| spread(app, "zone"));
+        add("flock", app, 8, &|app| near(app, "zone"));
+        // A zone that the guard is in is closed to these, and one that they are in to the guard: it may find none.
+        add("shy", app, 6, &|_| String::new());
+        add("guard", app, 1, &|app| away(&app.replace("guard", "shy"), "zone"));
+    }
+    for app in 0..2 {
+        add("thin", app, 2 * ZONED_NODES, &|app| spread(app, HOST));
+    }
+    // Always the same order, in which neighbours have nothing to do with each other.
+    pods.sort_by_key(|(name, _)| {
+        name.bytes().fold(0u32, |hash, byte| hash.wrapping_mul(0x0100_0193) ^ u32::from(byte))
+    });
+    pods
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn six_schedulers_at_two_servers_break_no_rule_between_pods() {
+    let options = Options { schedulers: 6, apiservers: 2, ..Options::new(bin_dir(), Vec::new()) };
+    let mut cluster = Cluster::start_with(options).await;
+    let client = cluster.client().clone();
+    let first = cluster.local.server().split(',').next().expect("a server").to_owned();
+    let channel = Endpoint::from_shared(first).expect("an address").connect_lazy();
+    let mut nodes = Vec::new();
+    for index in 0..ZONED_NODES {
+        let (name, zone) = (format!("hollow-{index}"), format!("z{}", index % ZONES));
+        let allocatable = [("cpu", "64"), ("memory", "65536Mi"), ("pods", "110")];
+        let shape = Shape { name: &name, allocatable: &allocatable, labels: &[("zone", &zone)] };
+        nodes.push(HollowNode::join_as(channel.clone(), shape, std::sync::Arc::new(|_| {})).await.expect("it joins"));
+    }
+    let nodes_now = client.list::<Node>(&Query::all()).await.expect("listed").items;
+    let world = reference::World { nodes: nodes_now, ..Default::default() };
+    assert_eq!(world.nodes.len(), ZONED_NODES);
+
+    let revision = client.list::<Pod>(&Query::all()).await.expect("listed").revision;
+    let audit = tokio::spawn(audit_rules(client.clone(), revision, world));
+    let creator = client.clone();
+    let created = tokio::spawn(async move {
+        let pods = ruled_pods();
+        assert_eq!(pods.len(), RULED);
+        for (name, manifest) in pods {
+            creator.create(pod(&manifest)).await.unwrap_or_else(|error| panic!("create {name}: {error}"));
+        }
+    });
+    // One is killed in the middle of its work, and one wakes up with a stale view, and with decisions that were made on it.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    cluster.local.daemon("scheduler-2").expect("it runs").kill();
+    cluster.local.daemon("scheduler-1").expect("it runs").pause(true);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cluster.local.daemon("scheduler-1").expect("it runs").pause(false);
+    created.await.expect("all pods are created");
+    let bound = audit.await.expect("the audit found nothing wrong");
+    assert!((RULED_FIT..=RULED_FIT + 4).contains(&bound), "{bound} are bound, but {RULED_FIT} and up to 4 guards fit");
+    cluster.local.stop().expect("taken down");
+}
+
+/// Follows every revision and has each binding judged by what was bound before it; answers how many there are once nothing more is bound.
+async fn audit_rules(client: Client, revision: i64, mut world: reference::World) -> usize {
+    let mut watch = client.watch::<Pod>(&Query::all(), revision).await.expect("watched");
+    let mut bound = HashSet::new();
+    let (mut at, mut news) = (revision, Vec::new());
+    let mut settle = |at: i64, news: &mut Vec<(Pod, String)>| {
+        let judged = world.bind_in_some_order(&std::mem::take(news));
+        judged.unwrap_or_else(|broken| panic!("revision {at} breaks a rule: {broken}"));
+    };
+    loop {
+        let patience = if bound.len() < RULED_FIT { wait::PATIENCE } else { Duration::from_secs(5) };
+        let Ok(change) = tokio::time::timeout(patience, watch.next()).await else {
+            settle(at, &mut news);
+            return bound.len();
+        };
+        let change = change.expect("the watch lives").expect("the watch goes on");
+        let (ChangeKind::Added(pod) | ChangeKind::Modified(pod)) = change.kind else { continue };
+        if pod.revision() != at {
+            settle(at, &mut news);
+            at = pod.revision();
+        }
+        if let Some(node) = pod.node_name().map(str::to_owned)
+            && bound.insert(pod.name().to_owned())
+        {
+            news.push((pod, node));
         }
     }
 }

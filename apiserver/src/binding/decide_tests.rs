@@ -88,7 +88,7 @@ fn bind_some(
         })
         .collect();
     let all = dice.roll(3) == 0;
-    let plan = plan(wishes.iter().map(|(node, charge)| (node.as_str(), charge)), known(ledgers), all);
+    let plan = plan(wishes.iter().map(|(node, charge)| (node.as_str(), charge)), known(ledgers), None, all);
     assert_eq!(plan.granted.len() + plan.refused.len(), wishes.len());
     assert!(!all || plan.refused.is_empty() || plan.granted.is_empty(), "a gang is bound whole or not at all");
     for position in plan.granted {
@@ -134,7 +134,7 @@ fn refusals_say_what_is_short() {
     full.take(&charge("a", 500, 1 << 29, Some(80)));
     let refusal = |ledger: Option<Ledger>, wish: Charge| {
         let ledgers = [("n".to_owned(), ledger)].into();
-        let plan = plan([("n", &wish)], known(&ledgers), false);
+        let plan = plan([("n", &wish)], known(&ledgers), None, false);
         plan.refused.first().map(|(_, result)| format!("{:?} {}", result.code(), result.message))
     };
     let shown = |result: Option<&str>| result.map(str::to_owned);
@@ -193,7 +193,7 @@ fn pod_entry(change: impl FnOnce(&mut Pod)) -> Entry {
 fn pods_are_judged_by_their_newest_state() {
     let item = |revision| Item { namespace: "d".into(), pod: "p".into(), uid: "u".into(), revision, node: "n".into() };
     let judge = |revision, entry: Option<Entry>| match judge_pod(&item(revision), entry.as_ref()) {
-        Ok(charge) => format!("{}m {} port", charge.requests.cpu_milli, charge.ports.len()),
+        Ok(wants) => format!("{}m {} port", wants.charge.requests.cpu_milli, wants.charge.ports.len()),
         Err(result) => format!("{:?} {}", result.code(), result.node),
     };
     assert_eq!(judge(20, Some(pod_entry(|_| ()))), "100m 1 port");

@@ -16,29 +16,37 @@ use prost::Message;
 
 use super::{
     Binder,
-    decide::{self, Plan},
+    decide::{self, Plan, Wants},
+    sight::Floor,
 };
 use crate::{
     cache::Entry,
     error::ApiError,
     keys,
-    ledger::{Charge, Ledger},
+    ledger::Ledger,
     registry::decode_ledger,
+    rules::announced::{self, Turns},
     storage::{Guard, Outcome, StoreError, Write},
 };
 
 /// How often a transaction is decided again before its items are given back to their scheduler.
-const ATTEMPTS: u32 = 16;
+pub(super) const ATTEMPTS: u32 = 16;
 
 /// Transactions of one call that are under way at once: enough to keep the store's disk busy while answers travel.
 const IN_FLIGHT: usize = 4;
 
 /// An item that may still be bound.
-struct Candidate {
+pub(super) struct Candidate {
     index: usize,
     item: Arc<Item>,
-    pod: Arc<Entry>,
-    charge: Charge,
+    pub(super) pod: Arc<Entry>,
+    pub(super) wants: Wants,
+}
+
+/// Batches that go one after the other, because what one of them does matters to the next, and the turns that they take.
+struct Lane {
+    batches: Vec<Vec<Candidate>>,
+    turns: Turns,
 }
 
 type Results = Vec<(usize, BindResult)>;
@@ -57,12 +65,10 @@ impl Binder {
         if all && !done.is_empty() {
             done.extend(candidates.iter().map(|candidate| (candidate.index, decide::gang())));
         } else {
-            let limit = if all { usize::MAX } else { self.registry.storage.max_ops() };
             // Unordered: results carry their positions.
-            let mut batches = stream::iter(split(candidates, limit))
-                .map(|batch| self.bind_batch(batch, all))
-                .buffer_unordered(IN_FLIGHT);
-            while let Some(results) = batches.next().await {
+            let lanes = self.lanes(candidates, all)?.into_iter();
+            let mut lanes = stream::iter(lanes).map(|lane| self.bind_lane(lane, all)).buffer_unordered(IN_FLIGHT);
+            while let Some(results) = lanes.next().await {
                 done.extend(results);
             }
         }
@@ -82,7 +88,7 @@ impl Binder {
         let (mut candidates, mut done, mut unsure) = (Vec::with_capacity(items.len()), Results::new(), Vec::new());
         for (index, ((item, key), cached)) in items.iter().zip(keys).zip(cached).enumerate() {
             match (decide::judge_pod(item, cached.as_deref()), cached) {
-                (Ok(charge), Some(pod)) => candidates.push(Candidate { index, item: Arc::clone(item), pod, charge }),
+                (Ok(wants), Some(pod)) => candidates.push(Candidate { index, item: Arc::clone(item), pod, wants }),
                 (Err(result), _) if decide::is_for_ever(&result) => done.push((index, *result)),
                 (_, cached) => unsure.push((index, item, key, cached)),
             }
@@ -93,7 +99,7 @@ impl Binder {
             let read = read.map(|read| Entry::decode(Kind::Pod, key, &read.value, read.revision)).transpose()?;
             let fresh = read.map(|read| Arc::new(same_spec(read, cached.as_deref())));
             match (decide::judge_pod(item, fresh.as_deref()), fresh) {
-                (Ok(charge), Some(pod)) => candidates.push(Candidate { index, item: Arc::clone(item), pod, charge }),
+                (Ok(wants), Some(pod)) => candidates.push(Candidate { index, item: Arc::clone(item), pod, wants }),
                 (Err(result), _) => done.push((index, *result)),
                 (Ok(_), None) => {}
             }
@@ -101,23 +107,75 @@ impl Binder {
         Ok((candidates, done))
     }
 
+    /// What may be written side by side, and what in turn: pods that rules speak of stay in the order in which they were proposed, because
+    /// each was decided on with those before it in their places.
+    fn lanes(&self, candidates: Vec<Candidate>, all: bool) -> Result<Vec<Lane>, ApiError> {
+        let ground = self.registry.cache.ground();
+        let limit = self.registry.storage.max_ops();
+        let concern = |candidate: &Candidate| self.concern(&ground, candidate);
+        if all {
+            let turns = candidates.iter().fold(0, |turns, candidate| turns | concern(candidate));
+            let nodes: BTreeSet<&str> = candidates.iter().map(|candidate| candidate.item.node.as_str()).collect();
+            let (pods, nodes, rules) = (candidates.len(), nodes.len(), 1 + turns.count_ones() as usize);
+            if pods + nodes + rules > limit {
+                return Err(ApiError::Invalid(format!(
+                    "items: an ALL batch is one transaction; {pods} pods on {nodes} nodes and {rules} keys for rules between pods are \
+                     {} keys, but the store takes {limit}",
+                    pods + nodes + rules
+                )));
+            }
+            return Ok(vec![Lane { batches: vec![candidates], turns }]);
+        }
+        let (mut plain, mut ruled, mut turns) = (Vec::new(), Vec::new(), 0);
+        for candidate in candidates {
+            let taken = concern(&candidate);
+            turns |= taken;
+            if taken == 0 { plain.push(candidate) } else { ruled.push(candidate) }
+        }
+        // One operation is for the announcements, which every binding compares.
+        let plain = split(plain, limit.saturating_sub(1)).into_iter();
+        let mut lanes: Vec<Lane> = plain.map(|batch| Lane { batches: vec![batch], turns: 0 }).collect();
+        if !ruled.is_empty() {
+            let batches = chunks(ruled, limit.saturating_sub(1 + announced::TURNS));
+            // Begun first: it takes longest.
+            lanes.insert(0, Lane { batches, turns });
+        }
+        Ok(lanes)
+    }
+
+    async fn bind_lane(&self, lane: Lane, all: bool) -> Results {
+        let mut done = Results::new();
+        // Turns before nodes, both in order, so that two lanes cannot wait for each other. Like the nodes' locks they only spare this
+        // server's calls from making each other's transactions fail.
+        let mut held = Vec::new();
+        for turn in announced::numbers(lane.turns) {
+            if let Some(lock) = self.turn_locks.get(turn) {
+                held.push(lock.lock().await);
+            }
+        }
+        for batch in lane.batches {
+            done.extend(self.bind_batch(batch, all).await);
+        }
+        done
+    }
+
     /// One transaction's worth of items, until all of them are bound or refused.
     async fn bind_batch(&self, mut batch: Vec<Candidate>, all: bool) -> Results {
         let nodes: BTreeSet<String> = batch.iter().map(|candidate| candidate.item.node.clone()).collect();
         // In the order of names, so that two batches cannot wait for each other.
-        let mut turns = Vec::with_capacity(nodes.len());
+        let mut writers = Vec::with_capacity(nodes.len());
         for node in &nodes {
-            turns.push(self.registry.turns.take(node).await);
+            writers.push(self.registry.writers.take(node).await);
         }
         let mut known = self.known(&nodes);
-        let mut done = Results::new();
+        let (mut floor, mut done) = (Floor::default(), Results::new());
         let mut backoff = Backoff::new(Duration::from_millis(2), Duration::from_millis(100));
         let mut failure = decide::result(Code::Conflict, format!("the store was contended {ATTEMPTS} times"));
         for attempt in 0..ATTEMPTS {
             if batch.is_empty() {
                 return done;
             }
-            match self.attempt(&mut batch, &mut known, &mut done, all).await {
+            match self.attempt(&mut batch, &mut known, &mut floor, &mut done, all).await {
                 Ok(()) => {}
                 // The guards make it safe to send again: what has happened is not done twice but found.
                 Err(error @ StoreError::Uncertain { .. }) if attempt < 3 => {
@@ -149,7 +207,7 @@ impl Binder {
     fn known(&self, nodes: &BTreeSet<String>) -> Known {
         let cached = self.registry.cache.ledgers(nodes.iter().map(String::as_str));
         let newest = nodes.iter().zip(cached).map(|(node, cached)| {
-            let newest = self.registry.turns.newest(node, cached);
+            let newest = self.registry.writers.newest(node, cached);
             (node.clone(), newest.map_or((None, 0), |(ledger, revision)| (Some(ledger), revision)))
         });
         newest.collect()
@@ -160,11 +218,28 @@ impl Binder {
         &self,
         batch: &mut Vec<Candidate>,
         known: &mut Known,
+        floor: &mut Floor,
         done: &mut Results,
         all: bool,
     ) -> Result<(), StoreError> {
-        let wishes = batch.iter().map(|candidate| (candidate.item.node.as_str(), &candidate.charge));
-        let plan = decide::plan(wishes, |node| known.get(node).and_then(|(ledger, _)| ledger.as_deref()), all);
+        let mut sight = self.look(batch, floor.seen).await?;
+        if sight.scene.is_some() {
+            let newer = self.newer(batch);
+            if !newer.is_empty() {
+                self.rejudge(batch, newer, done, all);
+                return Ok(());
+            }
+        }
+        let wishes = batch.iter().map(|candidate| (candidate.item.node.as_str(), &candidate.wants.charge));
+        let ledger_of = |node: &str| known.get(node).and_then(|(ledger, _)| ledger.as_deref());
+        let plan = decide::plan(wishes, ledger_of, sight.scene.take(), all);
+        // A rule may seem broken by a pod that has gone, or for want of one that has come: such a refusal counts once all is known that
+        // was acknowledged before the call.
+        if plan.rules_refuse() && sight.revision < floor.sure {
+            floor.sure = self.registry.storage.revision().await?;
+            floor.seen = floor.seen.max(floor.sure);
+            return Ok(());
+        }
         if plan.granted.is_empty() {
             return self.confirm_refusals(batch, known, done, plan).await;
         }
@@ -184,31 +259,52 @@ impl Binder {
         let mut guards: Vec<Guard> =
             granted.iter().map(|c| Guard::new(keys::object(Kind::Pod, &c.pod.key), c.pod.revision)).collect();
         guards.extend(guarded.iter().filter_map(|node| Some(Guard::new(keys::ledger(node), known.get(node)?.1))));
+        guards.extend(sight.guards());
         let now = self.registry.now();
         let mut writes: Vec<Write> = granted
             .iter()
             .map(|c| Write::Put(keys::object(Kind::Pod, &c.pod.key), bound_bytes(&c.pod.object, &c.item.node, now)))
             .collect();
         writes.extend(plan.ledgers.iter().map(|(node, ledger)| Write::Put(keys::ledger(node), ledger.encode_to_vec())));
+        let turns = sight.turns_of(&plan.granted);
+        writes.extend(announced::numbers(turns).map(|turn| Write::Put(keys::turn(turn), Vec::new())));
         let pods = granted.len();
         match self.registry.storage.txn(guards, writes).await? {
             Outcome::Done { revision } => {
+                self.took(turns, revision);
                 self.settle(batch, plan, revision, done);
             }
             Outcome::Lost { present } => {
                 let mut present = present.into_iter();
                 let fresh: Vec<_> = present.by_ref().take(pods).collect();
-                for (node, item) in guarded.into_iter().zip(present) {
+                for (node, item) in guarded.into_iter().zip(present.by_ref()) {
                     let ledger = item.as_ref().and_then(|item| decode_ledger(&node, item).ok().map(Arc::new));
                     if item.is_none() {
-                        self.registry.turns.wrote(&node, None, 0);
+                        self.registry.writers.wrote(&node, None, 0);
                     }
                     known.insert(node, (ledger, item.map_or(0, |item| item.revision)));
                 }
-                self.rejudge(batch, &plan.granted, fresh, done, all);
+                floor.seen = floor.seen.max(sight.overtaken_at(present));
+                let newer = plan.granted.iter().zip(fresh).filter_map(|(position, item)| {
+                    let known = &batch.get(*position)?.pod;
+                    let changed = item.as_ref().is_none_or(|item| item.revision != known.revision);
+                    let read =
+                        item.and_then(|item| Entry::decode(Kind::Pod, &known.key, &item.value, item.revision).ok());
+                    changed.then(|| (*position, read.map(|read| Arc::new(same_spec(read, Some(known))))))
+                });
+                let newer = newer.collect();
+                self.rejudge(batch, newer, done, all);
             }
         }
         Ok(())
+    }
+
+    /// Pods of which the cache knows more. One that a transaction of unknown outcome has bound would stand in its own way.
+    fn newer(&self, batch: &[Candidate]) -> Vec<(usize, Option<Arc<Entry>>)> {
+        let keys = batch.iter().map(|candidate| candidate.pod.key.as_str());
+        let cached = self.registry.cache.get_many(Kind::Pod, keys).into_iter().enumerate();
+        let known = |position: usize| batch.get(position).map_or(0, |candidate| candidate.pod.revision);
+        cached.filter(|(at, pod)| pod.as_ref().is_some_and(|pod| pod.revision > known(*at))).collect()
     }
 
     /// Nothing can be granted: final only if the ledgers are really so.
@@ -249,31 +345,24 @@ impl Binder {
         done.extend(refused.filter_map(|(position, result)| Some((batch.get(position)?.index, result))));
         batch.clear();
         for (node, ledger) in plan.ledgers {
-            self.registry.turns.wrote(&node, Some(Arc::new(ledger)), revision);
+            self.registry.writers.wrote(&node, Some(Arc::new(ledger)), revision);
         }
     }
 
-    /// Judges pods anew by what the store holds; `fresh` belongs to the granted positions.
+    /// Judges pods anew of which more is known by now; each with its position.
     fn rejudge(
         &self,
         batch: &mut Vec<Candidate>,
-        granted: &[usize],
-        fresh: Vec<Option<crate::storage::Item>>,
+        newer: Vec<(usize, Option<Arc<Entry>>)>,
         done: &mut Results,
         all: bool,
     ) {
         let mut settled = BTreeSet::new();
-        for (position, item) in granted.iter().zip(fresh) {
-            let Some(candidate) = batch.get_mut(*position) else { continue };
-            if item.as_ref().is_some_and(|item| item.revision == candidate.pod.revision) {
-                continue;
-            }
-            let key = candidate.pod.key.clone();
-            let read = item.and_then(|item| Entry::decode(Kind::Pod, &key, &item.value, item.revision).ok());
-            let pod = read.map(|read| Arc::new(same_spec(read, Some(&candidate.pod))));
+        for (position, pod) in newer {
+            let Some(candidate) = batch.get_mut(position) else { continue };
             match (decide::judge_pod(&candidate.item, pod.as_deref()), pod) {
-                (Ok(charge), Some(pod)) => {
-                    candidate.charge = charge;
+                (Ok(wants), Some(pod)) => {
+                    candidate.wants = wants;
                     candidate.pod = pod;
                 }
                 (Err(result), _) => {
@@ -314,6 +403,25 @@ fn bound_bytes(object: &Object, node: &str, now: minipod_proto::v1::Time) -> Vec
     pod.status_mut().nominated_node_name.clear();
     pod.status_mut().set_condition("PodScheduled", "True", "", "", now);
     pod.encode_to_vec()
+}
+
+/// Batches in the order of the items, each with at most so many keys of pods and nodes.
+fn chunks(candidates: Vec<Candidate>, limit: usize) -> Vec<Vec<Candidate>> {
+    let (mut chunks, mut nodes) = (Vec::<Vec<Candidate>>::new(), BTreeSet::new());
+    for candidate in candidates {
+        let ops = chunks.last().map_or(usize::MAX, |chunk| {
+            chunk.len() + nodes.len() + 1 + usize::from(!nodes.contains(&candidate.item.node))
+        });
+        if ops > limit {
+            nodes.clear();
+            chunks.push(Vec::new());
+        }
+        nodes.insert(candidate.item.node.clone());
+        if let Some(chunk) = chunks.last_mut() {
+            chunk.push(candidate);
+        }
+    }
+    chunks
 }
 
 /// Batches of whole nodes, as far as a transaction takes them; the pods of a node that alone are too many are spread over several.

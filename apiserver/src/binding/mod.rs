@@ -1,12 +1,17 @@
 //! Binding: the arbiter between any number of schedulers.
 //!
-//! [`decide`] is pure: what may be done with these pods on these ledgers. [`execute`] reads, asks it, and writes pods and ledgers in
-//! one transaction; what has changed meanwhile is decided anew from what the store holds, by fit, not by "somebody wrote".
+//! [`decide`] is pure: what may be done with these pods on these ledgers, under the rules between pods that concern them
+//! ([`crate::rules`]). [`execute`] reads, asks it, and writes pods, ledgers and turns in one transaction; what has changed meanwhile is decided
+//! anew from what the store holds, by fit, not by "somebody wrote". [`sight`] says what rules are held against.
 
 pub mod decide;
 mod execute;
+mod sight;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
 
 use minipod_daemon::metrics::{Counter, Registry as Metrics};
 use minipod_proto::v1::{
@@ -15,7 +20,13 @@ use minipod_proto::v1::{
     bind_result::Code,
 };
 
-use crate::{error::ApiError, events::Recorder, keys, registry::Registry};
+use crate::{
+    error::ApiError,
+    events::Recorder,
+    keys,
+    registry::Registry,
+    rules::{announced::TURNS, tally::Tallies},
+};
 
 /// Items in one call: some transactions' worth, and an answer well under a message's limit.
 const ITEMS_LIMIT: usize = 4_096;
@@ -24,8 +35,16 @@ const ITEMS_LIMIT: usize = 4_096;
 pub struct Binder {
     registry: Arc<Registry>,
     recorder: Recorder,
+    /// One lock a turn, so that the calls of one server do not make each other's transactions fail.
+    turn_locks: [tokio::sync::Mutex<()>; TURNS],
+    /// Revisions at which this server took the turns last: its cache must show them before it takes them again.
+    taken: Mutex<[i64; TURNS]>,
+    tallies: Mutex<Tallies>,
+    /// Whether rules of pods that were there before this server are announced.
+    caught_up: tokio::sync::OnceCell<()>,
     metrics: Arc<Metrics>,
     retries: Arc<Counter>,
+    announcements: Arc<Counter>,
 }
 
 impl Binder {
@@ -33,7 +52,19 @@ impl Binder {
     pub fn new(registry: Arc<Registry>, recorder: Recorder, metrics: Arc<Metrics>) -> Binder {
         let help = "Binding transactions decided again because something had changed.";
         let retries = metrics.counter("minipod_bind_retries_total", &[], help);
-        Binder { registry, recorder, metrics, retries }
+        let help = "Announcements of rules between pods that were written.";
+        let announcements = metrics.counter("minipod_bind_announcements_total", &[], help);
+        Binder {
+            registry,
+            recorder,
+            turn_locks: Default::default(),
+            taken: Mutex::default(),
+            tallies: Mutex::default(),
+            caught_up: tokio::sync::OnceCell::new(),
+            metrics,
+            retries,
+            announcements,
+        }
     }
 
     /// Binds a batch; one result per item, in order.

@@ -23,7 +23,15 @@ use state::State;
 pub use state::{Change, ReplicaSummary, SessionRecord};
 pub use watcher::{Cut, Delivery, Filter, Subscription};
 
-use crate::{error::ApiError, ledger::Ledger, storage::Item};
+use crate::{
+    error::ApiError,
+    ledger::Ledger,
+    rules::{
+        announced::{Announced, TURNS},
+        tally::News,
+    },
+    storage::Item,
+};
 
 /// How long a reader waits for the cache to reach the store's revision. Normally it is there at once.
 const CATCH_UP: Duration = Duration::from_secs(5);
@@ -115,6 +123,19 @@ pub struct SessionSeen {
     pub revision: i64,
     /// When word of it reached us, by our own clock.
     pub at: Instant,
+}
+
+/// What bindings compare for the sake of rules between pods, as one revision left it.
+#[derive(Debug, Clone)]
+pub struct Ground {
+    /// The revision.
+    pub revision: i64,
+    /// Whom rules speak of.
+    pub announced: Arc<Announced>,
+    /// The revision of the last announcement; 0: there was never any.
+    pub announced_at: i64,
+    /// Revisions at which the turns were taken last; 0: never.
+    pub turns: [i64; TURNS],
 }
 
 /// Sizes of the cache.
@@ -223,6 +244,11 @@ impl Cache {
         (state.matching(kind, filter), state.revision)
     }
 
+    /// All objects of a kind, in the order of their keys.
+    pub fn all(&self, kind: Kind) -> Vec<Arc<Entry>> {
+        self.read().kind(kind).objects.values().cloned().collect()
+    }
+
     /// All pods that are bound to a node.
     pub fn pods_of(&self, node: &str) -> Vec<Arc<Entry>> {
         self.read().pods_of(node)
@@ -246,6 +272,23 @@ impl Cache {
     pub fn ledgers<'a>(&self, nodes: impl Iterator<Item = &'a str>) -> Vec<Option<(Arc<Ledger>, i64)>> {
         let state = self.read();
         nodes.map(|node| state.ledgers.get(node).cloned()).collect()
+    }
+
+    /// What bindings compare for the sake of rules between pods.
+    pub fn ground(&self) -> Ground {
+        let state = self.read();
+        let (announced, announced_at) = &state.announced;
+        Ground {
+            revision: state.revision,
+            announced: Arc::clone(announced),
+            announced_at: *announced_at,
+            turns: state.turns,
+        }
+    }
+
+    /// What has happened to pods after a revision; all that are bound, if that is not known any more.
+    pub fn pod_news(&self, since: i64) -> News {
+        self.read().pod_news(since)
     }
 
     /// When a server other than `own` last said that it holds a node's session.

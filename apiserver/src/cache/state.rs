@@ -18,6 +18,10 @@ use crate::{
     error::ApiError,
     keys::{self, Parsed},
     ledger::Ledger,
+    rules::{
+        announced::{Announced, TURNS},
+        tally::News,
+    },
     storage::{Item, RawEvent},
 };
 
@@ -72,6 +76,10 @@ pub(super) struct State {
     pub replicas: HashMap<String, ReplicaSeen>,
     /// By node.
     pub sessions: HashMap<String, SessionSeen>,
+    /// Whom rules between pods speak of, and the revision of the last announcement.
+    pub announced: (Arc<Announced>, i64),
+    /// Revisions at which the turns were taken last; 0: never.
+    pub turns: [i64; TURNS],
     next_watcher: u64,
 }
 
@@ -111,6 +119,9 @@ enum What {
     Ledger(String, Option<Ledger>),
     Replica(String, Option<ReplicaSummary>),
     Session(String, Option<SessionRecord>),
+    Announced(Option<Announced>),
+    /// Its number, and whether it is there.
+    Turn(usize, bool),
 }
 
 pub(super) fn decode_items(items: Vec<Item>) -> Vec<Decoded> {
@@ -141,6 +152,14 @@ fn decode(key: &[u8], value: Option<&[u8]>, revision: i64) -> Option<Decoded> {
             let record = value.map(SessionRecord::decode).transpose();
             What::Session(node.to_owned(), record.inspect_err(|error| tracing::warn!(node, %error, "session")).ok()?)
         }
+        // What cannot be read may speak of anybody.
+        Parsed::Announced => What::Announced(value.map(|value| {
+            Announced::decode(value).unwrap_or_else(|error| {
+                tracing::error!(%error, "the announcements of rules cannot be read: every binding takes a turn");
+                Announced::everything()
+            })
+        })),
+        Parsed::Turn(number) => What::Turn(number.parse().ok().filter(|number| *number < TURNS)?, value.is_some()),
         Parsed::PodCidr(_) | Parsed::Unknown => return None,
     };
     Some(Decoded { revision, what })
@@ -211,6 +230,8 @@ impl State {
             ledgers: HashMap::new(),
             replicas: HashMap::new(),
             sessions: HashMap::new(),
+            announced: (Arc::default(), 0),
+            turns: [0; TURNS],
             next_watcher: 0,
         }
     }
@@ -222,6 +243,18 @@ impl State {
     pub fn pods_of(&self, node: &str) -> Vec<Arc<Entry>> {
         let keys = self.pods_by_node.get(node).into_iter().flatten();
         keys.filter_map(|key| self.kind(Kind::Pod).objects.get(key).cloned()).collect()
+    }
+
+    /// What has happened to pods after a revision.
+    pub fn pod_news(&self, since: i64) -> News {
+        let pods = self.kind(Kind::Pod);
+        if since < pods.oldest {
+            let keys = self.pods_by_node.values().flatten();
+            return News::All(keys.filter_map(|key| pods.objects.get(key).cloned()).collect(), self.revision);
+        }
+        let first = pods.ring.partition_point(|change| change.revision <= since);
+        let changes = pods.ring.range(first..).map(|change| (change.before.clone(), change.after.clone()));
+        News::Changes(changes.collect(), self.revision)
     }
 
     pub fn matching(&self, kind: Kind, filter: &Filter) -> Vec<Arc<Entry>> {
@@ -312,6 +345,8 @@ impl State {
         self.ledgers.clear();
         self.replicas.clear();
         self.sessions.clear();
+        self.announced = (Arc::default(), 0);
+        self.turns = [0; TURNS];
         self.revision = revision;
         for one in decoded {
             match one.what {
@@ -428,6 +463,13 @@ impl State {
                 );
             }
             What::Session(node, None) => drop(self.sessions.remove(&node)),
+            What::Announced(Some(announced)) => self.announced = (Arc::new(announced), revision),
+            What::Announced(None) => self.announced = (Arc::default(), 0),
+            What::Turn(number, present) => {
+                if let Some(turn) = self.turns.get_mut(number) {
+                    *turn = if present { revision } else { 0 };
+                }
+            }
             What::Object(..) => {}
         }
     }

@@ -45,16 +45,16 @@ struct Booked {
     node: String,
     /// As it will be; `None`: it goes.
     next: Option<Arc<Ledger>>,
-    turn: Turn,
+    writer: Writer,
 }
 
 impl Transaction {
     /// Carries it out.
     pub(super) async fn run(self, registry: &Registry) -> Result<Outcome, ApiError> {
         let outcome = registry.storage.txn(self.guards, self.writes).await?;
-        if let (Outcome::Done { revision }, Some(Booked { node, next, turn })) = (&outcome, self.booked) {
-            registry.turns.wrote(&node, next, *revision);
-            drop(turn);
+        if let (Outcome::Done { revision }, Some(Booked { node, next, writer })) = (&outcome, self.booked) {
+            registry.writers.wrote(&node, next, *revision);
+            drop(writer);
         }
         Ok(outcome)
     }
@@ -254,7 +254,7 @@ impl Registry {
         }];
         let mut booked = None;
         if let Some((node, booking)) = booking(old.map(|old| &old.object), new)? {
-            let turn = self.turns.take(&node).await;
+            let writer = self.writers.take(&node).await;
             let (ledger, revision) = self.ledger(&node, ledger_hint).await?;
             if let Some(next) = book(&node, ledger.as_deref(), booking)? {
                 guards.push(Guard::new(keys::ledger(&node), revision));
@@ -262,7 +262,7 @@ impl Registry {
                     Some(ledger) => Write::Put(keys::ledger(&node), ledger.encode_to_vec()),
                     None => Write::Delete(keys::ledger(&node)),
                 });
-                booked = Some(Booked { turn, node, next: next.map(Arc::new) });
+                booked = Some(Booked { writer, node, next: next.map(Arc::new) });
             }
         }
         Ok(Transaction { guards, writes, booked })
@@ -273,13 +273,13 @@ impl Registry {
         let known = match hint {
             Some(Some(item)) => Some((Arc::new(decode_ledger(node, &item)?), item.revision)),
             Some(None) => {
-                self.turns.wrote(node, None, 0);
+                self.writers.wrote(node, None, 0);
                 return Ok((None, 0));
             }
             None => self.cache.ledgers(std::iter::once(node)).into_iter().flatten().next(),
         };
-        // Others of this server may have had their turn since the hint was true.
-        if let Some((ledger, revision)) = self.turns.newest(node, known) {
+        // Others of this server may have written since the hint was true.
+        if let Some((ledger, revision)) = self.writers.newest(node, known) {
             return Ok((Some(ledger), revision));
         }
         let (item, _) = self.storage.get(keys::ledger(node)).await?;

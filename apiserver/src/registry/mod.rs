@@ -27,7 +27,7 @@ use crate::{
     cache::{Cache, Entry},
     error::ApiError,
     keys,
-    ledger::turns::Turns,
+    ledger::writers::Writers,
     space::Space,
     storage::{Guard, Storage},
 };
@@ -74,7 +74,7 @@ pub struct Registry {
     /// What it holds.
     pub cache: Arc<Cache>,
     /// Who writes which ledger next.
-    pub turns: Turns,
+    pub writers: Writers,
     /// Whether the store has room for more.
     pub space: Arc<Space>,
     /// The wall clock, for what users read.
@@ -88,7 +88,7 @@ impl Registry {
         let conflicts =
             metrics.counter("minipod_write_conflicts_total", &[], "Writes repeated because the object had changed.");
         let clock = || Time::from(std::time::SystemTime::now());
-        Registry { storage, cache, turns: Turns::default(), space: Arc::default(), clock, conflicts }
+        Registry { storage, cache, writers: Writers::default(), space: Arc::default(), clock, conflicts }
     }
 
     /// The wall clock.

@@ -146,7 +146,11 @@ impl LocalCluster {
             self.spawn(&place.name, "minipod-apiserver", &arguments, None)?;
         }
         for index in 0..self.options.schedulers {
-            let arguments = [format!("--server={}", self.server)];
+            // Each begins at another server, so that none has them all.
+            let mut servers: Vec<&str> = self.server.split(',').collect();
+            let first = index % servers.len().max(1);
+            servers.rotate_left(first);
+            let arguments = [format!("--server={}", servers.join(","))];
             self.spawn(&format!("scheduler-{index}"), "minipod-scheduler", &arguments, None)?;
         }
         for index in 0..self.options.nodes.len() {

@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::needs::{Needs, Placement, Spread, Who};
+use super::needs::{Needs, Spread, Who};
 use super::nodes::Nodes;
 use super::statics::Statics;
-use super::topology::{Counted, Counter, Inclusion, Topology};
-use minipod_proto::v1::PodSpec;
+use super::topology::{Counted, Counter, Topology};
 
 /// What a counter must say of a node's domain.
 #[derive(Debug, Clone)]
@@ -203,19 +202,7 @@ impl Made<'_> {
     fn spreads(&mut self, class: &mut Class) {
         let needs = Arc::clone(&class.needs);
         for spread in &needs.spread {
-            let same = needs.spread.iter().filter(|other| other.hard == spread.hard);
-            let mut keys: Vec<String> = same.map(|other| other.topology_key.clone()).collect();
-            keys.sort_unstable();
-            keys.dedup();
-            let spec = &needs.placement.spec;
-            let selected = spread.honor_affinity.then(|| {
-                let (node_selector, affinity) = (spec.node_selector.clone(), spec.affinity.clone());
-                Placement::new(PodSpec { node_selector, affinity, ..PodSpec::default() })
-            });
-            let tolerating = spread
-                .honor_taints
-                .then(|| Placement::new(PodSpec { tolerations: spec.tolerations.clone(), ..PodSpec::default() }));
-            let inclusion = Inclusion { selected, tolerating, keys };
+            let inclusion = spread.inclusion(&needs.spread, &needs.placement);
             let inclusion = self.topology.inclusion(inclusion, &self.nodes.info);
             let counter = self.counter(Counted::Spread(spread.who.clone(), inclusion), &spread.topology_key);
             if spread.hard {

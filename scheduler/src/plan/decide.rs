@@ -6,6 +6,8 @@
 
 use std::cmp::Reverse;
 
+use minipod_proto::rules::Bounds;
+
 use super::bits::{Bits, Members};
 use super::class::{Class, Memo, Rule};
 use super::core::Core;
@@ -43,10 +45,7 @@ struct Probe<'a> {
     key: usize,
     domains: &'a [u32],
     counts: &'a [i64],
-    least: i64,
-    most: i64,
-    /// What a node without the key gets.
-    missing: bool,
+    bounds: Bounds,
 }
 
 fn at(counts: &[i64], domain: u32) -> i64 {
@@ -55,11 +54,7 @@ fn at(counts: &[i64], domain: u32) -> i64 {
 
 impl Probe<'_> {
     fn passes(&self, domain: u32) -> bool {
-        if domain == NOWHERE {
-            return self.missing;
-        }
-        let count = at(self.counts, domain);
-        self.least <= count && count <= self.most
+        self.bounds.admit((domain != NOWHERE).then(|| at(self.counts, domain)))
     }
 
     fn passes_node(&self, node: NodeId) -> bool {
@@ -118,18 +113,13 @@ impl<'a> Search<'a> {
         let first_of_its_kind = class.likes_itself && nobody_near;
         let probes = class.checks.iter().map(|check| {
             let counter = &topology.counters[check.counter];
-            let (least, most, missing) = match &check.rule {
-                Rule::Near if first_of_its_kind => (0, i64::MAX, false),
-                Rule::Near => (1, i64::MAX, false),
-                Rule::Apart => (i64::MIN, 0, true),
-                Rule::Skew(spread) => {
-                    let few = (counter.domains as i64) < spread.min_domains;
-                    let emptiest = if few { 0 } else { counter.least() };
-                    (i64::MIN, spread.max_skew + emptiest - i64::from(spread.counts_itself), false)
-                }
+            let bounds = match &check.rule {
+                Rule::Near => Bounds::near(first_of_its_kind),
+                Rule::Apart => Bounds::APART,
+                Rule::Skew(spread) => Bounds::skew(spread, counter.domains, counter.least()),
             };
             let key = &topology.keys[counter.key];
-            Probe { key: counter.key, domains: &key.of_node, counts: &counter.counts, least, most, missing }
+            Probe { key: counter.key, domains: &key.of_node, counts: &counter.counts, bounds }
         });
         let pulls = class.pulls.iter().map(|(counter, weight)| (*counter, *weight, false));
         let soft = class.soft.iter().map(|counter| (*counter, soft_weight(topology.counters[*counter].domains), true));

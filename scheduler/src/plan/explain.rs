@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use minipod_proto::resources::{Shortfall, amount_text};
+use minipod_proto::rules::Bounds;
 
 use super::class::{Class, Rule};
 use super::core::Core;
@@ -246,9 +247,7 @@ impl Core {
                 Rule::Near if count > 0 || (class.likes_itself && nobody_near) => None,
                 Rule::Near => Some(Reason::Far { key: name, domain: value }),
                 Rule::Skew(spread) => {
-                    let few = (counter.domains as i64) < spread.min_domains;
-                    let emptiest = if few { 0 } else { counter.least() };
-                    let limit = spread.max_skew + emptiest - i64::from(spread.counts_itself);
+                    let limit = Bounds::skew(spread, counter.domains, counter.least()).most;
                     (count > limit).then_some(Reason::Skew { key: name, domain: value, count, limit })
                 }
             }

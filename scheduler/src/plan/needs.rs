@@ -2,15 +2,16 @@
 //!
 //! Pods with equal needs are one class: a cluster of a hundred thousand pods has a few hundred of them, and they share the work.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{Hash, Hasher};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use minipod_proto::Resource;
 use minipod_proto::resources::{self, ResourceError, Resources};
-use minipod_proto::selector::{LabelSelector, SelectorError};
+use minipod_proto::rules::{RuleError, Rules};
 use minipod_proto::v1::{self, Node, Pod, PodSpec, Taint};
-use prost::Message;
+
+// What the API server holds bindings against too: one reading of a pod's rules for both.
+pub use minipod_proto::rules::{Inclusion, Placement, Spread, Term, Who};
 
 /// Annotation: the name of the group (gang) that a pod belongs to, within its namespace.
 pub const GROUP: &str = "minipod.dev/pod-group";
@@ -36,16 +37,9 @@ pub enum NeedsError {
         /// What is wrong.
         source: ResourceError,
     },
-    /// A label selector is none.
-    #[error("pod {pod}: {field}: {source}")]
-    Selector {
-        /// Which pod.
-        pod: String,
-        /// Where in its spec.
-        field: &'static str,
-        /// What is wrong.
-        source: SelectorError,
-    },
+    /// A rule about other pods cannot be understood.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
     /// The group's minimum is no count.
     #[error("pod {pod}: annotation {GROUP_MIN_COUNT} is {value:?}: want a whole number from 1 to 100000")]
     MinCount {
@@ -54,65 +48,6 @@ pub enum NeedsError {
         /// As given.
         value: String,
     },
-    /// A term names no topology.
-    #[error("pod {pod}: {field}: topologyKey is empty: want the key of a node label, such as kubernetes.io/hostname")]
-    TopologyKey {
-        /// Which pod.
-        pod: String,
-        /// Where in its spec.
-        field: &'static str,
-    },
-    /// A number is out of its range.
-    #[error("pod {pod}: topologySpreadConstraints: {field} is {value}: want at least 1")]
-    Spread {
-        /// Which pod.
-        pod: String,
-        /// Which number.
-        field: &'static str,
-        /// As given.
-        value: i32,
-    },
-}
-
-/// Which pods a term speaks of.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Who {
-    /// Namespaces by name.
-    pub namespaces: BTreeSet<String>,
-    /// Namespaces by label, beside those by name.
-    pub namespace_selector: Option<LabelSelector>,
-    /// Pods by label; `None` selects none.
-    pub labels: Option<LabelSelector>,
-}
-
-/// A term of pod affinity or anti-affinity.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Term {
-    /// The pods that it speaks of.
-    pub who: Who,
-    /// The node label whose equal values make nodes near each other.
-    pub topology_key: String,
-}
-
-/// A topology spread constraint.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Spread {
-    /// The pods that are counted.
-    pub who: Who,
-    /// The node label whose values are the domains.
-    pub topology_key: String,
-    /// How much fuller than the emptiest domain the pod's domain may be, the pod included.
-    pub max_skew: i64,
-    /// With fewer domains than this the emptiest one counts as empty.
-    pub min_domains: i64,
-    /// DoNotSchedule; otherwise ScheduleAnyway.
-    pub hard: bool,
-    /// Count only nodes that the pod's selector and affinity allow.
-    pub honor_affinity: bool,
-    /// Count only nodes whose taints the pod tolerates.
-    pub honor_taints: bool,
-    /// Whether the pod itself is counted.
-    pub counts_itself: bool,
 }
 
 /// A port of the node that a pod takes.
@@ -131,37 +66,6 @@ impl HostPort {
     pub fn conflicts(&self, other: &HostPort) -> bool {
         let any = |port: &HostPort| port.ip == "0.0.0.0";
         self.protocol == other.protocol && self.port == other.port && (self.ip == other.ip || any(self) || any(other))
-    }
-}
-
-/// What a pod asks of nodes as they are: selector, node affinity, tolerations. Compared and hashed by encoding.
-#[derive(Debug, Clone)]
-pub struct Placement {
-    /// A spec with nodeSelector, affinity.nodeAffinity and tolerations only.
-    pub spec: PodSpec,
-    /// Its encoding.
-    pub key: Box<[u8]>,
-}
-
-impl Placement {
-    /// Of those parts of a spec.
-    pub fn new(spec: PodSpec) -> Placement {
-        let key = spec.encode_to_vec().into_boxed_slice();
-        Placement { spec, key }
-    }
-}
-
-impl PartialEq for Placement {
-    fn eq(&self, other: &Placement) -> bool {
-        self.key == other.key
-    }
-}
-
-impl Eq for Placement {}
-
-impl Hash for Placement {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.key.hash(state);
     }
 }
 
@@ -335,6 +239,7 @@ impl Needs {
         let spec = pod.spec();
         let requested = minipod_proto::resize::scheduled_requests(pod)
             .map_err(|source| NeedsError::Resources { object: format!("pod {}", pod.key()), source })?;
+        let rules = Rules::of(pod)?;
         let or = |amount: i64, assumed: i64| if amount == 0 { assumed } else { amount.min(AMOUNT_LIMIT) };
         let mut needs = Needs {
             namespace: pod.namespace().to_owned(),
@@ -342,37 +247,28 @@ impl Needs {
             requests: amounts(&requested, AMOUNT_LIMIT),
             weight: [or(requested.cpu_milli, ASSUMED_CPU_MILLI), or(requested.memory_bytes, ASSUMED_MEMORY)],
             ports: host_ports(spec),
-            placement: placement(spec),
-            affinity: Vec::new(),
-            anti_affinity: Vec::new(),
+            placement: Placement::of(spec),
+            affinity: rules.affinity,
+            anti_affinity: rules.anti_affinity,
             preferred: Vec::new(),
-            spread: Vec::new(),
+            spread: rules.spread,
             priority: spec.priority.unwrap_or(0),
             preempts: spec.preemption_policy != "Never",
         };
-        needs.take_affinity(pod)?;
-        for constraint in &spec.topology_spread_constraints {
-            needs.spread.push(spread(pod, constraint)?);
-        }
+        needs.take_preferences(pod)?;
         Ok(needs)
     }
 
-    fn take_affinity(&mut self, pod: &Pod) -> Result<(), NeedsError> {
+    fn take_preferences(&mut self, pod: &Pod) -> Result<(), NeedsError> {
         let Some(affinity) = &pod.spec().affinity else { return Ok(()) };
         let near = affinity.pod_affinity.as_ref();
         let away = affinity.pod_anti_affinity.as_ref();
-        for one in near.iter().flat_map(|all| &all.required_during_scheduling_ignored_during_execution) {
-            self.affinity.push(term(pod, "affinity.podAffinity", one)?);
-        }
-        for one in away.iter().flat_map(|all| &all.required_during_scheduling_ignored_during_execution) {
-            self.anti_affinity.push(term(pod, "affinity.podAntiAffinity", one)?);
-        }
         let near = near.iter().flat_map(|all| &all.preferred_during_scheduling_ignored_during_execution);
         let away = away.iter().flat_map(|all| &all.preferred_during_scheduling_ignored_during_execution);
         let signed = near.map(|one| (1, one)).chain(away.map(|one| (-1, one)));
         for (sign, weighted) in signed {
             if let Some(one) = &weighted.pod_affinity_term {
-                self.preferred.push((sign * i64::from(weighted.weight), term(pod, "affinity", one)?));
+                self.preferred.push((sign * i64::from(weighted.weight), Term::new(pod, "affinity", one)?));
             }
         }
         Ok(())
@@ -381,13 +277,8 @@ impl Needs {
     /// Whether pods with these needs are among those that `who` speaks of; `namespaces` has the labels of namespaces.
     pub fn matches(&self, who: &Who, namespaces: &BTreeMap<String, BTreeMap<String, String>>) -> bool {
         static NONE: BTreeMap<String, String> = BTreeMap::new();
-        let labels = who.labels.as_ref().is_some_and(|labels| labels.matches(&self.labels));
-        labels
-            && (who.namespaces.contains(&self.namespace)
-                || who
-                    .namespace_selector
-                    .as_ref()
-                    .is_some_and(|selector| selector.matches(namespaces.get(&self.namespace).unwrap_or(&NONE))))
+        let labels = || namespaces.get(&self.namespace).unwrap_or(&NONE);
+        who.has_labels(&self.labels) && who.has_namespace(&self.namespace, labels())
     }
 }
 
@@ -406,67 +297,4 @@ fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
     all.sort_unstable();
     all.dedup();
     all
-}
-
-fn placement(spec: &PodSpec) -> Placement {
-    let node_affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.clone());
-    Placement::new(PodSpec {
-        node_selector: spec.node_selector.clone(),
-        affinity: node_affinity
-            .map(|node_affinity| v1::Affinity { node_affinity: Some(node_affinity), ..Default::default() }),
-        tolerations: spec.tolerations.clone(),
-        ..PodSpec::default()
-    })
-}
-
-fn term(pod: &Pod, field: &'static str, term: &v1::PodAffinityTerm) -> Result<Term, NeedsError> {
-    if term.topology_key.is_empty() {
-        return Err(NeedsError::TopologyKey { pod: pod.key(), field });
-    }
-    let wrong = |source| NeedsError::Selector { pod: pod.key(), field, source };
-    let mut labels = term.label_selector.as_ref().map(LabelSelector::from_message).transpose().map_err(wrong)?;
-    let same = term.match_label_keys.iter().map(|key| (key, false));
-    let other = term.mismatch_label_keys.iter().map(|key| (key, true));
-    for (key, negate) in same.chain(other) {
-        if let (Some(selector), Some(value)) = (labels.clone(), pod.meta().labels.get(key)) {
-            labels = Some(selector.and(key, value, negate).map_err(wrong)?);
-        }
-    }
-    let namespace_selector = term.namespace_selector.as_ref().map(LabelSelector::from_message).transpose();
-    let namespace_selector = namespace_selector.map_err(wrong)?;
-    let own = term.namespaces.is_empty() && namespace_selector.is_none();
-    let own = own.then(|| pod.namespace().to_owned());
-    let namespaces = term.namespaces.iter().cloned().chain(own).collect();
-    Ok(Term { who: Who { namespaces, namespace_selector, labels }, topology_key: term.topology_key.clone() })
-}
-
-fn spread(pod: &Pod, constraint: &v1::TopologySpreadConstraint) -> Result<Spread, NeedsError> {
-    let field = "topologySpreadConstraints";
-    if constraint.topology_key.is_empty() {
-        return Err(NeedsError::TopologyKey { pod: pod.key(), field });
-    }
-    for (field, value) in [("maxSkew", constraint.max_skew), ("minDomains", constraint.min_domains.unwrap_or(1))] {
-        if value < 1 {
-            return Err(NeedsError::Spread { pod: pod.key(), field, value });
-        }
-    }
-    let wrong = |source| NeedsError::Selector { pod: pod.key(), field, source };
-    let mut labels = constraint.label_selector.as_ref().map(LabelSelector::from_message).transpose().map_err(wrong)?;
-    for key in &constraint.match_label_keys {
-        if let (Some(selector), Some(value)) = (labels.clone(), pod.meta().labels.get(key)) {
-            labels = Some(selector.and(key, value, false).map_err(wrong)?);
-        }
-    }
-    let counts_itself = labels.as_ref().is_some_and(|labels| labels.matches(&pod.meta().labels));
-    let namespaces = BTreeSet::from([pod.namespace().to_owned()]);
-    Ok(Spread {
-        who: Who { namespaces, namespace_selector: None, labels },
-        topology_key: constraint.topology_key.clone(),
-        max_skew: i64::from(constraint.max_skew),
-        min_domains: i64::from(constraint.min_domains.unwrap_or(1)),
-        hard: constraint.when_unsatisfiable != "ScheduleAnyway",
-        honor_affinity: constraint.node_affinity_policy != "Ignore",
-        honor_taints: constraint.node_taints_policy == "Honor",
-        counts_itself,
-    })
 }

@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 
 use minipod_proto::Resource;
 use minipod_proto::disruption::Scope;
+use minipod_proto::rules::Bounds;
 use minipod_proto::selector::{LabelSelector, SelectorError};
 use minipod_proto::v1::PodDisruptionBudget;
 
@@ -144,9 +145,7 @@ impl<'a> Trial<'a> {
                 _ if domain == NOWHERE => false,
                 Rule::Near => first_of_its_kind || count > 0,
                 Rule::Skew(spread) => {
-                    let few = (counter.domains as i64) < spread.min_domains;
-                    let emptiest = if few { 0 } else { counter.least().min(count) };
-                    count + i64::from(spread.counts_itself) - emptiest <= spread.max_skew
+                    Bounds::skew(spread, counter.domains, counter.least().min(count)).admit(Some(count))
                 }
             }
         })

@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use super::NodeId;
 use super::bits::Bits;
-use super::needs::{NodeInfo, Placement, Who};
-use minipod_proto::scheduling;
+use super::needs::{Inclusion, NodeInfo, Who};
 
 /// The domain of a node that does not have the label.
 pub const NOWHERE: u32 = u32::MAX;
@@ -72,27 +71,9 @@ pub enum Counted {
     Pulling(Who),
 }
 
-/// Which nodes a spread constraint counts.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Inclusion {
-    /// Nodes that selector and affinity allow, where they are honoured.
-    pub selected: Option<Placement>,
-    /// Nodes whose taints are tolerated, where they are honoured.
-    pub tolerating: Option<Placement>,
-    /// Labels that nodes must have.
-    pub keys: Vec<String>,
-}
-
-impl Inclusion {
-    /// Whether it has the node.
-    pub fn admits(&self, node: &NodeInfo) -> bool {
-        self.keys.iter().all(|key| node.labels.contains_key(key))
-            && self.selected.as_ref().is_none_or(|all| scheduling::node_matches(&all.spec, &node.labels, &node.name))
-            && self
-                .tolerating
-                .as_ref()
-                .is_none_or(|all| scheduling::untolerated(&node.taints, &all.spec.tolerations).is_none())
-    }
+/// Whether a spread constraint counts a node.
+fn includes(inclusion: &Inclusion, node: &NodeInfo) -> bool {
+    inclusion.admits(&node.name, &node.labels, &node.taints)
 }
 
 /// Pods per domain.
@@ -253,7 +234,7 @@ impl Topology {
         }
         let mut bits = Bits::default();
         for (node, info) in nodes.iter().enumerate() {
-            bits.set(node as NodeId, info.as_ref().is_some_and(|info| inclusion.admits(info)));
+            bits.set(node as NodeId, info.as_ref().is_some_and(|info| includes(&inclusion, info)));
         }
         self.inclusions.push((inclusion.clone(), bits));
         self.inclusion_ids.insert(inclusion, self.inclusions.len() - 1);
@@ -278,7 +259,7 @@ impl Topology {
             self.fine_keys += usize::from(key.place(node, info));
         }
         for (inclusion, bits) in &mut self.inclusions {
-            bits.set(node, info.is_some_and(|info| inclusion.admits(info)));
+            bits.set(node, info.is_some_and(|info| includes(inclusion, info)));
         }
         self.include_node(node, true);
     }

@@ -4,6 +4,8 @@
 //! core: selectors, tolerations, requests and ranks are done again here, as directly as they are written down.
 #![allow(dead_code)]
 
+mod order;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -458,6 +458,15 @@ impl Planner {
         }
     }
 
+    /// Has a pod told why the API server would not have it where it was proposed.
+    pub fn tell_refusal(&mut self, uid: &str, why: &str) {
+        let waits = self.core.pod_id(uid).filter(|pod| self.core.place_of(*pod).is_none());
+        if let Some(info) = waits.and_then(|pod| self.core.pod(pod)) {
+            let message = format!("pods that were bound meanwhile stand against the decision, it is made anew: {why}");
+            self.tell_later(Arc::clone(&info.uid), &message.into());
+        }
+    }
+
     /// Takes an assumption back and has the pod tried again after a delay that grows with each failure.
     fn give_back(&mut self, uid: &str, now_ms: i64) {
         self.in_flight.remove(uid);

@@ -1,4 +1,4 @@
-//! Who writes a node's ledger next. The store's comparison keeps ledgers right; taking turns keeps the calls of one server from
+//! Who writes a node's ledger next. The store's comparison keeps ledgers right; waiting for each other keeps the calls of one server from
 //! making each other's transactions fail.
 
 use std::{
@@ -16,7 +16,7 @@ const LOCKS: usize = 100_000;
 
 /// The ledgers that this server wrote last, and one lock a node.
 #[derive(Default)]
-pub struct Turns {
+pub struct Writers {
     locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// Until the cache shows them: so most writes need one round trip to the store and no read.
     recent: Mutex<HashMap<String, (Arc<Ledger>, i64)>>,
@@ -24,11 +24,11 @@ pub struct Turns {
 
 /// The right to write a node's ledger before all others of this server, until it is dropped.
 #[derive(Debug)]
-pub struct Turn(#[expect(dead_code, reason = "held, never read")] OwnedMutexGuard<()>);
+pub struct Writer(#[expect(dead_code, reason = "held, never read")] OwnedMutexGuard<()>);
 
-impl Turns {
+impl Writers {
     /// Waits, first come, first served. Whoever takes several must take them in the order of the nodes' names.
-    pub async fn take(&self, node: &str) -> Turn {
+    pub async fn take(&self, node: &str) -> Writer {
         let lock = {
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
             if locks.len() > LOCKS {
@@ -39,7 +39,7 @@ impl Turns {
                 None => Arc::clone(locks.entry(node.to_owned()).or_default()),
             }
         };
-        Turn(lock.lock_owned().await)
+        Writer(lock.lock_owned().await)
     }
 
     /// The newer of what the cache shows of a node's ledger and what was written here.
