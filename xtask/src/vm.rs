@@ -40,6 +40,7 @@ const ALL: &[Suite] = &[
     suite("minipod-podshim", "life", &[]),
     suite("minipod-podshim", "exec", &[]),
     suite("minipod-podshim", "attach", &[]),
+    suite("minipod-podshim", "users", &[]),
     suite("minipod-nodeagent", "life", &[]),
     suite("minipod-nodeagent", "probes", &[]),
     suite("minipod-nodeagent", "streams", &[]),
@@ -47,6 +48,7 @@ const ALL: &[Suite] = &[
     suite("minipod-nodeagent", "volumes", &[]),
     suite("minipod-nodeagent", "resize", &[]),
     suite("minipod-nodeagent", "pressure", &[]),
+    suite("minipod-nodeagent", "users", &[]),
 ];
 
 /// What shows in a minute that version 2 works: groups, limits, out of memory, kills, leftovers.
