@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use minipod_podshim::protocol::IdRange;
 use minipod_proto::v1::{Node, NodeStatus, Pod, Routes};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
@@ -25,6 +26,7 @@ use crate::pods::{Desired, Pods, Spawn};
 use crate::pressure::plan::{Conditions, Rules};
 use crate::seccomp::Profiles;
 use crate::sources::Sources;
+use crate::users::{Book, UsersError};
 use crate::want::{Uid, key_of};
 use crate::worker::PodView;
 
@@ -55,6 +57,9 @@ pub enum AgentError {
     /// podshim or pause.
     #[error("{0}")]
     Helper(String),
+    /// The book of user ids.
+    #[error("open the book of pods' user ids")]
+    Users(#[from] UsersError),
     /// The image store.
     #[error("open the image store")]
     Images(#[from] ImageError),
@@ -89,6 +94,8 @@ pub struct Agent {
     pub pods: Pods,
     /// The ConfigMaps and Secrets that they refer to.
     pub sources: Sources,
+    /// The ids of pods that have users of their own.
+    users: Mutex<Book>,
     /// The images.
     pub images: Arc<ImageStore>,
     /// Fetches them from registries.
@@ -160,6 +167,7 @@ impl Agent {
         let lock = lock_dir(&config.run_dir)?;
         let podshim = Config::helper(config.podshim.as_ref(), "minipod-podshim").map_err(AgentError::Helper)?;
         let pause = Config::helper(config.pause.as_ref(), "minipod-pause").map_err(AgentError::Helper)?;
+        let users = Book::open(paths.users(), config.pod_user_ids)?;
         let images = ImageStore::open(&config.data_dir, StoreOptions::default())?;
         let puller = Puller::new(images.clone(), config.registries().map_err(AgentError::Registries)?);
         let machine = Machine::look(&config);
@@ -175,6 +183,7 @@ impl Agent {
             outbox: Outbox::default(),
             pods: Pods::new(Box::new(Spawner(weak.clone()))),
             sources: Sources::load(paths.sources()),
+            users: Mutex::new(users),
             paths,
             images,
             puller,
@@ -391,11 +400,48 @@ impl Agent {
         for uid in self.pods.uids() {
             let Some(pod) = self.pods.get(&uid).filter(|pod| concerns(pod)) else { continue };
             let facts = self.volume_facts(&pod);
-            if let Err(error) = crate::volumes::refresh(&pod, &self.paths.pod(&uid), &facts, &self.sources.writing) {
+            let how = (&self.sources.writing, self.users_of(&uid));
+            if let Err(error) = crate::volumes::refresh(&pod, &self.paths.pod(&uid), &facts, how) {
                 tracing::warn!(%uid, error = crate::report::chain(&error), "a volume keeps its former content");
             }
         }
         self.images_changed.notify_waiters();
+    }
+
+    /// The ids of a pod that wants users of its own, new ones if it has none yet; none for another pod.
+    ///
+    /// # Errors
+    /// When there are none left.
+    pub fn hold_users(&self, pod: &Pod, uid: &Uid) -> Result<Option<IdRange>, UsersError> {
+        if !pod.spec().has_own_users() {
+            return Ok(None);
+        }
+        unpoisoned(&self.users).hold(&uid.0).map(Some)
+    }
+
+    /// The ids of a pod that has users of its own.
+    #[must_use]
+    pub fn users_of(&self, uid: &Uid) -> Option<IdRange> {
+        unpoisoned(&self.users).get(&uid.0)
+    }
+
+    /// Nothing of the pod lives or has its ids any more.
+    ///
+    /// # Errors
+    /// When they cannot be taken back.
+    pub fn release_users(&self, uid: &Uid) -> Result<(), UsersError> {
+        unpoisoned(&self.users).release(&uid.0)
+    }
+
+    /// Takes back the ids of pods that this node does not have any more; answers those.
+    ///
+    /// # Errors
+    /// When they cannot be taken back.
+    pub fn reconcile_users(&self) -> Result<Vec<String>, UsersError> {
+        let mut users = unpoisoned(&self.users);
+        // Looked at while nobody can take ids: a pod that has just come is either among them or has none yet.
+        let live: HashSet<String> = self.pods.uids().into_iter().map(|uid| uid.0).collect();
+        users.reconcile(&live)
     }
 
     /// What volumes are made of.

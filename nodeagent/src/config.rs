@@ -11,6 +11,7 @@ use minipod_proto::v1::Taint;
 
 use crate::image::pull::Registries;
 use crate::pressure::thresholds::{Graces, Limits, parse_duration_ms};
+use crate::users::Span;
 
 /// The node agent of minipod: makes the pods of one machine real.
 #[derive(Debug, Clone, Parser)]
@@ -67,6 +68,10 @@ pub struct Config {
     /// Where seccomp profiles of type Localhost lie [default: seccomp in the data directory].
     #[arg(long)]
     pub seccomp_profile_root: Option<PathBuf>,
+    /// User and group ids of this machine for pods with hostUsers: false, FIRST-LAST; each pod has 65536 of them. Agents that share a
+    /// machine want different ones.
+    #[arg(long, default_value_t)]
+    pub pod_user_ids: Span,
     /// When to evict pods at once, such as memory.available<100Mi,nodefs.available<10%; signals: memory.available,
     /// nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree. Empty: never.
     #[arg(long, default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%")]
@@ -204,6 +209,7 @@ mod tests {
             &["--eviction-hard", "memory<1Gi"],
             &["--eviction-soft", "nodefs.available<200%"],
             &["--eviction-pressure-transition-period", "5"],
+            &["--pod-user-ids", "0-65535"],
             &["--server", "http://a:1,"],
             &["--server", "http://a"],
         ] {

@@ -25,6 +25,7 @@ use crate::probe::perform::{self as handler, Target};
 use crate::record::{self, Record, RecordError};
 use crate::seccomp;
 use crate::shim::{Shim, ShimError, ShimEvent};
+use crate::users::UsersError;
 use crate::volumes::{self, VolumeError};
 use crate::want::{Uid, any_container, key_of};
 use crate::worker::PodView;
@@ -148,6 +149,9 @@ pub enum StepError {
     /// Volumes and directories.
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// The pod's own users.
+    #[error(transparent)]
+    Users(#[from] UsersError),
     /// The pod's own files.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -280,8 +284,13 @@ async fn prepare_volumes(job: Job) -> Result<Done, StepError> {
     }
     blocking(move || {
         let agent = &job.agent;
-        let facts = agent.volume_facts(&job.pod);
-        Ok(volumes::prepare(&job.pod, &agent.paths.pod(&job.uid), &facts, (&agent.sources.writing, &lowers))?)
+        let made = volumes::Around {
+            facts: &agent.volume_facts(&job.pod),
+            writing: &agent.sources.writing,
+            images: &lowers,
+            users: agent.hold_users(&job.pod, &job.uid)?,
+        };
+        Ok(volumes::prepare(&job.pod, &agent.paths.pod(&job.uid), &made)?)
     })
     .await?;
     Ok(Done::Volumes(images))
@@ -294,7 +303,8 @@ async fn spawn_shim(job: &Job) -> Result<Done, StepError> {
 
 async fn create_sandbox(job: &Job, attempt: u32) -> Result<Done, StepError> {
     let names = hostnames(job)?;
-    let spec = spec::sandbox(&job.pod, &names.uts, attempt);
+    let users = job.agent.hold_users(&job.pod, &job.uid)?;
+    let spec = spec::sandbox(&job.pod, &names.uts, attempt, users);
     shim(job)?.create_sandbox(spec).await.map_err(StepError::Shim)?;
     Ok(Done::Nothing)
 }
@@ -451,6 +461,7 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
         log: log.clone(),
         attempt,
         seccomp_filter: filter.to_vec(),
+        users: job.agent.hold_users(&job.pod, &job.uid)?,
         node_memory_bytes: job.agent.machine.memory_bytes(),
     };
     let mut spec = spec::container(&input)?;
@@ -578,7 +589,9 @@ async fn detach_network(job: Job) -> Result<Done, StepError> {
 fn remove_data(job: &Job) -> Result<(), StepError> {
     crate::shim::remove_cgroups(&job.agent.launch(&job.uid)).map_err(StepError::Shim)?;
     failpoint("remove-pod-data:before-files");
-    Ok(volumes::remove_tree(&job.agent.paths.pod(&job.uid).data)?)
+    volumes::remove_tree(&job.agent.paths.pod(&job.uid).data)?;
+    // Nothing has them any more: no process, no mount, no file.
+    Ok(job.agent.release_users(&job.uid)?)
 }
 
 fn remove_all(job: &Job) -> Result<(), StepError> {

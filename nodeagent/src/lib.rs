@@ -49,6 +49,7 @@ pub mod streams;
 #[allow(unsafe_code, reason = "the one module that may: see there")]
 pub mod sys;
 pub mod termination;
+pub mod users;
 pub mod volumes;
 pub mod want;
 pub mod worker;

@@ -74,6 +74,12 @@ impl Paths {
         self.data.join("pod-cidr")
     }
 
+    /// Which pod has which ids of the node.
+    #[must_use]
+    pub fn users(&self) -> PathBuf {
+        self.data.join("users")
+    }
+
     /// A pod's directories.
     #[must_use]
     pub fn pod(&self, uid: &Uid) -> PodPaths {

@@ -214,13 +214,23 @@ fn stays_inside(path: &str) -> bool {
         && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// Makes the directory show exactly these files, owned by `group` if one is given. They lie in a fresh directory, which `..data` leads to from one moment to
-/// the next; the visible names are links through it and change only when names come or go. Answers whether anything
-/// was to do.
+/// Whom the files of a volume belong to, in ids of the node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// `None`: the agent.
+    pub user: Option<u32>,
+    /// `None`: the agent's.
+    pub group: Option<u32>,
+    /// The group is the pod's (fsGroup): what is made in directories is the group's too.
+    pub shared: bool,
+}
+
+/// Makes the directory show exactly these files. They lie in a fresh directory, which `..data` leads to from one moment to the next; the
+/// visible names are links through it and change only when names come or go. Answers whether anything was to do.
 ///
 /// # Errors
 /// When a file cannot be written; what was there before is then still shown.
-pub fn publish(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<bool> {
+pub fn publish(dir: &Path, files: &Files, owner: Owner) -> io::Result<bool> {
     let data = dir.join(DATA);
     let current = std::fs::read_link(&data).ok();
     if let Some(current) = &current
@@ -231,7 +241,7 @@ pub fn publish(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<bool
     }
     let fresh = fresh_dir(dir)?;
     let fresh_name = fresh.file_name().map(std::ffi::OsStr::to_owned).unwrap_or_default();
-    let written = write_all(&fresh, files, group).and_then(|()| {
+    let written = write_all(&fresh, files, owner).and_then(|()| {
         let draft = dir.join(DATA_DRAFT);
         remove_if_there(&draft)?;
         symlink(&fresh_name, &draft)?;
@@ -275,12 +285,12 @@ fn fresh_dir(dir: &Path) -> io::Result<std::path::PathBuf> {
     }
 }
 
-fn write_all(root: &Path, files: &Files, group: Option<u32>) -> io::Result<()> {
+fn write_all(root: &Path, files: &Files, owner: Owner) -> io::Result<()> {
     // chown takes set-gid bits away, so modes come after it.
     let own = |path: &Path, mode: u32| {
-        chown(path, None, group).and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)))
+        chown(path, owner.user, owner.group).and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)))
     };
-    let dir_mode = if group.is_some() { 0o2755 } else { 0o755 };
+    let dir_mode = if owner.shared { 0o2755 } else { 0o755 };
     own(root, dir_mode)?;
     for (path, file) in files {
         let at = root.join(path);
@@ -435,17 +445,17 @@ mod tests {
     fn all_files_change_at_once() {
         let temporary = tempfile::tempdir().expect("tempdir");
         let dir = temporary.path();
-        assert!(publish(dir, &some(&[("a", "1", 0o644), ("d/e", "2", 0o600)]), None).expect("publish"));
+        assert!(publish(dir, &some(&[("a", "1", 0o644), ("d/e", "2", 0o600)]), Owner::default()).expect("publish"));
         let read = |name: &str| std::fs::read_to_string(dir.join(name)).ok();
         assert_eq!((read("a").as_deref(), read("d/e").as_deref()), (Some("1"), Some("2")));
         assert_eq!(std::fs::read_link(dir.join("a")).expect("link"), Path::new("..data/a"));
         let old = std::fs::read_link(dir.join(DATA)).expect("link");
-        assert!(!publish(dir, &some(&[("a", "1", 0o644), ("d/e", "2", 0o600)]), None).expect("again"));
+        assert!(!publish(dir, &some(&[("a", "1", 0o644), ("d/e", "2", 0o600)]), Owner::default()).expect("again"));
         assert_eq!(std::fs::read_link(dir.join(DATA)).expect("link"), old, "what is the same is left alone");
         // A killed agent's leftovers.
         std::fs::create_dir(dir.join("..1")).expect("mkdir");
         symlink("nowhere", dir.join(DATA_DRAFT)).expect("symlink");
-        assert!(publish(dir, &some(&[("a", "9", 0o400), ("z", "", 0o644)]), None).expect("publish"));
+        assert!(publish(dir, &some(&[("a", "9", 0o400), ("z", "", 0o644)]), Owner::default()).expect("publish"));
         assert_eq!((read("a").as_deref(), read("z").as_deref(), read("d/e")), (Some("9"), Some(""), None));
         let names: BTreeSet<String> = std::fs::read_dir(dir)
             .expect("read")
@@ -453,7 +463,7 @@ mod tests {
             .filter(|name| name == DATA || !name.starts_with("..") || name == "..1" || *name == old.to_string_lossy())
             .collect();
         assert_eq!(names, ["..data", "a", "z"].map(str::to_owned).into());
-        assert!(publish(dir, &Files::new(), None).expect("publish nothing"));
+        assert!(publish(dir, &Files::new(), Owner::default()).expect("publish nothing"));
         assert_eq!(read("a"), None);
     }
 }

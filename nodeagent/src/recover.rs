@@ -51,6 +51,11 @@ pub fn remove_strays(agent: &Agent) {
             remove_if_stray(agent, &uid, &entry.path());
         }
     }
+    match agent.reconcile_users() {
+        Ok(freed) if freed.is_empty() => {}
+        Ok(freed) => tracing::info!(?freed, "user ids of pods that are gone were freed"),
+        Err(error) => tracing::warn!(error = crate::report::chain(&error), "user ids of pods that are gone stay taken"),
+    }
     let Some(network) = agent.network_now() else { return };
     let live: HashSet<String> = agent.pods.uids().into_iter().map(|uid| uid.0).collect();
     match network.reconcile(&live) {

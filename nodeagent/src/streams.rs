@@ -104,7 +104,10 @@ async fn serve(agent: &Arc<Agent>, server: &str, open: OpenStream) -> Result<(),
             Some(Request::Exec(start)) => exec(agent, &mut tunnel, &open.pod_uid, start).await,
             Some(Request::Attach(start)) => attach(agent, &mut tunnel, &open.pod_uid, start).await,
             Some(Request::Copy(start)) => match running(agent, &open.pod_uid, &start.container) {
-                Ok((shim, container, attempt)) => copy::copy(&mut tunnel, (&shim, &container, attempt), start).await,
+                Ok((shim, container, attempt)) => {
+                    let users = Uid::parse(&open.pod_uid).and_then(|uid| agent.users_of(&uid));
+                    copy::copy(&mut tunnel, (&shim, &container, attempt), users, start).await
+                }
                 Err(status) => Err(status),
             },
             Some(Request::Port(start)) => match find_pod(agent, &open.pod_uid) {

@@ -64,6 +64,8 @@ pub struct Identity {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// Whether it is root where it belongs to, which may be a pod with users of its own.
+    pub root: bool,
     /// Effective capabilities, bit n for capability n; root's. Others have none.
     pub capabilities: u64,
 }
@@ -85,7 +87,7 @@ impl Identity {
         {
             return Err(Errno::EPERM.into());
         }
-        let effective = if self.uid == 0 { self.capabilities } else { 0 };
+        let effective = if self.root { self.capabilities } else { 0 };
         set_effective(effective)
     }
 }
@@ -135,7 +137,7 @@ mod tests {
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("mode");
         let (file, made) = (secret.clone(), dir.path().join("made"));
         let other = thread::spawn(move || {
-            let identity = Identity { uid: 1234, gid: 2345, groups: vec![7], capabilities: u64::MAX };
+            let identity = Identity { uid: 1234, gid: 2345, groups: vec![7], root: false, capabilities: u64::MAX };
             identity.assume().expect("needs root");
             let read = std::fs::read(file).map_err(|error| error.kind());
             std::fs::write(&made, "y").expect("write");
@@ -149,7 +151,7 @@ mod tests {
         std::os::unix::fs::chown(&secret, Some(99), Some(99)).expect("chown");
         let file = secret.clone();
         let weak = thread::spawn(move || {
-            Identity { uid: 0, gid: 0, groups: vec![], capabilities: 0 }.assume().expect("needs root");
+            Identity { uid: 0, gid: 0, groups: vec![], root: true, capabilities: 0 }.assume().expect("needs root");
             std::fs::read(file).map_err(|error| error.kind())
         });
         assert_eq!(weak.join().expect("thread"), Err(io::ErrorKind::PermissionDenied));

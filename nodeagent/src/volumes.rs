@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use minipod_podshim::protocol::IdRange;
 use minipod_proto::quantity::Quantity;
 use minipod_proto::v1::{HostPathVolumeSource, Pod, Volume};
 use nix::fcntl::{OFlag, open};
@@ -17,7 +18,7 @@ use nix::sys::stat::Mode;
 
 use crate::container::env::EnvFacts;
 use crate::paths::PodPaths;
-use crate::projection::{self, ProjectionError};
+use crate::projection::{self, Owner, ProjectionError};
 
 /// A volume could not be made, or what a pod left could not be removed.
 #[derive(Debug, thiserror::Error)]
@@ -68,21 +69,36 @@ fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> V
 /// Of every pod's /dev/shm, as in the field; its pages count against the container that touches them first.
 const SHM_OPTIONS: &str = "mode=1777,size=65536k";
 
-/// Makes all volumes of the pod and its shared memory; what is there already stays as it is. `images` has the layers of those that
-/// show one, the topmost first.
+/// What volumes are made with.
+#[derive(Debug, Clone, Copy)]
+pub struct Around<'a> {
+    /// What their files are made of.
+    pub facts: &'a EnvFacts,
+    /// Held while files are written.
+    pub writing: &'a Mutex<()>,
+    /// The layers of volumes that show an image, the topmost first.
+    pub images: &'a BTreeMap<String, Vec<PathBuf>>,
+    /// The pod's own users; `None`: they are the node's.
+    pub users: Option<IdRange>,
+}
+
+/// Whether the volume is memory. It is the pod's alone and has the node's ids of its users; what is on a disk has those that the pod
+/// sees, and is shown by idmapped mounts.
+#[must_use]
+pub fn is_in_memory(volume: &Volume) -> bool {
+    projection::is_projection(volume) || volume.empty_dir.as_ref().is_some_and(|source| source.medium == "Memory")
+}
+
+/// Makes all volumes of the pod and its shared memory; what is there already stays as it is.
 ///
 /// # Errors
 /// At the first volume that cannot be made.
-pub fn prepare(
-    pod: &Pod,
-    paths: &PodPaths,
-    facts: &EnvFacts,
-    (writing, images): (&Mutex<()>, &BTreeMap<String, Vec<PathBuf>>),
-) -> Result<(), VolumeError> {
+pub fn prepare(pod: &Pod, paths: &PodPaths, around: &Around<'_>) -> Result<(), VolumeError> {
+    let Around { facts, writing, images, users } = *around;
     if !pod.spec.as_ref().is_some_and(|spec| spec.host_ipc) {
         let shm = paths.shm();
         std::fs::create_dir_all(&shm).map_err(io_error("create", &shm))?;
-        mount_memory(&shm, SHM_OPTIONS)?;
+        mount_memory(&shm, &root_owns(SHM_OPTIONS, users))?;
     }
     for volume in pod.spec.iter().flat_map(|spec| &spec.volumes) {
         if let Some(source) = &volume.host_path {
@@ -98,10 +114,10 @@ pub fn prepare(
         if projection::is_projection(volume) {
             std::fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
             // In memory: what is secret never comes to the disk.
-            mount_memory(&dir, "mode=0755")?;
-            publish(pod, volume, &dir, facts, writing)?;
+            mount_memory(&dir, &root_owns("mode=0755", users))?;
+            publish(pod, volume, &dir, (facts, writing, users))?;
         } else {
-            prepare_one(volume, &dir, fs_group(pod))?;
+            prepare_one(volume, &dir, fs_group(pod), users)?;
         }
     }
     Ok(())
@@ -111,17 +127,52 @@ pub fn prepare(
 ///
 /// # Errors
 /// At the first that cannot be: it keeps what it has.
-pub fn refresh(pod: &Pod, paths: &PodPaths, facts: &EnvFacts, writing: &Mutex<()>) -> Result<(), VolumeError> {
+pub fn refresh(
+    pod: &Pod,
+    paths: &PodPaths,
+    facts: &EnvFacts,
+    (writing, users): (&Mutex<()>, Option<IdRange>),
+) -> Result<(), VolumeError> {
     for volume in pod.spec.iter().flat_map(|spec| &spec.volumes) {
         let dir = paths.volume(&volume.name);
         if projection::is_projection(volume) && dir.join("..data").symlink_metadata().is_ok() {
-            publish(pod, volume, &dir, facts, writing)?;
+            publish(pod, volume, &dir, (facts, writing, users))?;
         }
     }
     Ok(())
 }
 
-fn publish(pod: &Pod, volume: &Volume, dir: &Path, facts: &EnvFacts, writing: &Mutex<()>) -> Result<(), VolumeError> {
+/// Options of a tmpfs whose root directory belongs to the pod's root.
+fn root_owns(options: &str, users: Option<IdRange>) -> String {
+    users.map_or_else(|| options.to_owned(), |users| format!("{options},uid={0},gid={0}", users.first))
+}
+
+/// Root of the pod and, if there is one, its group, as the node knows them.
+fn memory_owner(users: Option<IdRange>, group: Option<u32>) -> Owner {
+    let shared = group.is_some();
+    match users {
+        None => Owner { user: None, group, shared },
+        Some(users) => {
+            // Where a group has no id in the namespace, no container of the pod starts.
+            let group = users.outside(group.unwrap_or(0)).unwrap_or(users.first);
+            Owner { user: Some(users.first), group: Some(group), shared }
+        }
+    }
+}
+
+/// Owner before mode: a change of owner takes set-gid away.
+fn own(path: &Path, owner: Owner, mode: u32) -> Result<(), VolumeError> {
+    chown(path, owner.user, owner.group)
+        .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)))
+        .map_err(io_error("open up", path))
+}
+
+fn publish(
+    pod: &Pod,
+    volume: &Volume,
+    dir: &Path,
+    (facts, writing, users): (&EnvFacts, &Mutex<()>, Option<IdRange>),
+) -> Result<(), VolumeError> {
     let wrong = |source| VolumeError::Projection { volume: volume.name.clone(), source };
     let mut files = projection::files(pod, volume, facts).map_err(wrong)?;
     let group = fs_group(pod);
@@ -130,7 +181,7 @@ fn publish(pod: &Pod, volume: &Volume, dir: &Path, facts: &EnvFacts, writing: &M
         files.values_mut().for_each(|file| file.mode |= 0o440);
     }
     let _one = writing.lock().unwrap_or_else(PoisonError::into_inner);
-    projection::publish(dir, &files, group).map(drop).map_err(io_error("write the files of", dir))
+    projection::publish(dir, &files, memory_owner(users, group)).map(drop).map_err(io_error("write the files of", dir))
 }
 
 /// The group that the pod's volumes belong to.
@@ -165,7 +216,7 @@ fn check_host_path(volume: &str, source: &HostPathVolumeSource) -> Result<(), Vo
     if good { Ok(()) } else { Err(VolumeError::HostPath { volume: volume.to_owned(), path: path.to_owned(), wanted }) }
 }
 
-fn prepare_one(volume: &Volume, dir: &Path, group: Option<u32>) -> Result<(), VolumeError> {
+fn prepare_one(volume: &Volume, dir: &Path, group: Option<u32>, users: Option<IdRange>) -> Result<(), VolumeError> {
     let Some(source) = &volume.empty_dir else { return Err(VolumeError::Unsupported(volume.name.clone())) };
     std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
     if source.medium == "Memory" {
@@ -177,9 +228,7 @@ fn prepare_one(volume: &Volume, dir: &Path, group: Option<u32>) -> Result<(), Vo
     // Not by create's mode: the umask would take from it.
     // With a group, what is made in it belongs to that group too.
     let mode = if group.is_some() { 0o2777 } else { 0o777 };
-    chown(dir, None, group)
-        .and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(mode)))
-        .map_err(io_error("open up", dir))
+    own(dir, memory_owner(users.filter(|_| is_in_memory(volume)), group), mode)
 }
 
 /// An image's layers as one directory that nobody can write to. What is mounted is gone with the pod's data.
@@ -296,12 +345,47 @@ mod tests {
         Pod { spec: Some(PodSpec { volumes: vec![volume], ..PodSpec::default() }), ..Pod::default() }
     }
 
+    fn prepare_for(pod: &Pod, paths: &PodPaths, users: Option<IdRange>) -> Result<(), VolumeError> {
+        let (facts, writing, images) = (EnvFacts::default(), Mutex::default(), BTreeMap::new());
+        prepare(pod, paths, &Around { facts: &facts, writing: &writing, images: &images, users })
+    }
+
+    /// Memory is owned by the pod's users as the node knows them; a disk by those that the pod sees.
+    #[test]
+    fn a_pod_with_users_of_its_own_owns_its_memory() {
+        use std::os::unix::fs::MetadataExt;
+        let users = IdRange { first: 1 << 20, count: 65_536 };
+        for group in [None, Some(4321_u32)] {
+            let dir = tempfile::tempdir().expect("tempdir");
+            let paths = Paths::new(dir.path(), dir.path()).pod(&Uid("u".into()));
+            let mut pod = pod("Memory", "");
+            let spec = pod.spec.as_mut().expect("spec");
+            spec.security_context =
+                Some(PodSecurityContext { fs_group: group.map(i64::from), ..PodSecurityContext::default() });
+            let disk = EmptyDirVolumeSource::default();
+            spec.volumes.push(Volume { name: "disk".into(), empty_dir: Some(disk), ..Volume::default() });
+            let source = DownwardApiVolumeSource::default();
+            spec.volumes.push(Volume { name: "d".into(), downward_api: Some(source), ..Volume::default() });
+            prepare_for(&pod, &paths, Some(users)).expect("prepare (needs root)");
+            let ids = |path: PathBuf| {
+                let meta = path.metadata().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                (meta.uid(), meta.gid())
+            };
+            let outside = users.first + group.unwrap_or(0);
+            assert_eq!(ids(paths.volume("v")), (users.first, outside));
+            assert_eq!(ids(paths.volume("d").join("..data")), (users.first, outside));
+            assert_eq!(ids(paths.shm()), (users.first, users.first));
+            assert_eq!(ids(paths.volume("disk")), (0, group.unwrap_or(0)));
+            remove_tree(&paths.data).expect("remove");
+        }
+    }
+
     #[test]
     fn volumes_come_and_go() {
         let dir = tempfile::tempdir().expect("tempdir");
         let paths = Paths::new(dir.path(), dir.path()).pod(&Uid("u".into()));
         for (medium, limit) in [("", ""), ("Memory", "1Mi")] {
-            let prepare = |pod: &Pod| prepare(pod, &paths, &EnvFacts::default(), (&Mutex::default(), &BTreeMap::new()));
+            let prepare = |pod: &Pod| prepare_for(pod, &paths, None);
             prepare(&pod(medium, limit)).expect("prepare (needs root)");
             std::fs::write(paths.volume("v").join("kept"), b"x").expect("write");
             prepare(&pod(medium, limit)).expect("prepare again");
@@ -322,7 +406,7 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_said() {
         let volume = Volume { name: "v".into(), ..Volume::default() };
-        let error = prepare_one(&volume, Path::new("/nonexistent"), None).expect_err("unsupported");
+        let error = prepare_one(&volume, Path::new("/nonexistent"), None, None).expect_err("unsupported");
         assert!(error.to_string().contains("does not support"));
     }
 
@@ -346,8 +430,7 @@ mod tests {
         spec.volumes.push(Volume { name: "d".into(), downward_api: Some(source), ..Volume::default() });
         pod.metadata = Some(ObjectMeta { name: "p".into(), ..ObjectMeta::default() });
         for round in 1..=2 {
-            prepare(&pod, &paths, &EnvFacts::default(), (&Mutex::default(), &BTreeMap::new()))
-                .expect("prepare (needs root)");
+            prepare_for(&pod, &paths, None).expect("prepare (needs root)");
             let told = |path: &Path| {
                 let meta = path.metadata().unwrap_or_else(|error| panic!("round {round}, {}: {error}", path.display()));
                 (meta.gid(), meta.mode() & 0o7777)

@@ -223,6 +223,48 @@ fn files_go_into_containers_and_out_of_them() {
     });
 }
 
+/// Owners are those that the container sees, whatever they are on the node.
+#[test]
+fn files_of_a_pod_with_users_of_its_own() {
+    on_a_node(|| async {
+        let node = Node::with_agent().await;
+        let uid = "uid-own-users";
+        let script =
+            "mkdir /tree /v/in; echo x >/tree/file; chown 7:8 /tree/file; chmod 600 /tree/file; echo ready; sleep 1000";
+        let mut pod = scripts(uid, "Always", 0, &[("a:app", script), ("a:user", "echo mine >/tmp/mine; sleep 1000")]);
+        pod.spec_mut().host_users = Some(false);
+        pod.spec_mut().containers[1].security_context.get_or_insert_default().run_as_user = Some(1000);
+        node.api.put(pod).await;
+        node.wait_running(uid).await;
+        node.wait_log(uid, "app", "ready").await;
+        // Root inside reads what belongs to another user of the pod.
+        let (parts, end) = out(&node, uid, "app", "/tree").await;
+        assert_eq!((content(&parts).as_slice(), end.as_str()), (&b"x\n"[..], ""));
+        let owner = |name: &str| {
+            let found = parts.iter().find_map(|part| match part {
+                Part::Entry(entry) if entry.path == name.as_bytes() => Some((entry.uid, entry.gid)),
+                _ => None,
+            });
+            found.unwrap_or_else(|| panic!("no entry {name:?}"))
+        };
+        assert_eq!((owner(""), owner("file")), ((0, 0), (7, 8)));
+        let file = || vec![entry("", Kind::File, ""), data("x"), Part::Complete(true)];
+        assert_eq!(into(&node, uid, ("app", "/v/in", "came"), file()).await, "");
+        let seen = node.api.open(uid, exec("app", &["stat", "-c", "%u:%g %a", "/v/in/came"])).await;
+        assert_eq!(stdout(seen).await, "1234:2345 640\n");
+        let on_disk = node.data_dir().join("pods").join(uid).join("volumes/v/in/came").metadata().expect("came");
+        assert_eq!((on_disk.uid(), on_disk.gid()), (1234, 2345));
+        // One who is not root keeps what is his.
+        assert_eq!(into(&node, uid, ("user", "/tmp", "mine"), file()).await, "");
+        let seen = node.api.open(uid, exec("user", &["stat", "-c", "%u", "/tmp/mine"])).await;
+        assert_eq!(stdout(seen).await, "1000\n");
+        assert!(into(&node, uid, ("user", "/etc", "mine"), file()).await.contains("Permission denied"));
+        node.api.delete(uid, 0).await;
+        node.wait_finished(uid).await;
+        node.wait_gone(uid).await;
+    });
+}
+
 fn exec(container: &str, command: &[&str]) -> Request {
     let command = command.iter().map(|word| (*word).to_owned()).collect();
     Request::Exec(minipod_proto::v1::ExecStart { container: container.into(), command, ..Default::default() })

@@ -462,6 +462,11 @@ impl PodSpec {
     pub fn shares_processes(&self) -> bool {
         self.share_process_namespace.unwrap_or(false)
     }
+
+    /// Whether the pod has users of its own, in a user namespace, instead of the node's.
+    pub fn has_own_users(&self) -> bool {
+        self.host_users == Some(false)
+    }
 }
 
 impl EphemeralContainer {

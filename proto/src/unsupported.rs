@@ -47,12 +47,10 @@ pub const REFUSED: &[Row] = &[
     row("PodSpec", "serviceAccount", Values(&["default"]), NO_ACCOUNTS),
     row("PodSpec", "automountServiceAccountToken", Values(&["false"]), NO_ACCOUNTS),
     row("PodSpec", "runtimeClassName", Empty, "there is one runtime"),
-    row("PodSpec", "hostUsers", Values(&["true"]), "user namespaces are not made yet"),
     row("PodSpec", "hostnameOverride", Empty, "use hostname"),
     row("Container", "volumeDevices", Empty, "there are no block volumes"),
     row("LifecycleHandler", "tcpSocket", Empty, "Kubernetes accepts it and never runs it: use exec or httpGet"),
     row("SecurityContext", "seLinuxOptions", Empty, "SELinux labels are not set"),
-    row("SecurityContext", "procMount", Values(&["Default"]), "/proc is always masked"),
     row("SecurityContext", "appArmorProfile", Empty, "AppArmor profiles are not set yet"),
     row("PodSecurityContext", "seLinuxOptions", Empty, "SELinux labels are not set"),
     row("PodSecurityContext", "appArmorProfile", Empty, "AppArmor profiles are not set yet"),
@@ -316,11 +314,10 @@ spec:
         let mut bad = good.clone();
         let Some(crate::v1::object::Kind::Pod(pod)) = &mut bad.kind else { panic!("a pod") };
         let spec = pod.spec_mut();
-        spec.host_users = Some(false);
         spec.runtime_class_name = "x".into();
         spec.hostname_override = "h".into();
         let paths: Vec<String> = check(&bad).into_iter().map(|problem| problem.path).collect();
-        let expected = ["spec.runtimeClassName", "spec.hostUsers", "spec.hostnameOverride"];
+        let expected = ["spec.runtimeClassName", "spec.hostnameOverride"];
         assert_eq!(paths, expected);
         let Err(problems) = crate::manifest::parse(&crate::manifest::to_yaml(&bad)) else { panic!("refused") };
         assert_eq!(problems.list.into_iter().map(|problem| problem.path).collect::<Vec<_>>(), expected);

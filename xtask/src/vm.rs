@@ -48,6 +48,7 @@ const ALL: &[Suite] = &[
     suite(PODSHIM, "life", &[]),
     suite(PODSHIM, "exec", &[]),
     suite(PODSHIM, "attach", &[]),
+    suite(PODSHIM, "users", &[]),
     suite(NODEAGENT, "life", &[]),
     suite(NODEAGENT, "probes", &[]),
     suite(NODEAGENT, "streams", &[]),
@@ -55,6 +56,7 @@ const ALL: &[Suite] = &[
     suite(NODEAGENT, "volumes", &[]),
     suite(NODEAGENT, "resize", &[]),
     suite(NODEAGENT, "pressure", &[]),
+    suite(NODEAGENT, "users", &[]),
 ];
 
 /// What shows in a minute that version 2 works: groups, limits, out of memory, kills, leftovers.

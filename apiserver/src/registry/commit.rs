@@ -11,7 +11,7 @@ use crate::{
     cache::Entry,
     error::ApiError,
     keys,
-    ledger::{self, Charge, Ledger, Refusal, turns::Turn},
+    ledger::{self, Charge, Ledger, Refusal, writers::Writer},
     storage::{Guard, Item, Outcome, Write},
 };
 

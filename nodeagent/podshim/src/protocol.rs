@@ -15,7 +15,8 @@ pub const VERSION: u16 = 1;
 /// What this build carries out, as it tells in [`State::version`]: grows with every field of a spec that an older supervisor
 /// would do harm by ignoring. 2: [`Mount::sub_path`]. 3: [`Exec::terminal`]. 4: [`ContainerSpec::terminal`],
 /// [`ContainerSpec::stdin_once`], [`ContainerSpec::pid_of`], [`Ask::Attach`], [`Run::user`]. 5: [`Ask::Resize`].
-pub const ABILITIES: u32 = 5;
+/// 6: [`SandboxSpec::users`].
+pub const ABILITIES: u32 = 6;
 /// Largest message: a container's spec with the manifest's largest environment fits several times.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Most bytes of output or input in one exec frame.
@@ -71,6 +72,34 @@ pub struct SandboxSpec {
     /// Of the infra container; best effort where the node forbids a lower value.
     #[prost(sint32, tag = "9")]
     pub oom_score_adj: i32,
+    /// A user namespace of its own, which all its other namespaces belong to; absent: the node's users.
+    #[prost(message, optional, tag = "10")]
+    pub users: Option<IdRange>,
+}
+
+/// Ids of the node, for users and groups alike, that stand for 0, 1, 2 … in a user namespace.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
+pub struct IdRange {
+    /// What 0 is outside.
+    #[prost(uint32, tag = "1")]
+    pub first: u32,
+    /// How many.
+    #[prost(uint32, tag = "2")]
+    pub count: u32,
+}
+
+impl IdRange {
+    /// What an id of the namespace is outside.
+    #[must_use]
+    pub fn outside(&self, id: u32) -> Option<u32> {
+        if id < self.count { self.first.checked_add(id) } else { None }
+    }
+
+    /// What an id of the node is inside.
+    #[must_use]
+    pub fn inside(&self, id: u32) -> Option<u32> {
+        id.checked_sub(self.first).filter(|id| *id < self.count)
+    }
 }
 
 /// A kernel parameter.
@@ -330,6 +359,10 @@ pub struct Mount {
     /// Binds: device files in it can be opened. [`MountKind::Dev`]: it has all devices of the node.
     #[prost(bool, tag = "13")]
     pub devices: bool,
+    /// Binds, where the sandbox has users of its own: the owners in `source` are ids of these users, 0 for their root, as an idmapped
+    /// mount shows them. Else they are ids of the node.
+    #[prost(bool, tag = "14")]
+    pub idmapped: bool,
 }
 
 /// A container's log in CRI format.
@@ -903,6 +936,16 @@ mod tests {
         let request = Request { id: 1, ask: Some(Ask::Start(Box::new(spec))) };
         assert!(matches!(put_frame(&request, &mut out), Err(FrameError::TooLong(_))));
         assert!(out.is_empty());
+    }
+
+    #[test]
+    fn ids_have_two_sides() {
+        let range = IdRange { first: 1 << 20, count: 65_536 };
+        for (inside, outside) in [(0, 1 << 20), (1000, (1 << 20) + 1000), (65_535, (1 << 20) + 65_535)] {
+            assert_eq!((range.outside(inside), range.inside(outside)), (Some(outside), Some(inside)));
+        }
+        assert_eq!((range.outside(65_536), range.inside(0), range.inside((1 << 20) + 65_536)), (None, None, None));
+        assert_eq!(IdRange { first: u32::MAX, count: 2 }.outside(1), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 use nix::errno::Errno;
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 /// Result of a system call.
 pub type Result<T> = std::result::Result<T, Errno>;
@@ -275,6 +276,20 @@ pub fn set_user(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
     Ok(())
 }
 
+/// Makes this process another user and group where it touches files. Its capabilities stay: without more, the change would take
+/// those that concern files.
+pub fn act_as(id: u32) -> Result<()> {
+    let (effective, permitted, inheritable) = capabilities()?;
+    let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
+    setfsgid(group);
+    setfsuid(user);
+    // They do not say whether it was done, only who it was before.
+    if setfsgid(group) != group || setfsuid(user) != user {
+        return Err(Errno::EPERM);
+    }
+    set_capabilities(effective, permitted, inheritable)
+}
+
 /// Loads a seccomp filter: an array of `struct sock_filter` as bytes.
 pub fn load_seccomp(filter: &[u8]) -> Result<()> {
     let size = size_of::<libc::sock_filter>();
@@ -390,6 +405,23 @@ pub fn set_attributes(tree: impl AsFd, recursive: bool, set: u64, propagation: u
         flags |= libc::AT_RECURSIVE;
     }
     let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    let size = size_of::<libc::mount_attr>();
+    let fd = tree.as_fd().as_raw_fd();
+    // SAFETY: the path is an empty C string, and `attributes` is a mount_attr of the size given.
+    Errno::result(unsafe {
+        libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, &raw const attributes, size)
+    })?;
+    Ok(())
+}
+
+/// Shows a mount's ids as those of a user namespace. The mount must not be attached yet.
+pub fn set_idmap(tree: impl AsFd, recursive: bool, users: BorrowedFd<'_>) -> Result<()> {
+    let mut flags = libc::AT_EMPTY_PATH;
+    if recursive {
+        flags |= libc::AT_RECURSIVE;
+    }
+    let userns_fd = u64::from(users.as_raw_fd().cast_unsigned());
+    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
     let size = size_of::<libc::mount_attr>();
     let fd = tree.as_fd().as_raw_fd();
     // SAFETY: the path is an empty C string, and `attributes` is a mount_attr of the size given.

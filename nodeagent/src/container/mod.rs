@@ -35,6 +35,16 @@ pub enum ConfigError {
         /// What is wrong with it.
         why: String,
     },
+    /// An id that the pod's own users do not have.
+    #[error("the container has {what} {id}; a pod with hostUsers: false has the ids 0 to {last}")]
+    BeyondUsers {
+        /// `user`, `group`, or `supplementary group`.
+        what: &'static str,
+        /// Which.
+        id: u32,
+        /// The pod's last.
+        last: u32,
+    },
     /// No filter for its system calls.
     #[error(transparent)]
     Seccomp(#[from] crate::seccomp::SeccompError),

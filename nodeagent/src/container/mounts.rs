@@ -11,6 +11,7 @@ use super::expand::expand;
 use super::process::is_privileged;
 use super::spec::{Input, text};
 use crate::projection::is_projection;
+use crate::volumes::is_in_memory;
 
 /// Where a container leaves its last words unless the manifest says otherwise.
 const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -35,6 +36,7 @@ fn bind(source: &Path, target: &str, readonly: bool) -> Mount {
         target: target.to_owned(),
         readonly,
         propagation: Propagation::None.into(),
+        idmapped: true,
         ..Mount::default()
     }
 }
@@ -59,7 +61,7 @@ pub(super) fn all(
         ..Mount::default()
     };
     let shm = if pod.spec().host_ipc { PathBuf::from("/dev/shm") } else { paths.shm() };
-    let shm = Mount { nosuid: true, nodev: true, noexec: true, ..bind(&shm, "/dev/shm", false) };
+    let shm = Mount { nosuid: true, nodev: true, noexec: true, idmapped: false, ..bind(&shm, "/dev/shm", false) };
     let termination = match container.termination_message_path.as_str() {
         "" => TERMINATION_LOG,
         path => path,
@@ -114,6 +116,7 @@ fn volume_mount(
         propagation: propagation.into(),
         sub_path: sub_path(mount, environment)?,
         noexec: volume.image.is_some(),
+        idmapped: !is_in_memory(volume),
         ..bind(source, mount.mount_path.trim_end_matches('/'), readonly)
     })
 }
@@ -209,6 +212,28 @@ mod tests {
             assert!(table.iter().any(|other| other == line), "{line} is not in {table:#?}");
         }
         assert!(table.iter().any(|line| line.starts_with("/tmp/last ")));
+    }
+
+    /// What the agent makes in memory has the pod's ids already; what is on a disk has those that the pod sees.
+    #[test]
+    fn ids_of_a_disk_are_shown_as_the_pods() {
+        let spec = made(|pod| {
+            pod.spec_mut().volumes[0].empty_dir.get_or_insert_default().medium = "Memory".into();
+            let source = HostPathVolumeSource { path: "/srv".into(), ..HostPathVolumeSource::default() };
+            pod.spec_mut().volumes.push(Volume { name: "h".into(), host_path: Some(source), ..Volume::default() });
+            let map = minipod_proto::v1::ConfigMapVolumeSource::default();
+            pod.spec_mut().volumes.push(Volume { name: "c".into(), config_map: Some(map), ..Volume::default() });
+            own(pod).volume_mounts =
+                ["a", "b", "h", "c"].map(|name| volume_mount(name, &format!("/v/{name}"), false)).into();
+        });
+        let spec = spec.expect("made");
+        let not: Vec<&str> = spec
+            .mounts
+            .iter()
+            .filter(|mount| mount.kind() == MountKind::Bind && !mount.idmapped)
+            .map(|mount| mount.target.as_str())
+            .collect();
+        assert_eq!(not, ["/dev/shm", "/v/a", "/v/c"]);
     }
 
     #[test]

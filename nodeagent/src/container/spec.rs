@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use minipod_podshim::protocol::{
-    Capabilities, ContainerSpec, Limits, LogSpec, Rootfs, SandboxSpec, Sysctl, User, Window,
+    Capabilities, ContainerSpec, IdRange, Limits, LogSpec, Rootfs, SandboxSpec, Sysctl, User, Window,
 };
 use minipod_proto::resources::{self as pod_resources, QosClass};
 use minipod_proto::v1::{Container, Pod, PodSpec, SecurityContext};
@@ -64,6 +64,8 @@ pub struct Input<'a> {
     pub attempt: u32,
     /// The filter of its system calls; empty: none.
     pub seccomp_filter: Vec<u8>,
+    /// The pod's own users; `None`: they are the node's.
+    pub users: Option<IdRange>,
     /// The node's memory, for the OOM score.
     pub node_memory_bytes: u64,
 }
@@ -76,9 +78,9 @@ pub fn user_text(pod: &Pod, container: &Container, image: &ImageConfig) -> Strin
     own.or_else(of_pod).map_or_else(|| image.user.clone(), |uid| uid.to_string())
 }
 
-/// The sandbox of a pod. `hostname` is what `uname -n` shall say.
+/// The sandbox of a pod. `hostname` is what `uname -n` shall say, `users` are its own ids if it has some.
 #[must_use]
-pub fn sandbox(pod: &Pod, hostname: &str, attempt: u32) -> SandboxSpec {
+pub fn sandbox(pod: &Pod, hostname: &str, attempt: u32, users: Option<IdRange>) -> SandboxSpec {
     let spec = pod.spec();
     let sysctls = spec.security_context.iter().flat_map(|context| &context.sysctls);
     SandboxSpec {
@@ -91,6 +93,7 @@ pub fn sandbox(pod: &Pod, hostname: &str, attempt: u32) -> SandboxSpec {
         sysctls: sysctls.map(|sysctl| Sysctl { name: sysctl.name.clone(), value: sysctl.value.clone() }).collect(),
         limits: Some(limits(&pod_level(spec))),
         oom_score_adj: PAUSE_OOM_SCORE_ADJ,
+        users,
     }
 }
 
@@ -142,14 +145,16 @@ pub fn limits(resources: &Resources) -> Limits {
 pub fn container(input: &Input<'_>) -> Result<ContainerSpec, ConfigError> {
     let Input { pod, container, .. } = *input;
     let context = container.security_context.as_ref();
-    supported(container, context)?;
     let spec = pod.spec();
+    supported(spec, container, context)?;
     let environment = environment(pod, container, &input.image.env, input.facts)?;
     let user = user(context, spec.security_context.as_ref(), input.image_user)?;
+    within(input.users, &user)?;
     let set = capabilities(context)?;
     let privileged = context.is_some_and(is_privileged);
-    let unless_privileged = |paths: &[&str]| -> Vec<String> {
-        if privileged { Vec::new() } else { paths.iter().map(|path| (*path).to_owned()).collect() }
+    let unmasked = context.is_some_and(|context| context.proc_mount == "Unmasked");
+    let unless_open = |paths: &[&str]| -> Vec<String> {
+        if privileged || unmasked { Vec::new() } else { paths.iter().map(|path| (*path).to_owned()).collect() }
     };
     let resources = Resources::of(container.resources.as_ref());
     let qos = pod_resources::qos_class(spec).unwrap_or(QosClass::BestEffort);
@@ -185,8 +190,8 @@ pub fn container(input: &Input<'_>) -> Result<ContainerSpec, ConfigError> {
         oom_score_adj: oom_score_adj(qos.as_str(), memory, input.node_memory_bytes),
         root: Some(Rootfs { devices: privileged, ..root(input, readonly_root) }),
         mounts: super::mounts::all(input, &environment, readonly_root)?,
-        masked_paths: unless_privileged(&MASKED_PATHS),
-        readonly_paths: unless_privileged(&READONLY_PATHS),
+        masked_paths: unless_open(&MASKED_PATHS),
+        readonly_paths: unless_open(&READONLY_PATHS),
         log: Some(LogSpec { path: text(&input.log), max_bytes: LOG_MAX_BYTES, max_files: LOG_MAX_FILES }),
         limits: Some(limits(&resources)),
         seccomp_filter: input.seccomp_filter.clone(),
@@ -199,16 +204,33 @@ pub fn container(input: &Input<'_>) -> Result<ContainerSpec, ConfigError> {
 }
 
 /// The API server refuses these fields; should one come through, a container must not start without what it asks for.
-fn supported(container: &Container, context: Option<&SecurityContext>) -> Result<(), ConfigError> {
+fn supported(spec: &PodSpec, container: &Container, context: Option<&SecurityContext>) -> Result<(), ConfigError> {
+    let own_users = spec.has_own_users();
+    let proc_mount = context.map_or("", |context| context.proc_mount.as_str());
     let has = [
         (!container.volume_devices.is_empty(), "volumeDevices"),
         (
-            context.is_some_and(|context| !matches!(context.proc_mount.as_str(), "" | "Default")),
-            "securityContext.procMount",
+            !(matches!(proc_mount, "" | "Default") || proc_mount == "Unmasked" && own_users),
+            "securityContext.procMount without hostUsers: false",
+        ),
+        (
+            own_users && spec.volumes.iter().any(|volume| volume.image.is_some()),
+            "an image volume with hostUsers: false",
         ),
         (context.is_some_and(|context| context.app_armor_profile.is_some()), "securityContext.appArmorProfile"),
     ];
     has.iter().find(|(used, _)| *used).map_or(Ok(()), |(_, field)| Err(ConfigError::Unsupported((*field).to_owned())))
+}
+
+/// What the namespace does not have, nobody in it can be.
+fn within(users: Option<IdRange>, user: &ResolvedUser) -> Result<(), ConfigError> {
+    let Some(users) = users else { return Ok(()) };
+    let own = [("user", user.uid), ("group", user.gid)].into_iter();
+    let mut all = own.chain(user.groups.iter().map(|group| ("supplementary group", *group)));
+    match all.find(|(_, id)| users.outside(*id).is_none()) {
+        Some((what, id)) => Err(ConfigError::BeyondUsers { what, id, last: users.count - 1 }),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn text(path: &Path) -> String {
@@ -229,7 +251,9 @@ fn root(input: &Input<'_>, readonly: bool) -> Rootfs {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use minipod_proto::v1::{EmptyDirVolumeSource, PodSecurityContext, ResourceRequirements, Volume, VolumeMount};
+    use minipod_proto::v1::{
+        EmptyDirVolumeSource, ImageVolumeSource, PodSecurityContext, ResourceRequirements, Volume, VolumeMount,
+    };
 
     use super::*;
     use crate::paths::Paths;
@@ -264,6 +288,7 @@ pub(super) mod tests {
     pub(in crate::container) fn made(change: impl FnOnce(&mut Pod)) -> Result<ContainerSpec, ConfigError> {
         let mut pod = pod();
         change(&mut pod);
+        let own_users = pod.spec().has_own_users();
         let image = ImageConfig { working_dir: "/srv".into(), ..ImageConfig::default() };
         container(&Input {
             container: &pod.spec().containers[0],
@@ -276,6 +301,7 @@ pub(super) mod tests {
             log: "/var/m/logs/x/web/3.log".into(),
             attempt: 3,
             seccomp_filter: Vec::new(),
+            users: own_users.then_some(IdRange { first: 1 << 20, count: 65_536 }),
             node_memory_bytes: 1 << 30,
         })
     }
@@ -308,8 +334,29 @@ pub(super) mod tests {
     #[test]
     fn what_is_not_carried_out_does_not_start() {
         type Change = fn(&mut Pod);
-        let table: [(Change, &str); 4] = [
+        let table: [(Change, &str); 7] = [
             (|pod| context(pod).proc_mount = "Unmasked".into(), "procMount"),
+            (
+                |pod| {
+                    pod.spec_mut().host_users = Some(false);
+                    context(pod).run_as_user = Some(70_000);
+                },
+                "user 70000; a pod with hostUsers: false has the ids 0 to 65535",
+            ),
+            (
+                |pod| {
+                    pod.spec_mut().host_users = Some(false);
+                    pod.spec_mut().security_context.get_or_insert_default().fs_group = Some(65_536);
+                },
+                "supplementary group 65536",
+            ),
+            (
+                |pod| {
+                    pod.spec_mut().host_users = Some(false);
+                    pod.spec_mut().volumes[0].image = Some(ImageVolumeSource::default());
+                },
+                "image volume",
+            ),
             (|pod| own(pod).volume_mounts = vec![volume_mount("c", "/c", false)], "volume \"c\""),
             (|pod| own(pod).command.clear(), "neither the manifest nor the image"),
             (|pod| context(pod).run_as_non_root = Some(true), "runAsNonRoot"),
@@ -321,11 +368,28 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn proc_is_open_where_the_pod_has_its_own_users() {
+        let spec = made(|pod| {
+            pod.spec_mut().host_users = Some(false);
+            context(pod).proc_mount = "Unmasked".into();
+        });
+        let spec = spec.expect("made");
+        assert!(spec.masked_paths.is_empty() && spec.readonly_paths.is_empty() && spec.no_new_privs);
+        let masked = made(|pod| pod.spec_mut().host_users = Some(false)).expect("made");
+        assert_eq!(
+            (masked.masked_paths.len(), masked.readonly_paths.len()),
+            (MASKED_PATHS.len(), READONLY_PATHS.len())
+        );
+        let range = IdRange { first: 7 << 16, count: 65_536 };
+        assert_eq!(sandbox(&pod(), "p", 1, Some(range)).users, Some(range));
+    }
+
+    #[test]
     fn the_pods_limit_needs_the_limit_of_all() {
         let limit = |change: fn(&mut Pod)| {
             let mut pod = pod();
             change(&mut pod);
-            sandbox(&pod, "p", 1).limits.expect("limits").memory_limit_bytes
+            sandbox(&pod, "p", 1, None).limits.expect("limits").memory_limit_bytes
         };
         assert_eq!(limit(|_| {}), Some(64 << 20));
         assert_eq!(limit(|pod| pod.spec_mut().containers.push(Container::default())), None);
@@ -342,7 +406,7 @@ pub(super) mod tests {
         let flags = |change: fn(&mut PodSpec)| {
             let mut pod = pod();
             change(pod.spec_mut());
-            let spec = sandbox(&pod, "name", 2);
+            let spec = sandbox(&pod, "name", 2, None);
             (spec.host_network, spec.host_ipc, spec.host_pid, spec.share_pid)
         };
         assert_eq!(flags(|_| {}), (false, false, false, false));

@@ -229,6 +229,8 @@ const TERMINALS_SINCE: u32 = 3;
 const ATTACH_SINCE: u32 = 4;
 /// The first with `Ask::Resize`.
 const RESIZE_SINCE: u32 = 5;
+/// The first with `SandboxSpec::users`.
+const USERS_SINCE: u32 = 6;
 
 /// What there is of a pod's supervisor.
 #[derive(Debug)]
@@ -339,6 +341,9 @@ impl Shim {
     /// # Errors
     /// See [`ShimError`].
     pub async fn create_sandbox(&self, spec: SandboxSpec) -> Result<u32, ShimError> {
+        if spec.users.is_some() {
+            self.must_know(USERS_SINCE, "hostUsers: false")?;
+        }
         match self.ask("create the sandbox", Ask::CreateSandbox(spec), ANSWER_PATIENCE).await? {
             Say::SandboxStarted(started) => Ok(started.pause_pid),
             _ => Err(ShimError::Unexpected { operation: "create sandbox" }),

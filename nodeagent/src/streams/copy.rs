@@ -5,7 +5,7 @@
 
 use std::os::fd::OwnedFd;
 
-use minipod_podshim::protocol::User;
+use minipod_podshim::protocol::{IdRange, User};
 use minipod_proto::v1::copy_frame::Frame as Part;
 use minipod_proto::v1::tunnel_frame::Frame;
 use minipod_proto::v1::{CopyFrame, CopyStart};
@@ -23,6 +23,7 @@ use crate::sys::Identity;
 pub(super) async fn copy(
     tunnel: &mut Tunnel,
     (shim, container, attempt): (&Shim, &str, u32),
+    users: Option<IdRange>,
     start: CopyStart,
 ) -> Result<(), Status> {
     if !start.path.starts_with(b"/") {
@@ -31,10 +32,11 @@ pub(super) async fn copy(
     }
     let not_running = || Status::failed_precondition(format!("container {container:?} is not running"));
     let (root, identity) = place(shim, container, attempt).await?.ok_or_else(not_running)?;
+    let identity = as_node(users, identity)?;
     if start.upload {
-        upload(tunnel, (root, identity), start).await
+        upload(tunnel, (root, identity, users), start).await
     } else {
-        download(tunnel, (root, identity), start).await
+        download(tunnel, (root, identity, users), start).await
     }
 }
 
@@ -55,7 +57,44 @@ async fn place(shim: &Shim, container: &str, attempt: u32) -> Result<Option<(Own
     let root = root.map_err(|errno| Status::internal(format!("open the container's root: {}", errno.desc())))?;
     let old = "the pod's supervisor is of a version that does not know cp: delete the pod and create it again";
     let User { uid, gid, groups } = process.user.ok_or_else(|| Status::failed_precondition(old))?;
-    Ok(Some((root, Identity { uid, gid, groups, capabilities: process.capabilities })))
+    Ok(Some((root, Identity { uid, gid, groups, root: uid == 0, capabilities: process.capabilities })))
+}
+
+/// Shown for an owner that a pod's own users do not have, as the kernel does it.
+const NOBODY: u32 = 65_534;
+
+/// The container's user as the node knows it. The thread stays in the node's user namespace, which a process with more threads cannot leave.
+fn as_node(users: Option<IdRange>, identity: Identity) -> Result<Identity, Status> {
+    let Some(users) = users else { return Ok(identity) };
+    let id = |id: u32| {
+        users.outside(id).ok_or_else(|| Status::internal(format!("the pod's own users do not have the id {id}")))
+    };
+    let groups = identity.groups.iter().map(|group| id(*group)).collect::<Result<_, _>>()?;
+    Ok(Identity { uid: id(identity.uid)?, gid: id(identity.gid)?, groups, ..identity })
+}
+
+/// Owners as the container sees them.
+fn seen_inside(users: Option<IdRange>, part: Part) -> Part {
+    match (users, part) {
+        (Some(users), Part::Entry(mut entry)) => {
+            let inside = |id: u32| users.inside(id).unwrap_or(NOBODY);
+            (entry.uid, entry.gid) = (inside(entry.uid), inside(entry.gid));
+            Part::Entry(entry)
+        }
+        (_, part) => part,
+    }
+}
+
+/// The other way. An owner that the pod's users do not have becomes nobody.
+fn seen_outside(users: Option<IdRange>, part: Part) -> Part {
+    match (users, part) {
+        (Some(users), Part::Entry(mut entry)) => {
+            let outside = |id: u32| users.outside(id).unwrap_or(users.first.saturating_add(NOBODY));
+            (entry.uid, entry.gid) = (outside(entry.uid), outside(entry.gid));
+            Part::Entry(entry)
+        }
+        (_, part) => part,
+    }
 }
 
 /// Runs the work on a thread of its own, as somebody else.
@@ -102,11 +141,15 @@ fn part(part: Part) -> Frame {
     Frame::Copy(CopyFrame { frame: Some(part) })
 }
 
-async fn download(tunnel: &mut Tunnel, (root, identity): (OwnedFd, Identity), start: CopyStart) -> Result<(), Status> {
+async fn download(
+    tunnel: &mut Tunnel,
+    (root, identity, users): (OwnedFd, Identity, Option<IdRange>),
+    start: CopyStart,
+) -> Result<(), Status> {
     // A reader that is slow fills the queue, and the thread waits.
     let (sender, mut parts) = mpsc::channel::<Part>(FRAME_QUEUE);
     let outcome = as_user(identity, move || {
-        pack(&Base::Root(root), &start.path, &mut |part| sender.blocking_send(part).is_ok())
+        pack(&Base::Root(root), &start.path, &mut |part| sender.blocking_send(seen_inside(users, part)).is_ok())
     })?;
     loop {
         tokio::select! {
@@ -124,13 +167,17 @@ async fn download(tunnel: &mut Tunnel, (root, identity): (OwnedFd, Identity), st
     }
 }
 
-async fn upload(tunnel: &mut Tunnel, (root, identity): (OwnedFd, Identity), start: CopyStart) -> Result<(), Status> {
+async fn upload(
+    tunnel: &mut Tunnel,
+    (root, identity, users): (OwnedFd, Identity, Option<IdRange>),
+    start: CopyStart,
+) -> Result<(), Status> {
     let (sender, mut parts) = mpsc::channel::<Part>(FRAME_QUEUE);
     let mut outcome = as_user(identity, move || {
         let mut unpack = Unpack::begin(&Base::Root(root), &start.path, &start.name, Policy::into_container())?;
         while let Some(part) = parts.blocking_recv() {
             // What was left out is known where it was.
-            unpack.take(part)?;
+            unpack.take(seen_outside(users, part))?;
         }
         unpack.finish()
     })?;

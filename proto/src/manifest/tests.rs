@@ -144,8 +144,8 @@ fn patches() {
         (r#"{"kind":"Node"}"#, "error: kind: cannot be changed by a patch: want Pod"),
         (r#"{"apiVersion":null}"#, "error: apiVersion: cannot be changed by a patch: want v1"),
         (
-            r#"{"spec":{"hostUsers":false}}"#,
-            "error: line 1: spec.hostUsers: known to Kubernetes, not supported by minipod: user namespaces are not made yet",
+            r#"{"spec":{"hostnameOverride":"h"}}"#,
+            "error: line 1: spec.hostnameOverride: known to Kubernetes, not supported by minipod: use hostname",
         ),
     ] {
         assert_eq!(said(patch), expected, "{patch}");

@@ -146,7 +146,7 @@ fn container(walk: &mut Walk, container: &Container, spec: &PodSpec, place: Plac
     let policies = ["File", "FallbackToLogsOnError"];
     walk.word("terminationMessagePolicy", &container.termination_message_policy, &policies);
     restarts(walk, container);
-    security::container(walk, container.security_context.as_ref());
+    security::container(walk, container.security_context.as_ref(), spec);
     probes(walk, container, place);
 }
 
@@ -260,6 +260,10 @@ fn mounts(walk: &mut Walk, container: &Container, spec: &PodSpec) {
     walk.each("volumeMounts", &container.volume_mounts, |walk, mount| {
         if mount.mount_propagation == "Bidirectional" && !privileged {
             walk.bad("mountPropagation", "Bidirectional", "want securityContext.privileged: true beside it");
+        }
+        if mount.mount_propagation == "Bidirectional" && spec.has_own_users() {
+            let wanted = "want None or HostToContainer with hostUsers: false, such mounts do not reach the node";
+            walk.bad("mountPropagation", "Bidirectional", wanted);
         }
         if !spec.volumes.iter().any(|volume| volume.name == mount.name) {
             let names: Vec<&str> = spec.volumes.iter().map(|volume| volume.name.as_str()).collect();

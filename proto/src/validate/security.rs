@@ -8,8 +8,14 @@ const MAX_ID: i64 = i32::MAX as i64;
 /// Longest name of a sysctl.
 const MAX_SYSCTL_BYTES: usize = 253;
 
-fn id(walk: &mut Walk, field: &str, id: Option<i64>) {
-    if let Some(id) = id {
+/// A pod with users of its own has those ids that 16 bits can name.
+const MAX_OWN_ID: i64 = u16::MAX as i64;
+
+fn id(walk: &mut Walk, field: &str, id: Option<i64>, spec: &PodSpec) {
+    let Some(id) = id else { return };
+    if spec.has_own_users() && (MAX_OWN_ID + 1..=MAX_ID).contains(&id) {
+        walk.bad(field, id, format!("want 0 to {MAX_OWN_ID} with hostUsers: false, the pod's users have no other ids"));
+    } else {
         walk.between(field, id, 0, MAX_ID);
     }
 }
@@ -43,15 +49,35 @@ pub(super) fn pod(walk: &mut Walk, spec: &PodSpec) {
             "want false with hostPID, the node's processes are not the pod's to share",
         );
     }
+    if spec.has_own_users() {
+        own_users(walk, spec);
+    }
     let Some(context) = &spec.security_context else { return };
     walk.within("securityContext", |walk| pod_context(walk, context, spec));
 }
 
+/// What users of a pod's own have no rights in, or cannot be shown in.
+fn own_users(walk: &mut Walk, spec: &PodSpec) {
+    for (field, node) in [("hostNetwork", spec.host_network), ("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc)] {
+        if node {
+            walk.bad(field, true, "want false with hostUsers: false, the pod's users have no rights there");
+        }
+    }
+    walk.each("volumes", &spec.volumes, |walk, volume| {
+        if volume.image.is_some() {
+            walk.wrong(
+                "image",
+                "want no image volume with hostUsers: false, its files cannot be shown with the pod's user ids",
+            );
+        }
+    });
+}
+
 fn pod_context(walk: &mut Walk, context: &PodSecurityContext, spec: &PodSpec) {
-    id(walk, "runAsUser", context.run_as_user);
-    id(walk, "runAsGroup", context.run_as_group);
-    id(walk, "fsGroup", context.fs_group);
-    walk.each("supplementalGroups", &context.supplemental_groups, |walk, group| id(walk, "", Some(*group)));
+    id(walk, "runAsUser", context.run_as_user, spec);
+    id(walk, "runAsGroup", context.run_as_group, spec);
+    id(walk, "fsGroup", context.fs_group, spec);
+    walk.each("supplementalGroups", &context.supplemental_groups, |walk, group| id(walk, "", Some(*group), spec));
     walk.word("supplementalGroupsPolicy", &context.supplemental_groups_policy, &["Merge", "Strict"]);
     walk.word("fsGroupChangePolicy", &context.fs_group_change_policy, &["OnRootMismatch", "Always"]);
     seccomp(walk, context.seccomp_profile.as_ref());
@@ -86,14 +112,17 @@ fn pod_context(walk: &mut Walk, context: &PodSecurityContext, spec: &PodSpec) {
     walk.unique("sysctls", "name", context.sysctls.iter().map(|sysctl| sysctl.name.as_str()));
 }
 
-pub(super) fn container(walk: &mut Walk, context: Option<&SecurityContext>) {
+pub(super) fn container(walk: &mut Walk, context: Option<&SecurityContext>, spec: &PodSpec) {
     let Some(context) = context else { return };
     walk.within("securityContext", |walk| {
-        id(walk, "runAsUser", context.run_as_user);
-        id(walk, "runAsGroup", context.run_as_group);
+        id(walk, "runAsUser", context.run_as_user, spec);
+        id(walk, "runAsGroup", context.run_as_group, spec);
         seccomp(walk, context.seccomp_profile.as_ref());
         apparmor(walk, context.app_armor_profile.as_ref());
         walk.word("procMount", &context.proc_mount, &["Default", "Unmasked"]);
+        if context.proc_mount == "Unmasked" && !spec.has_own_users() {
+            walk.bad("procMount", "Unmasked", "want spec.hostUsers: false beside it, or root could change the node");
+        }
         let added = context.capabilities.iter().flat_map(|capabilities| &capabilities.add);
         let admin =
             added.into_iter().any(|name| matches!(name.to_ascii_uppercase().as_str(), "SYS_ADMIN" | "CAP_SYS_ADMIN"));

@@ -6,6 +6,7 @@
 pub mod identity;
 pub mod report;
 pub mod rootfs;
+pub mod users;
 
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
@@ -16,7 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use minipod_podshim::cgroup::Joins;
-use minipod_podshim::protocol::{ContainerSpec, SandboxSpec, Sysctl, Window};
+use minipod_podshim::protocol::{ContainerSpec, IdRange, SandboxSpec, Sysctl, Window};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -24,6 +25,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, execve, setsid, write};
 
 use self::report::{ChildSays, Context as _, Failure, Reporter, Step, c_text};
+use self::users::{Users, on_node};
 use crate::{sys, terminal};
 
 /// A child's standard descriptors.
@@ -57,6 +59,17 @@ pub struct PauseChild<'a> {
     pub spec: &'a SandboxSpec,
     /// The binary, open.
     pub program: &'a OwnedFd,
+    /// What it needs where it has a user namespace of its own.
+    pub own_users: Option<OwnUsers>,
+}
+
+/// For an infra container in a user namespace of its own.
+#[derive(Debug)]
+pub struct OwnUsers {
+    /// A byte comes when the namespace has its ids.
+    pub gate: OwnedFd,
+    /// procfs for the kernel parameters: the namespace's root may not mount one that belongs to the node.
+    pub proc: OwnedFd,
 }
 
 /// A container's first process.
@@ -68,6 +81,8 @@ pub struct ContainerChild<'a> {
     pub pause: BorrowedFd<'a>,
     /// Which of its namespaces to enter.
     pub namespaces: CloneFlags,
+    /// The sandbox's users, if they are not the node's.
+    pub users: Option<Users<'a>>,
     /// Its groups by controller.
     pub cgroups: Vec<(String, PathBuf)>,
     /// Where its terminal goes; none: it has pipes.
@@ -87,6 +102,8 @@ pub struct ExecChild<'a> {
     pub init: BorrowedFd<'a>,
     /// Which of its namespaces to enter; the PID namespace was entered by the supervisor, for its child.
     pub namespaces: CloneFlags,
+    /// The sandbox's users, if they are not the node's.
+    pub range: Option<IdRange>,
 }
 
 /// Runs the steps and ends.
@@ -103,14 +120,23 @@ pub fn run(mut common: Common, steps: impl FnOnce(&mut Common) -> Step<Infallibl
 
 /// The infra container's steps.
 pub fn pause(child: &PauseChild<'_>, common: &mut Common) -> Step<Infallible> {
+    if let Some(own) = &child.own_users {
+        users::wait_for_ids(&own.gate)?;
+    }
     if !child.spec.host_network {
         nix::unistd::sethostname(&child.spec.hostname).container("set hostname", &child.spec.hostname)?;
     }
-    set_sysctls(&child.spec.sysctls)?;
+    match &child.own_users {
+        Some(own) => set_sysctls_and_become_root(&own.proc, &child.spec.sysctls)?,
+        None => set_sysctls(&child.spec.sysctls)?,
+    }
     common.reporter.say(&ChildSays { named: true, ..ChildSays::default() });
     // The first join after a while waits for all processors, some 10 ms; the containers are prepared meanwhile.
     join(&common.joins)?;
-    identity::set_oom_score(child.spec.oom_score_adj, &mut common.reporter)?;
+    if child.own_users.is_none() {
+        // Else the supervisor has set it: lowering it is a right on the node.
+        identity::set_oom_score(child.spec.oom_score_adj, &mut common.reporter)?;
+    }
     chdir("/").node("enter", "/")?;
     begin_session(&common.stdio)?;
     sys::die_with_parent().node("bind the infra container's life to its supervisor", "")?;
@@ -125,12 +151,28 @@ fn set_sysctls(sysctls: &[Sysctl]) -> Step<()> {
         return Ok(());
     }
     let proc = sys::new_mount(c"proc", &[], 0).node("make procfs for", "sysctls")?;
+    sysctls.iter().try_for_each(|sysctl| set_sysctl(&proc, sysctl))
+}
+
+/// Whom the kernel lets write a parameter depends on its age and on the parameter: the node's root, who this process still is but for
+/// its capabilities, or the namespace's (IPC's, from Linux 6.9 on).
+fn set_sysctls_and_become_root(proc: &OwnedFd, sysctls: &[Sysctl]) -> Step<()> {
+    let mut later = Vec::new();
     for sysctl in sysctls {
-        let path = Path::new("sys").join(sysctl.name.replace('.', "/"));
-        let how = OpenHow::new().flags(OFlag::O_WRONLY | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH);
-        let file = openat2(&proc, &path, how).container("open sysctl", &sysctl.name)?;
-        write(&file, sysctl.value.as_bytes()).container("set sysctl", &sysctl.name)?;
+        match set_sysctl(proc, sysctl) {
+            Err(Failure(refused)) if matches!(refused.errno, libc::EACCES | libc::EPERM) => later.push(sysctl),
+            result => result?,
+        }
     }
+    sys::set_user(0, 0, &[]).node("become root of the pod's user namespace", "")?;
+    later.into_iter().try_for_each(|sysctl| set_sysctl(proc, sysctl))
+}
+
+fn set_sysctl(proc: &OwnedFd, sysctl: &Sysctl) -> Step<()> {
+    let path = Path::new("sys").join(sysctl.name.replace('.', "/"));
+    let how = OpenHow::new().flags(OFlag::O_WRONLY | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH);
+    let file = openat2(proc, &path, how).container("open sysctl", &sysctl.name)?;
+    write(&file, sysctl.value.as_bytes()).container("set sysctl", &sysctl.name)?;
     Ok(())
 }
 
@@ -138,28 +180,35 @@ fn set_sysctls(sysctls: &[Sysctl]) -> Step<()> {
 pub fn container(child: &ContainerChild<'_>, common: &mut Common) -> Step<Infallible> {
     let spec = child.spec;
     join(&common.joins)?;
-    unshare(CloneFlags::CLONE_NEWCGROUP).node("make a cgroup namespace", "")?;
+    let range = child.users.as_ref().map(|users| &users.range);
+    let owner = on_node(range, spec.user.as_ref().map_or(0, |user| user.uid))?;
+    users::give_streams(&common.stdio, owner)?;
+    if child.users.is_none() {
+        unshare(CloneFlags::CLONE_NEWCGROUP).node("make a cgroup namespace", "")?;
+    }
     if !child.namespaces.is_empty() {
         setns(child.pause, child.namespaces).node("enter the sandbox's namespaces", "")?;
     }
     identity::set_oom_score(spec.oom_score_adj, &mut common.reporter)?;
     umask(Mode::from_bits_truncate(0o022));
-    rootfs::enter(spec, &child.cgroups)?;
+    rootfs::enter(spec, &child.cgroups, child.users.as_ref())?;
     let mut more_env = Vec::new();
     if let (Some(window), Some(console)) = (spec.terminal, &child.console) {
-        take_terminal(spec, window, (console, &mut common.stdio))?;
+        take_terminal(owner, window, (console, &mut common.stdio))?;
         if !spec.env.iter().any(|pair| pair.starts_with("TERM=")) {
             more_env.push("TERM=xterm".to_owned());
         }
     }
     let cwd = if spec.cwd.is_empty() { "/" } else { spec.cwd.as_str() };
     rootfs::make_cwd(cwd)?;
+    if let Some(users) = &child.users {
+        users.enter()?;
+    }
     become_program(spec, (cwd, &spec.argv, &more_env), common)
 }
 
 /// Makes a terminal in the container's own devpts, and sends the supervisor its master.
-fn take_terminal(spec: &ContainerSpec, window: Window, (console, stdio): (&UnixStream, &mut Stdio)) -> Step<()> {
-    let owner = spec.user.as_ref().map_or(0, |user| user.uid);
+fn take_terminal(owner: u32, window: Window, (console, stdio): (&UnixStream, &mut Stdio)) -> Step<()> {
     let (master, stdin) = terminal::open_below("/", owner, window)?;
     terminal::send(console, &master).node("hand over", "the terminal")?;
     let copy = || stdin.try_clone().node("copy", "the terminal");
@@ -171,6 +220,8 @@ fn take_terminal(spec: &ContainerSpec, window: Window, (console, stdio): (&UnixS
 /// The steps of an exec'd process.
 pub fn exec(child: &ExecChild<'_>, common: &mut Common) -> Step<Infallible> {
     join(&common.joins)?;
+    let owner = on_node(child.range.as_ref(), child.spec.user.as_ref().map_or(0, |user| user.uid))?;
+    users::give_streams(&common.stdio, owner)?;
     identity::set_oom_score(child.spec.oom_score_adj, &mut common.reporter)?;
     setns(child.init, child.namespaces).node("enter the container's namespaces", "")?;
     umask(Mode::from_bits_truncate(0o022));

@@ -4,6 +4,7 @@
 //! No mount of a container lets devices be opened but the single files that /dev is made of, so that a container that may
 //! make device files gains nothing by it, with or without a devices cgroup. The spec of a privileged one says otherwise.
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -18,6 +19,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, major, minor, mkdirat, umask}
 use nix::unistd::{chdir, chroot, fchdir, pivot_root, symlinkat};
 
 use super::report::{Context as _, Failure, Step, c_text};
+use super::users::{Users, on_node};
 use crate::sys::{self, Tree};
 
 /// mount(2) takes one page of options, the closing zero included.
@@ -33,20 +35,35 @@ const DEV_LINKS: [(&str, &str); 6] = [
     ("pts/ptmx", "ptmx"),
     ("/proc/kcore", "core"),
 ];
+/// The group `tty`, which owns terminals so that its members can write to them.
+const TERMINALS_GROUP: u32 = 5;
 const NOTHING_SPECIAL: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
 
+/// What mounts of a container need beside their spec.
+struct Around<'a> {
+    /// Its groups by controller.
+    cgroups: &'a [(String, PathBuf)],
+    /// The pod's users, if they are not the node's.
+    users: Option<&'a Users<'a>>,
+}
+
 /// Makes the container's root from its spec and enters it; the node's files are out of reach afterwards. `cgroups` are the
-/// container's groups by controller, for mounts of that kind.
-pub fn enter(spec: &ContainerSpec, cgroups: &[(String, PathBuf)]) -> Step<()> {
+/// container's groups by controller, for mounts of that kind. With `users` this process goes on as their root where it touches files.
+pub fn enter(spec: &ContainerSpec, cgroups: &[(String, PathBuf)], users: Option<&Users<'_>>) -> Step<()> {
     let missing = || Failure::container("read", "root", Errno::EINVAL).because("the spec has no root file system");
     let root_spec = spec.root.as_ref().ok_or_else(missing)?;
     // Before the namespace's mounts part from the node's: a shared source stays shared.
-    let sources = spec.mounts.iter().map(open_source).collect::<Step<Vec<Option<Tree>>>>()?;
+    let sources = spec.mounts.iter().map(|mount| open_source(mount, users)).collect::<Step<Vec<Option<Tree>>>>()?;
     let all = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, all, None::<&str>).node("make mounts private", "/")?;
-    let root = mount_root(root_spec)?;
+    if let Some(users) = users {
+        idmap_layers(root_spec, users)?;
+        users.act_as_root()?;
+    }
+    let root = mount_root(root_spec, users)?;
+    let around = Around { cgroups, users };
     for (mount, source) in spec.mounts.iter().zip(sources) {
-        attach_mount(&root, mount, source, cgroups)?;
+        attach_mount(&root, mount, source, &around)?;
     }
     for path in &spec.readonly_paths {
         make_readonly(&root, path)?;
@@ -75,20 +92,59 @@ fn change_root(root: &OwnedFd) -> Step<()> {
 
 // -------------------------------------------------------------------------------------------------------- the root
 
-fn mount_root(root: &Rootfs) -> Step<OwnedFd> {
-    let tree = match (root.lowers.as_slice(), root.upper.as_str()) {
-        ([], _) => {
-            return Err(Failure::container("read", "root", Errno::EINVAL).because("the image has no layers"));
-        }
-        ([only], "") => {
+/// The directory that is the root as it is, without an overlay.
+fn plain_root(root: &Rootfs) -> Option<&String> {
+    match (root.lowers.as_slice(), root.upper.as_str()) {
+        ([only], "") => Some(only),
+        _ => None,
+    }
+}
+
+/// Lays mounts with the pod's ids over an overlay's layers, where the overlay finds them under their names. They go with the node's root.
+/// overlayfs itself has no such mounts.
+fn idmap_layers(root: &Rootfs, users: &Users<'_>) -> Step<()> {
+    if plain_root(root).is_some() {
+        return Ok(());
+    }
+    let mut dirs: BTreeSet<&Path> = root.lowers.iter().map(Path::new).collect();
+    if !root.upper.is_empty() {
+        // One mount has both, as overlayfs wants it.
+        let (of_upper, of_work) = (Path::new(&root.upper).parent(), Path::new(&root.work).parent());
+        let apart = || Failure::node("use", &root.work, Errno::EINVAL).because("it is not beside the upper directory");
+        dirs.insert(of_upper.filter(|dir| of_work == Some(*dir)).ok_or_else(apart)?);
+    }
+    for dir in dirs {
+        let text = dir.to_string_lossy();
+        let tree = sys::open_tree(AT_FDCWD, &c_text("root", &text)?, false).node("open layer", dir)?;
+        users.idmap(&tree, false, dir)?;
+        sys::attach(tree, open_dir(&text)?).node("mount on", dir)?;
+    }
+    Ok(())
+}
+
+fn mount_root(root: &Rootfs, users: Option<&Users<'_>>) -> Step<OwnedFd> {
+    if root.lowers.is_empty() {
+        return Err(Failure::container("read", "root", Errno::EINVAL).because("the image has no layers"));
+    }
+    let tree = match plain_root(root) {
+        Some(only) => {
             let path = c_text("root.lowers", only)?;
             let tree = sys::open_tree(AT_FDCWD, &path, true).node("open root directory", only)?;
+            if let Some(users) = users {
+                users.idmap(&tree, true, only)?;
+            }
             let flags = if root.devices { 0 } else { MOUNT_ATTR_NODEV };
             sys::set_attributes(&tree, true, flags, libc::MS_PRIVATE).node("seal", only)?;
             Some(tree)
         }
-        _ => {
-            mount_overlay(root)?;
+        None => {
+            let too_old = |failure: Failure| match failure.0.errno {
+                libc::EINVAL if users.is_some() => {
+                    failure.because("overlayfs takes layers with the pod's user ids from Linux 5.19 on")
+                }
+                _ => failure,
+            };
+            mount_overlay(root).map_err(too_old)?;
             None
         }
     };
@@ -258,20 +314,25 @@ fn is_dir(fd: impl AsFd) -> Result<bool, Errno> {
 
 // ----------------------------------------------------------------------------------------------------------- mounts
 
-fn open_source(mount: &Mount) -> Step<Option<Tree>> {
+fn open_source(mount: &Mount, users: Option<&Users<'_>>) -> Step<Option<Tree>> {
     if mount.kind() != MountKind::Bind {
         return Ok(None);
     }
-    if !mount.sub_path.is_empty() {
-        return open_sub_path(mount).map(Some);
+    let tree = if mount.sub_path.is_empty() {
+        let path = c_text("mounts.source", &mount.source)?;
+        sys::open_tree(AT_FDCWD, &path, mount.recursive).node("open mount source", &mount.source)?
+    } else {
+        open_sub_path(mount, users)?
+    };
+    if let Some(users) = users.filter(|_| mount.idmapped) {
+        users.idmap(&tree, mount.recursive, &mount.source)?;
     }
-    let path = c_text("mounts.source", &mount.source)?;
-    sys::open_tree(AT_FDCWD, &path, mount.recursive).map(Some).node("open mount source", &mount.source)
+    Ok(Some(tree))
 }
 
 /// A part of a volume. Other containers may write to the volume at the same time, so nothing is looked up by path twice
 /// (CVE-2017-1002101, CVE-2021-25741).
-fn open_sub_path(mount: &Mount) -> Step<Tree> {
+fn open_sub_path(mount: &Mount, users: Option<&Users<'_>>) -> Step<Tree> {
     let path = Path::new(&mount.sub_path);
     let wrong = |errno| {
         let failure = Failure::container("open subPath", &mount.sub_path, errno);
@@ -283,7 +344,16 @@ fn open_sub_path(mount: &Mount) -> Step<Tree> {
     let volume = open_dir(&mount.source)?;
     let dir_mode = fstat(&volume).node("look at", &mount.source)?.st_mode & 0o7777;
     let missing = Missing { dir_mode, ends_in_dir: true };
+    // What is made belongs to root, by the ids that the volume has.
+    let owner = users.filter(|_| !mount.idmapped).map_or(0, |users| users.range.first);
+    let act_as = |id: u32| sys::act_as(id).node("make files as the user", id.to_string());
+    if owner != 0 {
+        act_as(owner)?;
+    }
     let place = make_way(&volume, path, ResolveFlag::RESOLVE_BENEATH, missing).map_err(wrong)?;
+    if owner != 0 {
+        act_as(0)?;
+    }
     sys::open_tree(place.as_fd(), c"", mount.recursive).map_err(wrong)
 }
 
@@ -295,7 +365,7 @@ fn attributes(mount: &Mount) -> u64 {
         | flag(!mount.devices, MOUNT_ATTR_NODEV)
 }
 
-fn attach_mount(root: &OwnedFd, mount: &Mount, source: Option<Tree>, cgroups: &[(String, PathBuf)]) -> Step<()> {
+fn attach_mount(root: &OwnedFd, mount: &Mount, source: Option<Tree>, around: &Around<'_>) -> Step<()> {
     let target = mount.target.as_str();
     let readonly = if mount.readonly { MOUNT_ATTR_RDONLY } else { 0 };
     let tree = match (mount.kind(), source) {
@@ -329,9 +399,9 @@ fn attach_mount(root: &OwnedFd, mount: &Mount, source: Option<Tree>, cgroups: &[
         (MountKind::Mqueue, _) => {
             sys::new_mount(c"mqueue", &[], NOTHING_SPECIAL | readonly).node("make mqueue for", target)?
         }
-        (MountKind::Cgroup, _) => return attach_cgroups(root, target, readonly, cgroups),
+        (MountKind::Cgroup, _) => return attach_cgroups(root, target, readonly, around.cgroups),
         (MountKind::Dev, _) => {
-            let dev = attach_dev(root, target)?;
+            let dev = attach_dev(root, target, around.users)?;
             return if mount.devices { attach_node_devices(&dev) } else { Ok(()) };
         }
     };
@@ -374,7 +444,7 @@ fn attach_cgroups(root: &OwnedFd, target: &str, readonly: u64, cgroups: &[(Strin
     sys::set_attributes(&top, false, MOUNT_ATTR_RDONLY, 0).node("make read-only", target)
 }
 
-fn attach_dev(root: &OwnedFd, target: &str) -> Step<Tree> {
+fn attach_dev(root: &OwnedFd, target: &str, users: Option<&Users<'_>>) -> Step<Tree> {
     let options = file_system_options("mode=755,size=64k")?;
     let attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NODEV;
     let dev = sys::new_mount(c"tmpfs", &options, attributes).node("make tmpfs for", target)?;
@@ -388,7 +458,8 @@ fn attach_dev(root: &OwnedFd, target: &str) -> Step<Tree> {
         sys::attach(tree, place).node("mount device on", target)?;
     }
     mkdirat(&dev, "pts", Mode::from_bits_truncate(0o755)).node("make", "/dev/pts")?;
-    let options = file_system_options("newinstance,ptmxmode=0666,mode=0620,gid=5")?;
+    let terminals = on_node(users.map(|users| &users.range), TERMINALS_GROUP)?;
+    let options = file_system_options(&format!("newinstance,ptmxmode=0666,mode=0620,gid={terminals}"))?;
     let pts = sys::new_mount(c"devpts", &options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC).node("make", "/dev/pts")?;
     let place = openat(&dev, "pts", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).node("open", "/dev/pts")?;
     sys::attach(pts, place).node("mount on", "/dev/pts")?;

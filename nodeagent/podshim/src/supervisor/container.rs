@@ -19,6 +19,7 @@ use super::drain::{Drain, Flow, Patience};
 use super::sandbox::{Tap as _, cgroup_refused, null};
 use super::{Asker, MAX_CONTAINERS, Role, Supervisor, Token, now_ms, refused, wall_ms};
 use crate::child::report::{Failure, Reporter, errno_of};
+use crate::child::users::Users;
 use crate::child::{self, Common, ContainerChild, Stdio};
 use crate::logs::{Logger, Progress, Task};
 use crate::terminal;
@@ -282,11 +283,15 @@ impl Supervisor {
         };
         let cgroups: Vec<(String, PathBuf)> = group.directories();
         let shared = self.sandbox.shared_namespaces();
+        let own = self.sandbox.user_namespace.as_ref().map(OwnedFd::try_clone).transpose();
+        let own = own.map_err(|error| Failure::node("copy a descriptor", "", errno_of(&error)))?;
+        let ids = self.sandbox.ids();
         let common = Common { joins, stdio, reporter: Reporter(reporter.into()) };
         let role = Role::Container(spec.name.clone());
         made.pid = self.in_pid_namespace_of(into_pids, |this| {
             this.fork(role, namespaces, (common, report), |common| {
-                let child = ContainerChild { spec, pause: pause.as_fd(), namespaces: shared, cgroups, console };
+                let users = own.as_ref().zip(ids).map(|(own, range)| Users { namespace: own.as_fd(), range });
+                let child = ContainerChild { spec, pause: pause.as_fd(), namespaces: shared, users, cgroups, console };
                 child::container(&child, common)
             })
         })?;

@@ -16,6 +16,7 @@ use super::drain::{Drain, Flow, Patience};
 use super::sandbox::{Tap as _, cgroup_refused, null};
 use super::{Asker, Role, Supervisor, Token, now_ms, refused};
 use crate::child::report::{Failure, Reporter, errno_of};
+use crate::child::users::on_node;
 use crate::child::{self, Common, ExecChild, Stdio};
 use crate::client::{Client, ExecSession};
 use crate::terminal;
@@ -125,11 +126,16 @@ impl Supervisor {
         } else {
             Some(init.try_clone().map_err(|error| Failure::node("copy a descriptor", "", errno_of(&error)))?)
         };
-        let namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP | self.sandbox.shared_namespaces();
+        let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP | self.sandbox.shared_namespaces();
+        let range = self.sandbox.ids();
+        if range.is_some() {
+            namespaces |= CloneFlags::CLONE_NEWUSER;
+        }
         let common = Common { joins, stdio, reporter: Reporter(reporter.into()) };
         let pid = self.in_pid_namespace_of(into_pids, |this| {
             this.fork(Role::Exec(asker.client), CloneFlags::empty(), (common, report), |common| {
-                let child = ExecChild { spec: &spec, argv: &exec.argv, env: &env, init: init.as_fd(), namespaces };
+                let (argv, env) = (&exec.argv, &env);
+                let child = ExecChild { spec: &spec, argv, env, init: init.as_fd(), namespaces, range };
                 child::exec(&child, common)
             })
         })?;
@@ -155,6 +161,7 @@ impl Supervisor {
     fn terminal_streams(&self, name: &str, window: Window, stdin: bool) -> Result<(Stdio, Ends), Failure> {
         let container = self.containers.get(name);
         let owner = container.and_then(|container| container.spec.user.as_ref()).map_or(0, |user| user.uid);
+        let owner = on_node(self.sandbox.ids().as_ref(), owner)?;
         let pid = container.map_or(0, Container::pid);
         let (master, terminal) = terminal::open_in(pid, owner, window)?;
         let wrong = |error: std::io::Error| Failure::node("copy a descriptor", "", errno_of(&error));

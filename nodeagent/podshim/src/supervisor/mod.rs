@@ -482,7 +482,27 @@ impl Supervisor {
                 self.children.insert(pid, Child { role, pidfd, report: Some(report) });
                 Ok(pid)
             }
-            Err(errno) => Err(Failure::node("make a process", "", errno)),
+            Err(errno) => {
+                let failure = Failure::node("make a process", "", errno);
+                Err(match errno {
+                    Errno::ENOSPC | Errno::EUSERS if namespaces.contains(CloneFlags::CLONE_NEWUSER) => {
+                        failure.because("the node allows no more user namespaces (sysctl user.max_user_namespaces)")
+                    }
+                    Errno::EINVAL if namespaces.contains(CloneFlags::CLONE_NEWUSER) => {
+                        failure.because("the node's kernel was built without user namespaces")
+                    }
+                    _ => failure,
+                })
+            }
+        }
+    }
+
+    /// Ends a child that cannot go on, and knows it no more: it is reaped like an orphan.
+    fn abandon(&mut self, pid: u32) {
+        let Some(child) = self.children.remove(&pid) else { return };
+        let _ = child.pidfd.signal(libc::SIGKILL);
+        if let Some(report) = &child.report {
+            let _ = self.epoll.delete(&report.pipe);
         }
     }
 

@@ -1,17 +1,21 @@
 //! The infra container and what depends on its life.
 
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use minipod_podshim::process::start_ticks;
 use minipod_podshim::protocol::{
-    ContainerSpec, Fault, Happened, Limits, Refused, SandboxEnded, SandboxPhase, SandboxSpec, SandboxStarted, Say,
+    ContainerSpec, Fault, Happened, IdRange, Limits, Refused, SandboxEnded, SandboxPhase, SandboxSpec, SandboxStarted,
+    Say,
 };
+use nix::fcntl::OFlag;
 use nix::sched::CloneFlags;
 
 use super::container::Container;
 use super::{Asker, Role, Supervisor, refused};
-use crate::child::report::{Failure, Reporter};
-use crate::child::{self, Common, PauseChild, Stdio};
+use crate::child::report::{Context as _, Failure, Reporter};
+use crate::child::{self, Common, OwnUsers, PauseChild, Stdio};
 
 /// Name of the infra container's cgroup; no container's run has it, because their names end with a number.
 const PAUSE_GROUP: &str = "pause";
@@ -30,6 +34,8 @@ pub struct Sandbox {
     pub message: String,
     /// Its end is an event already.
     pub announced: bool,
+    /// Its users, if they are not the node's.
+    pub user_namespace: Option<OwnedFd>,
     /// Starts that came before it was named.
     pub waiting: Vec<(Asker, ContainerSpec)>,
 }
@@ -53,6 +59,11 @@ impl Sandbox {
     /// Which of the infra container's namespaces a container enters.
     pub fn shared_namespaces(&self) -> CloneFlags {
         self.spec.as_ref().map_or(CloneFlags::empty(), own_namespaces)
+    }
+
+    /// The ids of its users, if they are not the node's.
+    pub fn ids(&self) -> Option<IdRange> {
+        self.spec.as_ref().and_then(|spec| spec.users)
     }
 }
 
@@ -93,6 +104,9 @@ impl Supervisor {
         if spec.share_pid && spec.host_pid {
             return Err(wrong("it cannot share its own and the node's processes at once"));
         }
+        if spec.users.is_some() && (spec.host_network || spec.host_ipc || spec.host_pid) {
+            return Err(wrong("users of its own have no rights in the node's namespaces"));
+        }
         let group = self.pod_group.child(PAUSE_GROUP);
         let limits = spec.limits.clone().unwrap_or_default();
         let created = self.pod_group.create(&limits).and_then(|()| group.create(&Limits::default()));
@@ -101,12 +115,13 @@ impl Supervisor {
         if spec.share_pid {
             namespaces |= CloneFlags::CLONE_NEWPID;
         }
-        let pause = self.fork_pause(&spec, namespaces, joins).map_err(|failure| failure.0)?;
+        let (pause, user_namespace) = self.fork_pause(&spec, namespaces, joins).map_err(|failure| failure.0)?;
         self.sandbox = Sandbox {
             phase: SandboxPhase::Up,
             pid: pause,
             start_ticks: start_ticks(pause).unwrap_or(0),
             spec: Some(spec),
+            user_namespace,
             ..Sandbox::default()
         };
         self.state_changed = true;
@@ -118,14 +133,37 @@ impl Supervisor {
         spec: &SandboxSpec,
         namespaces: CloneFlags,
         joins: minipod_podshim::cgroup::Joins,
-    ) -> Result<u32, Failure> {
+    ) -> Result<(u32, Option<OwnedFd>), Failure> {
         let wrong = |error: std::io::Error| Failure::node("make a pipe", "", child::report::errno_of(&error));
         let (report, reporter) = crate::pipe().map_err(wrong)?;
         let stdio = Stdio { stdin: null()?, stdout: null()?, stderr: null()?, terminal: false };
         let common = Common { joins, stdio, reporter: Reporter(reporter.into()) };
         let program = self.pause_program.try_clone().map_err(wrong)?;
-        let steps = |common: &mut Common| child::pause(&PauseChild { spec, program: &program }, common);
-        self.fork(Role::Pause, namespaces, (common, report), steps)
+        let Some(range) = spec.users else {
+            let child = PauseChild { spec, program: &program, own_users: None };
+            let pid = self.fork(Role::Pause, namespaces, (common, report), |common| child::pause(&child, common))?;
+            return Ok((pid, None));
+        };
+        let (gate, open) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| wrong(errno.into()))?;
+        let proc = crate::sys::new_mount(c"proc", &[], 0).node("make procfs for", "sysctls")?;
+        let child = PauseChild { spec, program: &program, own_users: Some(OwnUsers { gate, proc }) };
+        let with_users = namespaces | CloneFlags::CLONE_NEWUSER;
+        let pid = self.fork(Role::Pause, with_users, (common, report), |common| {
+            // Only the supervisor may hold it, so that the gate's end is seen.
+            crate::sys::close_in_child(&open);
+            child::pause(&child, common)
+        })?;
+        match map_users(pid, range, spec.oom_score_adj) {
+            Ok(namespace) => {
+                // Should the child have ended meanwhile, nobody is there to read it; its end is reaped.
+                let _ = nix::unistd::write(&open, b"g");
+                Ok((pid, Some(namespace)))
+            }
+            Err(failure) => {
+                self.abandon(pid);
+                Err(failure)
+            }
+        }
     }
 
     /// The sandbox has its name: what waited for it starts.
@@ -191,7 +229,7 @@ impl Supervisor {
     /// Lets the next child be made in the PID namespace of `process`, runs `make`, and goes back.
     pub(super) fn in_pid_namespace_of<T>(
         &mut self,
-        process: Option<std::os::fd::OwnedFd>,
+        process: Option<OwnedFd>,
         make: impl FnOnce(&mut Self) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let Some(process) = process else { return make(self) };
@@ -207,8 +245,24 @@ impl Supervisor {
     }
 }
 
+/// Gives the infra container's user namespace its ids, and what only the node's root may set of the process. A handle on the namespace.
+fn map_users(pid: u32, range: IdRange, oom_score_adj: i32) -> Result<OwnedFd, Failure> {
+    let dir = Path::new("/proc").join(pid.to_string());
+    let map = format!("0 {} {}", range.first, range.count);
+    for name in ["uid_map", "gid_map"] {
+        let path = dir.join(name);
+        std::fs::write(&path, &map).node("write", &path)?;
+    }
+    // As elsewhere: a node may be forbidden to lower it.
+    if let Err(error) = std::fs::write(dir.join("oom_score_adj"), oom_score_adj.to_string()) {
+        eprintln!("oom_score_adj {oom_score_adj} of the infra container: {error}");
+    }
+    let path = dir.join("ns/user");
+    Ok(File::open(&path).node("open", &path)?.into())
+}
+
 /// The null device.
-pub(super) fn null() -> Result<std::os::fd::OwnedFd, Failure> {
+pub(super) fn null() -> Result<OwnedFd, Failure> {
     let opened = std::fs::File::options().read(true).write(true).open("/dev/null");
     opened.map(Into::into).map_err(|error| Failure::node("open", "/dev/null", child::report::errno_of(&error)))
 }
