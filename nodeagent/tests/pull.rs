@@ -275,7 +275,8 @@ async fn nothing_that_a_registry_does_goes_on_for_ever() {
     let small = (config.len() as u64, layer_bytes.len() as u64);
     let token = ("/token".to_owned(), Answer::Is("application/json", br#"{"token": "x"}"#.to_vec()));
     // What it does where, what is said of it, and how many requests that takes at most.
-    let cases: Vec<(&str, Vec<(String, Answer)>, &str, usize)> = vec![
+    type Lies = Vec<(String, Answer)>;
+    let cases: Vec<(&str, Lies, &str, usize)> = vec![
         ("endless manifest", vec![(tag.clone(), Answer::Endless("200 OK"))], "more than 4194304 bytes", 1),
         ("dripping manifest", vec![(tag.clone(), Answer::Drips(manifest.clone()))], "not complete after 4 s", 1),
         ("endless error", vec![(tag.clone(), Answer::Endless("500 Oops"))], "answers 500", 1),

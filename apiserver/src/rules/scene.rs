@@ -43,7 +43,7 @@ enum Counted {
     /// Pods that all of these speak of.
     Matching(Vec<Who>),
     /// Pods that a spread counts: not being deleted, on the nodes that it counts.
-    Spread(Who, Inclusion),
+    Spread(Who, Box<Inclusion>),
     /// Pods with a required anti-affinity that speaks of these.
     Repelling(Who),
 }
@@ -265,7 +265,7 @@ impl Making<'_> {
         part.likes_itself = all.iter().all(|who| self.speaks_of(who, subject.pod));
         for spread in &rules.spread {
             let inclusion = spread.inclusion(&rules.spread, &demand.placement);
-            let id = self.counter(Counted::Spread(spread.who.clone(), inclusion), &spread.topology_key);
+            let id = self.counter(Counted::Spread(spread.who.clone(), Box::new(inclusion)), &spread.topology_key);
             part.checks.push((id, Rule::Skew(spread.clone())));
         }
         for term in &rules.affinity {

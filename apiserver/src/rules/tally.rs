@@ -19,11 +19,14 @@ use crate::cache::Entry;
 /// Kinds of pods that are counted at once; the one that was asked for longest ago is forgotten for a new one.
 const KINDS_LIMIT: usize = 512;
 
+/// A pod before and after a change.
+pub type PodChange = (Option<Arc<Entry>>, Option<Arc<Entry>>);
+
 /// What has happened to pods since a revision.
 #[derive(Debug)]
 pub enum News {
-    /// These were before and after, in order, up to the revision.
-    Changes(Vec<(Option<Arc<Entry>>, Option<Arc<Entry>>)>, i64),
+    /// These, in order, up to the revision.
+    Changes(Vec<PodChange>, i64),
     /// It is not known any more; all that are bound, at the revision.
     All(Vec<Arc<Entry>>, i64),
 }
