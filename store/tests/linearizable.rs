@@ -367,19 +367,23 @@ fn three_processes_under_faults_are_one_store() {
     println!("seed {seed}: {}", said.unwrap_or_else(|problem| panic!("{problem}\n{again}")));
 }
 
+/// What the judge says of a planted bug. Whether a short run comes to where it shows is a matter of time: a few runs may.
+fn found(bug: &'static str, seconds: u64, draw: fn(&mut Rng) -> Fault) -> String {
+    let runs = (1..=6).map(|seed| start(Plan { seed, time: Duration::from_secs(seconds), planted: Some(bug), draw }));
+    let mut runs = runs.inspect(|said| println!("{bug}: {said:?}"));
+    let judged = |said: Result<String, String>| said.err().filter(|problem| !problem.starts_with("hardly anything"));
+    runs.find_map(judged).unwrap_or_else(|| panic!("{bug} was not found in any of the runs"))
+}
+
 #[test]
 fn a_read_that_asks_nobody_is_found() {
-    let draw: fn(&mut Rng) -> Fault = |_| Fault::IsolateLeader;
-    let plan = Plan { seed: 1, time: Duration::from_secs(6), planted: Some("stale-read"), draw };
-    let problem = start(plan).expect_err("stale reads were not found");
+    let problem = found("stale-read", 6, |_| Fault::IsolateLeader);
     assert!(problem.contains("no order after"), "{problem}");
 }
 
 #[test]
 fn an_acknowledgement_before_the_sync_is_found() {
-    let draw: fn(&mut Rng) -> Fault = |_| Fault::PowerCut;
-    let plan = Plan { seed: 1, time: Duration::from_secs(4), planted: Some("ack-before-sync"), draw };
-    let problem = start(plan).expect_err("lost writes were not found");
+    let problem = found("ack-before-sync", 4, |_| Fault::PowerCut);
     // Which check sees it first depends on time; one of the history it must be, not a cluster that does not answer.
     let checks = ["was acknowledged at revision", "reliable:", "ordered:", "bookmarkable:", "resumable:", "a read of "];
     assert!(checks.iter().any(|check| problem.contains(check)), "{problem}");

@@ -35,7 +35,8 @@ pub fn build() -> Result<Vec<Program>, String> {
 /// A line of cargo's report, where it speaks of a test program of `tests/` or of a library
 /// (doc.rust-lang.org/cargo/reference/external-tools.html).
 fn program(line: &str) -> Option<Program> {
-    if !line.contains(r#""reason":"compiler-artifact""#) || !line.contains(r#""test":true}"#) {
+    let profile = line.split_once(r#""profile":{"#)?.1.split('}').next()?;
+    if !line.contains(r#""reason":"compiler-artifact""#) || !profile.contains(r#""test":true"#) {
         return None;
     }
     let target = &line[line.find(r#""target":{"#)?..];
