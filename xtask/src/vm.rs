@@ -65,6 +65,7 @@ const SELECTION: &[Suite] = &[
     // The race is half a minute of exchanging links, which is the same under both versions.
     suite(PODSHIM, "containers", &["--skip", "exchanged_for_a_link"]),
     suite(PODSHIM, "life", &[]),
+    suite(PODSHIM, "users", &[]),
 ];
 
 /// Runs the suites; with filters only the tests whose names contain one of them, with `--quick` the selection.
