@@ -21,6 +21,8 @@
 
 pub mod binding;
 pub mod cache;
+#[cfg(test)]
+mod dice;
 pub mod error;
 pub mod events;
 pub mod keys;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use minipod_apiserver::{
     keys::{self, Parsed},
     ledger::{self, Ledger},
-    storage::{RawEvent, Storage},
+    storage::RawEvent,
 };
 use minipod_proto::{
     Kind,
@@ -146,20 +146,12 @@ async fn make_pods(server: &Server, count: usize) -> Vec<Item> {
 
 /// Looks at the cluster as every revision left it; returns the last one.
 async fn check_history(cluster: &Cluster) -> (World, i64) {
-    let storage = Storage::connect(&[cluster.etcd.address()], 128).await.expect("the store");
-    let last = storage.revision().await.expect("its revision");
-    let mut feed = storage.feed(1).await.expect("its history");
-    let (mut world, mut revision) = (World::default(), 1);
-    while revision < last {
-        for event in feed.next().await.expect("the history goes on").events {
-            if event.revision != revision {
-                world.check(revision);
-                revision = event.revision;
-            }
-            world.apply(&event);
-        }
+    let (mut world, mut last) = (World::default(), 1);
+    for (revision, events) in cluster.history().await {
+        events.iter().for_each(|event| world.apply(event));
+        world.check(revision);
+        last = revision;
     }
-    world.check(revision);
     (world, last)
 }
 

@@ -112,21 +112,11 @@ impl Pair {
 
     /// Looks at every binding as the revision before it left the cluster; how many there were.
     async fn check_history(&self) -> usize {
-        let storage = Storage::connect(&[self.cluster.etcd.address()], 128).await.expect("the store");
-        let last = storage.revision().await.expect("its revision");
-        let mut feed = storage.feed(1).await.expect("its history");
         let mut history = History::new(&self.nodes);
-        let mut revision = 1;
-        while revision < last {
-            for event in feed.next().await.expect("the history goes on").events {
-                if event.revision != revision {
-                    history.settle(revision);
-                    revision = event.revision;
-                }
-                history.apply(&event);
-            }
+        for (revision, events) in self.cluster.history().await {
+            events.iter().for_each(|event| history.apply(event));
+            history.settle(revision);
         }
-        history.settle(revision);
         history.bindings
     }
 }

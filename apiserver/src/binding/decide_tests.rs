@@ -7,18 +7,7 @@ use minipod_proto::{
 };
 
 use super::*;
-
-/// Small and seeded, so that a failure names the run that repeats it.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % sides
-    }
-}
+use crate::dice::Dice;
 
 fn charge(uid: &str, cpu: i64, memory: i64, port: Option<i32>) -> Charge {
     let requests = Resources { cpu_milli: cpu, memory_bytes: memory, pods: 1, ..Resources::default() };

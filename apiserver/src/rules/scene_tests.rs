@@ -7,6 +7,7 @@ use minipod_proto::{
 };
 
 use super::*;
+use crate::dice::Dice;
 
 /// The scheduler's reference: it shares no code with what is tested here.
 #[path = "../../../scheduler/tests/reference/mod.rs"]
@@ -218,22 +219,6 @@ fn a_pod_that_ends_is_near_and_is_not_counted_by_spreads() {
     let proposed = [(spread(pod("v", "web"), "web", "zone"), "a"), (away(pod("u", "db"), "web", "zone"), "a")];
     let found = outcome(&nodes, &bound, &proposed);
     assert!(found[0].is_ok() && found[1].is_err(), "{found:?}");
-}
-
-/// Small and seeded, so that a failure names the run that repeats it.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % sides
-    }
-
-    fn one_in(&mut self, sides: u64) -> bool {
-        self.roll(sides) == 0
-    }
 }
 
 fn random_term(dice: &mut Dice) -> PodAffinityTerm {

@@ -10,6 +10,7 @@ use std::{
 use minipod_apiserver::{
     cache::Limits,
     serve::{self, Config, Running, StoreAt},
+    storage::{RawEvent, Storage},
 };
 use minipod_daemon::shutdown::{Shutdown, Trigger};
 use minipod_proto::v1::{
@@ -163,6 +164,23 @@ impl Cluster {
         change(&mut config);
         let server = Server::start(config).await;
         Cluster { etcd, server }
+    }
+
+    /// All changes in the store up to now, those of one revision together.
+    pub async fn history(&self) -> Vec<(i64, Vec<RawEvent>)> {
+        let storage = Storage::connect(&[self.etcd.address()], 128).await.expect("the store");
+        let last = storage.revision().await.expect("its revision");
+        let mut feed = storage.feed(1).await.expect("its history");
+        let mut history: Vec<(i64, Vec<RawEvent>)> = Vec::new();
+        while history.last().map_or(1, |(revision, _)| *revision) < last {
+            for event in feed.next().await.expect("the history goes on").events {
+                match history.last_mut() {
+                    Some((revision, events)) if *revision == event.revision => events.push(event),
+                    _ => history.push((event.revision, vec![event])),
+                }
+            }
+        }
+        history
     }
 }
 
