@@ -21,17 +21,6 @@ const NODES: usize = 50;
 const FIT_PER_NODE: usize = 30;
 const BINDERS: u64 = 10;
 
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % sides.max(1) as u64) as usize
-    }
-}
-
 /// A binder with a will of its own: it knows nothing of the others and tries any node that it has not found full.
 async fn bind_all(server: &Server, pods: Vec<Item>, seed: u64) -> BTreeMap<Code, usize> {
     let mut scheduling = server.scheduling().await;

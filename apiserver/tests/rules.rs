@@ -343,18 +343,6 @@ async fn a_gang_breaks_no_rule_and_its_own_order_counts() {
     assert_eq!(pair.check_history().await, 4 + 6);
 }
 
-/// Small and seeded.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % sides.max(1) as u64) as usize
-    }
-}
-
 /// A binder that proposes anything, in batches and in gangs, until so many proposals have been made.
 async fn propose(mut scheduling: SchedulingClient<Channel>, pods: &[Pod], seed: u64) -> BTreeMap<Code, usize> {
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);

@@ -20,6 +20,18 @@ use minipod_proto::v1::{
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
+/// Small and seeded, so that a failure names the run that repeats it.
+pub struct Dice(pub u64);
+
+impl Dice {
+    pub fn roll(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % sides.max(1) as u64) as usize
+    }
+}
+
 pub struct Etcd {
     child: Option<Child>,
     data: TempDir,

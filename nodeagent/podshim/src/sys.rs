@@ -400,33 +400,26 @@ pub fn attach(tree: impl AsFd, target: impl AsFd) -> Result<()> {
 
 /// Changes flags (`MOUNT_ATTR_*`) and propagation (`MS_PRIVATE` …; 0: as it is) of a mount.
 pub fn set_attributes(tree: impl AsFd, recursive: bool, set: u64, propagation: u64) -> Result<()> {
-    let mut flags = libc::AT_EMPTY_PATH;
-    if recursive {
-        flags |= libc::AT_RECURSIVE;
-    }
-    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
-    let size = size_of::<libc::mount_attr>();
-    let fd = tree.as_fd().as_raw_fd();
-    // SAFETY: the path is an empty C string, and `attributes` is a mount_attr of the size given.
-    Errno::result(unsafe {
-        libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, &raw const attributes, size)
-    })?;
-    Ok(())
+    mount_setattr(tree, recursive, &libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 })
 }
 
 /// Shows a mount's ids as those of a user namespace. The mount must not be attached yet.
 pub fn set_idmap(tree: impl AsFd, recursive: bool, users: BorrowedFd<'_>) -> Result<()> {
+    let userns_fd = u64::from(users.as_raw_fd().cast_unsigned());
+    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
+    mount_setattr(tree, recursive, &attributes)
+}
+
+fn mount_setattr(tree: impl AsFd, recursive: bool, attributes: &libc::mount_attr) -> Result<()> {
     let mut flags = libc::AT_EMPTY_PATH;
     if recursive {
         flags |= libc::AT_RECURSIVE;
     }
-    let userns_fd = u64::from(users.as_raw_fd().cast_unsigned());
-    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
     let size = size_of::<libc::mount_attr>();
     let fd = tree.as_fd().as_raw_fd();
     // SAFETY: the path is an empty C string, and `attributes` is a mount_attr of the size given.
     Errno::result(unsafe {
-        libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, &raw const attributes, size)
+        libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, &raw const *attributes, size)
     })?;
     Ok(())
 }
