@@ -264,13 +264,16 @@ fn judge(history: History, truth: &[Event]) -> Result<usize, String> {
             return Err(format!("a read of {key} at revision {revision} saw {value:?}, not {right:?}"));
         }
     }
-    let mut judged = 0;
+    let (mut judged, reached) = (0, history.reached());
     for (key, mut calls) in history.calls {
-        // Of an unknown write whose value nobody can have seen nothing follows; one that is there has taken effect once, sometime.
+        // Of an unknown write whose value nobody can have seen nothing follows; one that is there has taken effect once, and by
+        // the time of the first answer that speaks of its revision or a later one.
         calls.retain_mut(|call| match call.op {
             Op::Put(value) | Op::Cas(_, value, Ok(())) if call.maybe => {
                 call.maybe = false;
-                written.contains_key(&value)
+                let there = written.get(&value);
+                call.ended_us = there.and_then(|(revision, _)| reached(*revision)).unwrap_or(u64::MAX);
+                there.is_some()
             }
             _ => true,
         });

@@ -20,7 +20,25 @@ pub struct History {
     pub acknowledged: Vec<(i64, String, u64)>,
     /// What reads saw: the revision they speak of, key, value. Serializable ones are only here.
     pub seen: Vec<(i64, String, Value)>,
+    /// When which revision is known to have been there: the time of an answer in µs, and its header's revision.
+    pub reached: Vec<(u64, i64)>,
     pub unknown: u64,
+}
+
+impl History {
+    /// The time in µs at which a revision was known to be there, if ever: what made it had taken effect by then.
+    pub fn reached(&self) -> impl Fn(i64) -> Option<u64> + use<> {
+        let mut answers = self.reached.clone();
+        answers.sort_unstable();
+        // Only an answer of a revision higher than all before it tells something new.
+        let mut highest = 0;
+        answers.retain(|(_, revision)| {
+            let higher = *revision > highest;
+            highest = highest.max(*revision);
+            higher
+        });
+        move |revision| answers.get(answers.partition_point(|(_, reached)| *reached < revision)).map(|(at, _)| *at)
+    }
 }
 
 /// One client of all members.
@@ -62,8 +80,14 @@ impl Worker {
         history.calls.entry(key.to_owned()).or_default().push(call);
     }
 
-    fn acknowledged(&self, header: Option<&etcd_client::ResponseHeader>, key: &str, value: u64) {
+    fn reached(&self, header: Option<&etcd_client::ResponseHeader>) -> i64 {
         let revision = header.expect("a header").revision();
+        self.history.lock().expect("the history").reached.push((self.now_us(), revision));
+        revision
+    }
+
+    fn acknowledged(&self, header: Option<&etcd_client::ResponseHeader>, key: &str, value: u64) {
+        let revision = self.reached(header);
         self.history.lock().expect("the history").acknowledged.push((revision, key.to_owned(), value));
     }
 
@@ -96,7 +120,7 @@ impl Worker {
     fn saw(&mut self, told: &etcd_client::GetResponse, key: &str) -> Value {
         let seen = value(told.kvs());
         self.known.extend(seen.map(|seen| (key.to_owned(), seen)));
-        let revision = told.header().expect("a header").revision();
+        let revision = self.reached(told.header());
         self.history.lock().expect("the history").seen.push((revision, key.to_owned(), seen));
         seen
     }
