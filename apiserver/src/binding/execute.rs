@@ -43,6 +43,13 @@ pub(super) struct Candidate {
     pub(super) wants: Wants,
 }
 
+impl Candidate {
+    /// Where it is to go.
+    pub(super) fn node(&self) -> &str {
+        &self.item.node
+    }
+}
+
 /// Batches that go one after the other, because what one of them does matters to the next, and the turns that they take.
 struct Lane {
     batches: Vec<Vec<Candidate>>,

@@ -18,7 +18,8 @@ use crate::{
     rules::{
         Demand,
         announced::{self, Announced, Announcement, PRUNE_AT, Turns},
-        scene::{Around, Scene, Subject},
+        scene::{Scene, Subject},
+        tally::Around,
     },
     storage::{Guard, Item, Outcome, StoreError, Write},
 };
@@ -130,13 +131,20 @@ impl Binder {
                 Some(Subject { pod: candidate.pod.object.as_pod()?, demand: candidate.wants.demand.as_deref() })
             })
             .collect();
+        let nodes: BTreeSet<&str> = batch.iter().map(Candidate::node).collect();
+        let nodes: Vec<&str> = nodes.into_iter().collect();
         let labels_of = |namespace: &str| {
             cache.get(Kind::Namespace, namespace).map_or_else(Labels::new, |entry| entry.object.meta().labels.clone())
         };
-        let news = |since: i64| cache.pod_news(since);
-        let nodes = cache.all(Kind::Node);
+        let around = Around {
+            labels_of: &labels_of,
+            // Before they are looked at: what changes meanwhile is then looked at again.
+            namespaces_at: cache.namespaces_relabelled(),
+            pods: &|since| cache.news(Kind::Pod, since),
+            nodes: &|since| cache.news(Kind::Node, since),
+        };
         let mut tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
-        Scene::new(&subjects, Around { nodes, labels_of: &labels_of, news: &news }, &mut tallies)
+        Scene::new(&subjects, &nodes, around, &mut tallies)
     }
 
     /// Once in a server's life: announces the rules of pods that were bound by servers which announced nothing yet.

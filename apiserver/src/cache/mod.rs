@@ -28,7 +28,7 @@ use crate::{
     ledger::Ledger,
     rules::{
         announced::{Announced, TURNS},
-        tally::News,
+        counter::News,
     },
     storage::Item,
 };
@@ -286,9 +286,14 @@ impl Cache {
         }
     }
 
-    /// What has happened to pods after a revision; all that are bound, if that is not known any more.
-    pub fn pod_news(&self, since: i64) -> News {
-        self.read().pod_news(since)
+    /// What has happened to objects of a kind after a revision; if that is not known any more, all of them, of pods those that are bound.
+    pub fn news(&self, kind: Kind, since: i64) -> News {
+        self.read().news(kind, since)
+    }
+
+    /// The revision at which a namespace came, or the labels of one changed, last.
+    pub fn namespaces_relabelled(&self) -> i64 {
+        self.read().namespaces_relabelled
     }
 
     /// When a server other than `own` last said that it holds a node's session.

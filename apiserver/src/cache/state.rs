@@ -20,7 +20,7 @@ use crate::{
     ledger::Ledger,
     rules::{
         announced::{Announced, TURNS},
-        tally::News,
+        counter::News,
     },
     storage::{Item, RawEvent},
 };
@@ -80,6 +80,8 @@ pub(super) struct State {
     pub announced: (Arc<Announced>, i64),
     /// Revisions at which the turns were taken last; 0: never.
     pub turns: [i64; TURNS],
+    /// The revision at which the labels of a namespace changed last.
+    pub namespaces_relabelled: i64,
     next_watcher: u64,
 }
 
@@ -232,6 +234,7 @@ impl State {
             sessions: HashMap::new(),
             announced: (Arc::default(), 0),
             turns: [0; TURNS],
+            namespaces_relabelled: 0,
             next_watcher: 0,
         }
     }
@@ -245,15 +248,20 @@ impl State {
         keys.filter_map(|key| self.kind(Kind::Pod).objects.get(key).cloned()).collect()
     }
 
-    /// What has happened to pods after a revision.
-    pub fn pod_news(&self, since: i64) -> News {
-        let pods = self.kind(Kind::Pod);
-        if since < pods.oldest {
-            let keys = self.pods_by_node.values().flatten();
-            return News::All(keys.filter_map(|key| pods.objects.get(key).cloned()).collect(), self.revision);
+    /// What has happened to objects of a kind after a revision.
+    pub fn news(&self, kind: Kind, since: i64) -> News {
+        let state = self.kind(kind);
+        if since < state.oldest {
+            let all: Vec<Arc<Entry>> = if kind == Kind::Pod {
+                let keys = self.pods_by_node.values().flatten();
+                keys.filter_map(|key| state.objects.get(key).cloned()).collect()
+            } else {
+                state.objects.values().cloned().collect()
+            };
+            return News::All(all, self.revision);
         }
-        let first = pods.ring.partition_point(|change| change.revision <= since);
-        let changes = pods.ring.range(first..).map(|change| (change.before.clone(), change.after.clone()));
+        let first = state.ring.partition_point(|change| change.revision <= since);
+        let changes = state.ring.range(first..).map(|change| (change.before.clone(), change.after.clone()));
         News::Changes(changes.collect(), self.revision)
     }
 
@@ -347,6 +355,7 @@ impl State {
         self.sessions.clear();
         self.announced = (Arc::default(), 0);
         self.turns = [0; TURNS];
+        self.namespaces_relabelled = revision;
         self.revision = revision;
         for one in decoded {
             match one.what {
@@ -424,6 +433,10 @@ impl State {
             if old.uid == new.uid && old.generation == new.generation {
                 entry.spec_revision = before.spec_revision;
             }
+        }
+        let old_labels = before.as_ref().map(|before| &before.object.meta().labels);
+        if kind == Kind::Namespace && old_labels != Some(&entry.object.meta().labels) {
+            self.namespaces_relabelled = revision;
         }
         self.index_pod(kind, &key, before.as_deref(), Some(&entry));
         let entry = Arc::new(*entry);

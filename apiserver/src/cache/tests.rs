@@ -193,3 +193,38 @@ impl DecodeFrom for Pod {
         prost::Message::decode(bytes).expect("it decodes")
     }
 }
+
+#[test]
+fn news_are_what_has_happened_since() {
+    let cache = cache(Limits { history: 2, ..Limits::default() });
+    let told = |news: News| match news {
+        News::Changes(changes, at) => format!("{} changes up to {at}", changes.len()),
+        News::All(all, at) => format!("all {} at {at}", all.len()),
+    };
+    cache.apply(vec![put(11, "a", "", "web"), put(12, "b", "n1", "web")], 12);
+    assert_eq!(told(cache.news(Kind::Pod, 10)), "2 changes up to 12");
+    assert_eq!(told(cache.news(Kind::Pod, 12)), "0 changes up to 12");
+    assert_eq!(told(cache.news(Kind::Node, 10)), "0 changes up to 12");
+    cache.apply(vec![put(13, "c", "n1", "web")], 13);
+    assert_eq!(told(cache.news(Kind::Pod, 11)), "2 changes up to 13");
+    assert_eq!(told(cache.news(Kind::Pod, 10)), "all 2 at 13", "those that are bound");
+}
+
+#[test]
+fn labels_of_namespaces_have_a_revision() {
+    let cache = cache(Limits::default());
+    assert_eq!(cache.namespaces_relabelled(), 10);
+    let namespace = |revision, team: &str, note: &str| {
+        let mut namespace = minipod_proto::v1::Namespace::default();
+        let meta = namespace.metadata.get_or_insert_default();
+        meta.name = "d".into();
+        meta.labels.insert("team".into(), team.into());
+        meta.annotations.insert("note".into(), note.into());
+        let value = Some(Object::from(namespace).encode_inner());
+        RawEvent { key: crate::keys::object(Kind::Namespace, "d"), value, revision }
+    };
+    for (revision, team, note, want) in [(11, "x", "", 11), (12, "x", "seen", 11), (13, "y", "seen", 13)] {
+        cache.apply(vec![namespace(revision, team, note)], revision);
+        assert_eq!(cache.namespaces_relabelled(), want);
+    }
+}

@@ -4,12 +4,16 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`announced`] | whom rules speak of that are being bound by or have been: what every binding compares |
-//! | [`tally`] | how many pods of which kind are on which node, kept as the cache changes |
+//! | [`terrain`] | the nodes and the domains that their labels make, numbered |
+//! | [`counter`] | how many pods of a kind are in which domain, kept as the cache changes |
+//! | [`tally`] | the counters of a server, and what they say of a few nodes at one moment |
 //! | [`scene`] | the pods of a batch, the rules that concern them, and what the domains hold |
 
 pub mod announced;
+pub mod counter;
 pub mod scene;
 pub mod tally;
+pub mod terrain;
 
 use std::sync::Arc;
 

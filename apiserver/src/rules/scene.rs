@@ -1,22 +1,18 @@
 //! The pods of a batch, the rules that concern them, and what the domains hold: whether each may go where it was proposed.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
-};
+use std::collections::HashMap;
 
 use minipod_proto::{
-    Resource,
-    rules::{Bounds, Inclusion, Labels, Spread, Term, Who},
+    rules::{Bounds, Spread, Term, Who},
     selector::LabelSelector,
-    v1::{Node, Pod},
+    v1::Pod,
 };
 
 use super::{
     Demand,
-    tally::{Kind, News, Tallies},
+    counter::{Counted, Counts},
+    tally::{Around, Survey, Tallies},
 };
-use crate::cache::Entry;
 
 /// A pod of the batch.
 #[derive(Debug, Clone, Copy)]
@@ -25,65 +21,6 @@ pub struct Subject<'a> {
     pub pod: &'a Pod,
     /// Its own rules, if it has any.
     pub demand: Option<&'a Demand>,
-}
-
-/// What the cluster is like beside the batch.
-pub struct Around<'a> {
-    /// All nodes, in the order of their names.
-    pub nodes: Vec<Arc<Entry>>,
-    /// The labels of a namespace.
-    pub labels_of: &'a dyn Fn(&str) -> Labels,
-    /// What has happened to pods since a revision.
-    pub news: &'a dyn Fn(i64) -> News,
-}
-
-/// What a counter counts.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Counted {
-    /// Pods that all of these speak of.
-    Matching(Vec<Who>),
-    /// Pods that a spread counts: not being deleted, on the nodes that it counts.
-    Spread(Who, Box<Inclusion>),
-    /// Pods with a required anti-affinity that speaks of these.
-    Repelling(Who),
-}
-
-/// Pods by domain of a node label.
-#[derive(Debug)]
-struct Counter {
-    counted: Counted,
-    key: String,
-    counts: HashMap<String, i64>,
-    total: i64,
-    /// Of a spread: by number of pods how many of the counted domains have so many.
-    spectrum: BTreeMap<i64, usize>,
-    /// Of a spread: the counted domains.
-    domains: BTreeSet<String>,
-}
-
-impl Counter {
-    fn count(&self, domain: &str) -> i64 {
-        self.counts.get(domain).copied().unwrap_or(0)
-    }
-
-    fn add(&mut self, domain: &str, change: i64) {
-        let old = self.count(domain);
-        self.counts.insert(domain.to_owned(), old + change);
-        self.total += change;
-        if self.domains.contains(domain) {
-            if let Some(same) = self.spectrum.get_mut(&old) {
-                *same -= 1;
-                if *same == 0 {
-                    self.spectrum.remove(&old);
-                }
-            }
-            *self.spectrum.entry(old + change).or_insert(0) += 1;
-        }
-    }
-
-    fn emptiest(&self) -> i64 {
-        self.spectrum.first_key_value().map_or(0, |(count, _)| *count)
-    }
 }
 
 /// What a counter must say of a node's domain.
@@ -109,28 +46,29 @@ struct Part {
 
 /// A batch among the pods that are bound already. Pods of the batch that are placed count for those after them.
 pub struct Scene {
-    nodes: Vec<Arc<Entry>>,
-    counters: Vec<Counter>,
+    /// Positions of the nodes that were asked for.
+    nodes: HashMap<String, usize>,
+    counters: Vec<Counts>,
+    /// Names of the nodes' domains, by the same label and position.
+    names: HashMap<String, Vec<Option<String>>>,
     parts: Vec<Part>,
 }
 
 impl Scene {
-    /// Of these pods.
-    pub fn new(subjects: &[Subject], around: Around, tallies: &mut Tallies) -> Scene {
-        let mut making = Making { around, counters: Vec::new(), ids: HashMap::new() };
+    /// Of these pods, each of which may be asked for on any of these nodes.
+    pub fn new(subjects: &[Subject], nodes: &[&str], around: Around, tallies: &mut Tallies) -> Scene {
+        let mut making = Making { survey: tallies.survey(nodes, around), counters: Vec::new(), ids: HashMap::new() };
         let mut parts: Vec<Part> = subjects.iter().map(|subject| making.own_rules(subject)).collect();
         // Rules of others: of those that are bound, and of those that may be in this batch.
-        for (term, nodes) in tallies.holders(making.around.news) {
-            if subjects.iter().any(|subject| making.speaks_of(&term.who, subject.pod)) {
-                let id = making.repelling(term);
-                making.fill(id, nodes.iter());
-            }
+        let speaks = |term: &&Term| subjects.iter().any(|subject| making.survey.speaks_of(&term.who, subject.pod));
+        let held: Vec<Term> = making.survey.held().filter(speaks).cloned().collect();
+        for term in &held {
+            making.repelling(term);
         }
         for (subject, part) in subjects.iter().zip(&mut parts) {
             making.relate(subject, part);
         }
-        making.count(tallies);
-        Scene { nodes: making.around.nodes, counters: making.counters, parts }
+        making.scene(nodes, parts)
     }
 
     /// Whether the pod at a position may go to a node.
@@ -140,19 +78,24 @@ impl Scene {
     pub fn admits(&self, position: usize, node: &str) -> Result<(), String> {
         let Some(part) = self.parts.get(position) else { return Ok(()) };
         let near = part.checks.iter().filter(|(_, rule)| matches!(rule, Rule::Near));
-        let nobody = near.into_iter().all(|(id, _)| self.counters.get(*id).is_none_or(|counter| counter.total == 0));
+        let nobody = near.into_iter().all(|(id, _)| self.counters.get(*id).is_none_or(|counter| counter.total() == 0));
         let is_first = part.likes_itself && nobody;
+        let place = self.nodes.get(node).copied();
         for (id, rule) in &part.checks {
             let Some(counter) = self.counters.get(*id) else { continue };
             let bounds = match rule {
                 Rule::Near => Bounds::near(is_first),
                 Rule::Apart { .. } => Bounds::APART,
-                Rule::Skew(spread) => Bounds::skew(spread, counter.domains.len(), counter.emptiest()),
+                Rule::Skew(spread) => {
+                    let (domains, emptiest) = counter.domains();
+                    Bounds::skew(spread, domains, emptiest)
+                }
             };
-            let domain = domain_of(&self.nodes, node, &counter.key);
-            let count = domain.map(|domain| counter.count(domain));
+            let count = place.and_then(|place| counter.of(place));
             if !bounds.admit(count) {
-                return Err(why(counter, rule, domain.zip(count), bounds.most));
+                let names = self.names.get(&counter.key);
+                let name = place.and_then(|place| names?.get(place)?.as_deref());
+                return Err(why(counter, rule, name.zip(count), bounds.most));
             }
         }
         Ok(())
@@ -160,21 +103,16 @@ impl Scene {
 
     /// The pod at a position goes to a node.
     pub fn place(&mut self, position: usize, node: &str) {
-        let Some(part) = self.parts.get(position) else { return };
+        let (Some(part), Some(place)) = (self.parts.get(position), self.nodes.get(node)) else { return };
         for id in &part.counted_by {
-            let Some(counter) = self.counters.get_mut(*id) else { continue };
-            let counts = match &counter.counted {
-                Counted::Spread(_, inclusion) => node_of(&self.nodes, node).is_some_and(|node| has(inclusion, node)),
-                Counted::Matching(_) | Counted::Repelling(_) => true,
-            };
-            if let Some(domain) = domain_of(&self.nodes, node, &counter.key).filter(|_| counts) {
-                counter.add(domain, 1);
+            if let Some(counter) = self.counters.get_mut(*id) {
+                counter.place(*place);
             }
         }
     }
 }
 
-fn why(counter: &Counter, rule: &Rule, found: Option<(&str, i64)>, most: i64) -> String {
+fn why(counter: &Counts, rule: &Rule, found: Option<(&str, i64)>, most: i64) -> String {
     let key = &counter.key;
     let Some((domain, count)) = found else {
         return format!("it has no label {key}, which a rule of the pod needs");
@@ -203,57 +141,27 @@ fn why(counter: &Counter, rule: &Rule, found: Option<(&str, i64)>, most: i64) ->
     }
 }
 
-fn node_of<'a>(nodes: &'a [Arc<Entry>], name: &str) -> Option<&'a Node> {
-    let index = nodes.binary_search_by(|node| node.key.as_str().cmp(name)).ok()?;
-    nodes.get(index)?.object.as_node()
-}
-
-fn domain_of<'a>(nodes: &'a [Arc<Entry>], name: &str, key: &str) -> Option<&'a str> {
-    node_of(nodes, name)?.meta().labels.get(key).map(String::as_str)
-}
-
-fn has(inclusion: &Inclusion, node: &Node) -> bool {
-    inclusion.admits(node.name(), &node.meta().labels, &node.spec().taints)
-}
-
 /// A scene that is being made.
 struct Making<'a> {
-    around: Around<'a>,
-    counters: Vec<Counter>,
+    survey: Survey<'a>,
+    counters: Vec<Counts>,
     ids: HashMap<(Counted, String), usize>,
 }
 
 impl Making<'_> {
     fn counter(&mut self, counted: Counted, key: &str) -> usize {
-        let next = self.counters.len();
-        let id = *self.ids.entry((counted.clone(), key.to_owned())).or_insert(next);
-        if id == next {
-            self.counters.push(Counter {
-                counted,
-                key: key.to_owned(),
-                counts: HashMap::new(),
-                total: 0,
-                spectrum: BTreeMap::new(),
-                domains: BTreeSet::new(),
-            });
+        let what = (counted, key.to_owned());
+        if let Some(id) = self.ids.get(&what) {
+            return *id;
         }
+        let id = self.counters.len();
+        self.counters.push(self.survey.counts(&what.0, key));
+        self.ids.insert(what, id);
         id
     }
 
     fn repelling(&mut self, term: &Term) -> usize {
         self.counter(Counted::Repelling(term.who.clone()), &term.topology_key)
-    }
-
-    fn speaks_of(&self, who: &Who, pod: &Pod) -> bool {
-        let namespace = pod.namespace();
-        who.has_labels(&pod.meta().labels) && self.has_namespace(who, namespace)
-    }
-
-    fn has_namespace(&self, who: &Who, namespace: &str) -> bool {
-        match &who.namespace_selector {
-            None => who.namespaces.contains(namespace),
-            Some(_) => who.has_namespace(namespace, &(self.around.labels_of)(namespace)),
-        }
     }
 
     /// The counters of a pod's own rules, and its checks of them.
@@ -262,7 +170,7 @@ impl Making<'_> {
         let Some(demand) = subject.demand else { return part };
         let rules = &demand.rules;
         let all: Vec<Who> = rules.affinity.iter().map(|term| term.who.clone()).collect();
-        part.likes_itself = all.iter().all(|who| self.speaks_of(who, subject.pod));
+        part.likes_itself = all.iter().all(|who| self.survey.speaks_of(who, subject.pod));
         for spread in &rules.spread {
             let inclusion = spread.inclusion(&rules.spread, &demand.placement);
             let id = self.counter(Counted::Spread(spread.who.clone(), Box::new(inclusion)), &spread.topology_key);
@@ -286,69 +194,24 @@ impl Making<'_> {
     /// What all counters have to do with a pod of the batch.
     fn relate(&self, subject: &Subject, part: &mut Part) {
         for (id, counter) in self.counters.iter().enumerate() {
+            if !self.survey.counts_pod(&counter.counted, subject.pod) {
+                continue;
+            }
             match &counter.counted {
-                Counted::Matching(all) if all.iter().all(|who| self.speaks_of(who, subject.pod)) => {
-                    part.counted_by.push(id);
-                }
-                Counted::Spread(who, _) if self.speaks_of(who, subject.pod) => part.counted_by.push(id),
-                Counted::Repelling(who) if self.speaks_of(who, subject.pod) => {
-                    part.checks.push((id, Rule::Apart { own: false }));
-                }
-                _ => {}
+                Counted::Matching(_) | Counted::Spread(..) => part.counted_by.push(id),
+                Counted::Repelling(_) => part.checks.push((id, Rule::Apart { own: false })),
             }
         }
     }
 
-    /// Counts what is bound already for all counters but those of others' anti-affinity.
-    fn count(&mut self, tallies: &mut Tallies) {
-        for id in 0..self.counters.len() {
-            let Some(counter) = self.counters.get(id) else { continue };
-            let (whos, living) = match &counter.counted {
-                Counted::Matching(all) => (all.clone(), false),
-                Counted::Spread(who, inclusion) => {
-                    let inclusion = inclusion.clone();
-                    let who = who.clone();
-                    self.include(id, &inclusion);
-                    (vec![who], true)
-                }
-                Counted::Repelling(_) => continue,
-            };
-            // Without a selector a term speaks of nobody.
-            let labels: Option<Vec<LabelSelector>> = whos.iter().map(|who| who.labels.clone()).collect();
-            let Some(labels) = labels else { continue };
-            for (namespace, nodes) in tallies.pods(&Kind { labels, living }, self.around.news) {
-                if whos.iter().all(|who| self.has_namespace(who, namespace)) {
-                    self.fill(id, nodes.iter());
-                }
-            }
+    fn scene(self, nodes: &[&str], parts: Vec<Part>) -> Scene {
+        let mut names = HashMap::new();
+        for counter in &self.counters {
+            let name = |position| self.survey.labels(position)?.get(&counter.key).cloned();
+            names.entry(counter.key.clone()).or_insert_with(|| (0..nodes.len()).map(name).collect());
         }
-    }
-
-    /// The domains that a spread counts.
-    fn include(&mut self, id: usize, inclusion: &Inclusion) {
-        let Some(counter) = self.counters.get_mut(id) else { return };
-        let nodes = self.around.nodes.iter().filter_map(|entry| entry.object.as_node());
-        for node in nodes.filter(|node| has(inclusion, node)) {
-            if let Some(domain) = node.meta().labels.get(&counter.key)
-                && counter.domains.insert(domain.clone())
-            {
-                *counter.spectrum.entry(0).or_insert(0) += 1;
-            }
-        }
-    }
-
-    fn fill<'n>(&mut self, id: usize, nodes: impl Iterator<Item = (&'n String, &'n i64)>) {
-        let Some(counter) = self.counters.get_mut(id) else { return };
-        for (name, count) in nodes {
-            let Some(node) = node_of(&self.around.nodes, name) else { continue };
-            let counts = match &counter.counted {
-                Counted::Spread(_, inclusion) => has(inclusion, node),
-                Counted::Matching(_) | Counted::Repelling(_) => true,
-            };
-            if let Some(domain) = node.meta().labels.get(&counter.key).filter(|_| counts) {
-                counter.add(domain, *count);
-            }
-        }
+        let nodes = nodes.iter().enumerate().map(|(position, node)| ((*node).to_owned(), position)).collect();
+        Scene { nodes, counters: self.counters, names, parts }
     }
 }
 

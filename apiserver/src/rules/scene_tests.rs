@@ -7,7 +7,9 @@ use minipod_proto::{
 };
 
 use super::*;
-use crate::dice::Dice;
+use crate::{cache::Entry, dice::Dice, rules::counter::News};
+use minipod_proto::{Resource, rules::Labels, v1::Node};
+use std::sync::Arc;
 
 /// The scheduler's reference: it shares no code with what is tested here.
 #[path = "../../../scheduler/tests/reference/mod.rs"]
@@ -95,10 +97,14 @@ fn outcome(nodes: &[Node], bound: &[(Pod, &str)], proposed: &[(Pod, &str)]) -> V
 }
 
 fn scene(nodes: &[Node], bound: &[Arc<Entry>], labels_of: &dyn Fn(&str) -> Labels, subjects: &[Subject]) -> Scene {
-    let mut nodes: Vec<Arc<Entry>> = nodes.iter().cloned().map(entry).collect();
-    nodes.sort_by(|a, b| a.key.cmp(&b.key));
-    let news = |_: i64| News::All(bound.to_vec(), 1);
-    Scene::new(subjects, Around { nodes, labels_of, news: &news }, &mut Tallies::default())
+    let names: Vec<&str> = nodes.iter().map(Resource::name).collect();
+    let around = Around {
+        labels_of,
+        namespaces_at: 0,
+        pods: &|_| News::All(bound.to_vec(), 1),
+        nodes: &|_| News::All(nodes.iter().cloned().map(entry).collect(), 1),
+    };
+    Scene::new(subjects, &names, around, &mut Tallies::default())
 }
 
 #[test]
