@@ -11,7 +11,8 @@ use minipod_proto::v1::Object;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-use crate::client::{Client, Query, listing, typed};
+use crate::calls::{Query, listing, typed};
+use crate::client::Client;
 use crate::error::ClientError;
 use crate::reflector::{Input, Output, State};
 use crate::watch::Watch;

@@ -18,6 +18,7 @@
 
 mod access;
 pub mod cache;
+mod calls;
 mod client;
 mod error;
 #[cfg(any(test, feature = "fake"))]
@@ -32,7 +33,8 @@ mod watch;
 pub use access::{
     Copy, CopySender, Exec, ExecOutput, ExecStdin, ExecTerminal, Logs, PortEvent, PortReader, PortWriter,
 };
-pub use client::{Client, DEFAULT_SERVER, DeleteOptions, EvictOptions, List, Objects, Options, Query, SERVER_VARIABLE};
+pub use calls::{DeleteOptions, EvictOptions, List, Objects, Query};
+pub use client::{Client, DEFAULT_SERVER, Options, SERVER_VARIABLE};
 pub use error::{ClientError, Operation};
 pub use servers::Servers;
 pub use watch::{Change, ChangeKind, ObjectChange, Watch};

@@ -6,7 +6,8 @@ use minipod_proto::v1::{Object, WatchEvent, WatchRequest, watch_event};
 use minipod_proto::{Kind, Resource};
 use tonic::Streaming;
 
-use crate::client::{Client, Query, objects_client, typed};
+use crate::calls::{Query, typed};
+use crate::client::{Client, objects_client};
 use crate::error::{ClientError, Operation};
 use crate::servers::Retry;
 
