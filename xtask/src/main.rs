@@ -2,6 +2,7 @@
 
 mod bench;
 mod compose;
+mod fuzz;
 mod images;
 mod programs;
 mod run;
@@ -20,6 +21,7 @@ usage: cargo xtask COMMAND
   setup                   install the Debian packages that are missing
   images                  build target/images/*.oci.tar from Debian's packages, those of the example tomcat-war too
   bench NAME              run a benchmark on release binaries; without a right NAME it says which there are
+  fuzz NAME [--minutes N] throw inputs at manifest, layer, image_config or shim_protocol (10 minutes)
   compose up|test [--store embedded|etcd]   the cluster of deploy/compose.yaml, in containers
   compose down            takes it down, whichever store it has
 ";
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         ["setup"] => setup::install(setup::BASE),
         ["images"] => setup::install(setup::BASE).and_then(|()| images::build_all()),
         ["bench", name, rest @ ..] => bench::run(name, rest),
+        ["fuzz", name, flags @ ..] => fuzz::run(name, flags),
         ["cases", directory] => cases(directory),
         ["compose", "down"] => compose::run("down", compose::Store::Embedded),
         ["compose", verb @ ("up" | "test"), flags @ ..] => {
