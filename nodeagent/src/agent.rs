@@ -318,7 +318,7 @@ impl Agent {
         }
         self.send_changed_node_status();
         if self.has_worked.swap(false, Ordering::Relaxed) {
-            tokio::task::spawn_blocking(crate::sys::give_memory_back);
+            tokio::task::spawn_blocking(minipod_daemon::memory::give_back);
         }
     }
 

@@ -11,13 +11,6 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
-/// Gives the kernel back what was allocated for a while: glibc keeps it otherwise, page by page between what still lives
-/// (malloc_trim(3)). After many pods have started that is a third of all.
-pub fn give_memory_back() {
-    // SAFETY: takes no pointer, and may be called by any thread at any time.
-    unsafe { libc::malloc_trim(0) };
-}
-
 /// An open network namespace. Keeps it alive.
 #[derive(Debug)]
 pub struct Netns(OwnedFd);

@@ -62,9 +62,7 @@ impl Counted {
     /// Whether it counts what is on a node.
     fn has(&self, node: &Node) -> bool {
         match self {
-            Counted::Spread(_, inclusion) => {
-                inclusion.admits(node.name(), &node.meta().labels, &node.spec().taints)
-            }
+            Counted::Spread(_, inclusion) => inclusion.admits(node.name(), &node.meta().labels, &node.spec().taints),
             Counted::Matching(_) | Counted::Repelling(_) => true,
         }
     }

@@ -133,8 +133,7 @@ impl Survey<'_> {
         }
         let Tallies { terrain, kept, asked, .. } = &mut *self.tallies;
         *asked += 1;
-        let (counter, last) =
-            kept.entry(what).or_insert_with(|| (Counter::new(counted.clone(), key, terrain), *asked));
+        let (counter, last) = kept.entry(what).or_insert_with(|| (Counter::new(counted.clone(), key, terrain), *asked));
         *last = *asked;
         counter.follow_nodes(terrain);
         let news = |at| self.heard.since(at, self.around.pods);

@@ -144,12 +144,8 @@ fn counters_that_follow_are_those_counted_anew() {
                 Labels::from([("team".to_owned(), if team { "x" } else { "y" }.to_owned())])
             };
             let (of_pods, of_nodes) = (|since| pods.news(since, now), |since| nodes.news(since, now));
-            let around = || Around {
-                labels_of: &labels_of,
-                namespaces_at: relabelled,
-                pods: &of_pods,
-                nodes: &of_nodes,
-            };
+            let around =
+                || Around { labels_of: &labels_of, namespaces_at: relabelled, pods: &of_pods, nodes: &of_nodes };
             let mut fresh = Tallies::default();
             let mut want = fresh.survey(&NODES, around());
             let mut found = kept.survey(&NODES, around());

@@ -63,13 +63,16 @@ impl Terrain {
         match news(self.at) {
             News::Changes(changes, at) => {
                 for (before, after) in changes {
-                    let Some(name) = after.as_ref().or(before.as_ref()).map(|entry| entry.key.clone()) else { continue };
+                    let Some(name) = after.as_ref().or(before.as_ref()).map(|entry| entry.key.clone()) else {
+                        continue;
+                    };
                     self.set(&name, after);
                 }
                 self.at = at;
             }
             News::All(nodes, at) => {
-                let mut gone = self.nodes.iter().flatten().map(|node| (node.key.clone(), None)).collect::<HashMap<_, _>>();
+                let mut gone =
+                    self.nodes.iter().flatten().map(|node| (node.key.clone(), None)).collect::<HashMap<_, _>>();
                 gone.extend(nodes.into_iter().map(|node| (node.key.clone(), Some(node))));
                 for (name, node) in gone {
                     self.set(&name, node);

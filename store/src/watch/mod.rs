@@ -19,6 +19,25 @@ use std::time::{Duration, Instant};
 
 /// Versions that are freed at one go: well under a millisecond during which nothing is written.
 const SWEEP_VERSIONS: usize = 256;
+/// So many bytes are freed before they are given back to the kernel, which holds others up for some milliseconds. Less is soon used
+/// again.
+const GIVE_BACK_BYTES: u64 = 128 << 20;
+
+/// What sweeps have freed and the allocator keeps.
+#[derive(Debug, Default)]
+struct Freed(u64);
+
+impl Freed {
+    /// A sweep has freed so much; whether there is more to sweep. Whether now is the time to give it back.
+    fn note(&mut self, bytes: u64, more: bool) -> bool {
+        self.0 = self.0.saturating_add(bytes);
+        let enough = !more && self.0 >= GIVE_BACK_BYTES;
+        if enough {
+            self.0 = 0;
+        }
+        enough
+    }
+}
 
 /// How the hub treats its watchers.
 #[derive(Debug, Clone, Copy)]
@@ -166,10 +185,10 @@ struct Run {
 
 impl Run {
     fn run(&self, config: WatchConfig) {
-        let mut next_progress = Instant::now() + config.progress_interval;
+        let (mut next_progress, mut freed) = (Instant::now() + config.progress_interval, Freed::default());
         while !self.stop.load(Ordering::Acquire) {
             let mut busy = self.turn();
-            busy |= self.sweep();
+            busy |= self.sweep(&mut freed);
             let now = Instant::now();
             if now >= next_progress {
                 lock(&self.hub).notify_progress();
@@ -206,10 +225,19 @@ impl Run {
     }
 
     /// Frees some of what is compacted away; whether there is more.
-    fn sweep(&self) -> bool {
+    fn sweep(&self, freed: &mut Freed) -> bool {
         if !self.shared.read().has_garbage() {
             return false;
         }
+        let before = self.shared.bytes();
+        let more = self.sweep_some();
+        if freed.note(before.saturating_sub(self.shared.bytes()), more) {
+            minipod_daemon::memory::give_back();
+        }
+        more
+    }
+
+    fn sweep_some(&self) -> bool {
         let hub = lock(&self.hub);
         let mut store = self.shared.write();
         // What the hub has not handed out yet must stay, even if it is compacted away for everyone else.
@@ -219,5 +247,22 @@ impl Run {
         let more = store.sweep(SWEEP_VERSIONS);
         self.shared.note_bytes(&store);
         more
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Freed, GIVE_BACK_BYTES};
+
+    #[test]
+    fn memory_goes_back_when_a_sweep_of_much_is_over() {
+        let mut freed = Freed::default();
+        let half = GIVE_BACK_BYTES / 2;
+        // Bytes, whether there is more, whether it is time.
+        let sweeps =
+            [(half, false, false), (half, true, false), (0, false, true), (half, false, false), (half, false, true)];
+        for (at, (bytes, more, want)) in sweeps.into_iter().enumerate() {
+            assert_eq!(freed.note(bytes, more), want, "sweep {at}");
+        }
     }
 }
