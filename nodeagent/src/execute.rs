@@ -10,6 +10,7 @@ use minipod_proto::v1::{Container, Pod};
 use tokio::sync::mpsc;
 
 use crate::agent::Agent;
+use crate::apparmor;
 use crate::container::ConfigError;
 use crate::container::env::EnvFacts;
 use crate::container::resources::Resources;
@@ -450,6 +451,10 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
     let choice = seccomp::choice(&job.pod, &container, job.agent.config.seccomp_default);
     let set = process::capabilities(container.security_context.as_ref())?;
     let filter = job.agent.seccomp.filter(&choice, set).map_err(ConfigError::from)?;
+    let profile = apparmor::profile(&job.pod, &container, &job.agent.apparmor).map_err(ConfigError::from)?;
+    if !profile.is_empty() {
+        apparmor::must_be_loaded(&profile).map_err(ConfigError::from)?;
+    }
     let input = spec::Input {
         pod: &job.pod,
         container: &container,
@@ -461,6 +466,7 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
         log: log.clone(),
         attempt,
         seccomp_filter: filter.to_vec(),
+        apparmor_profile: profile,
         users: job.agent.hold_users(&job.pod, &job.uid)?,
         node_memory_bytes: job.agent.machine.memory_bytes(),
     };

@@ -239,8 +239,11 @@ impl Worker {
 
     fn plan(&mut self, now_ms: u64) -> Plan {
         let plan = plan(&self.want, &self.seen, now_ms);
-        if plan.terminal.is_some() {
-            self.seen.terminal.clone_from(&plan.terminal);
+        if let Some(terminal) = &plan.terminal {
+            if let Some(refused) = self.want.refused.as_ref().filter(|refused| refused.reason == terminal.reason) {
+                self.pod_event(Severity::Warning, refused.reason, refused.message.clone());
+            }
+            self.seen.terminal = Some(terminal.clone());
             self.save();
         }
         plan
@@ -493,6 +496,7 @@ impl Worker {
             self.pod_event(Severity::Warning, crate::plan::EVICTED, message);
         }
         self.want.evicted = desired.evicted;
+        self.want.refused = crate::apparmor::refusal(&self.pod, &self.agent.apparmor);
         let deadline_s = self.pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
         self.want.deadline_ms = deadline_s.and_then(|seconds| u64::try_from(seconds).ok()).map(|seconds| {
             (now_ms + self.record.start_wall_ms.saturating_add(seconds.saturating_mul(1000)))

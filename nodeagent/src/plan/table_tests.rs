@@ -24,6 +24,7 @@ fn parse_pod(words: &[&str]) -> PodWant {
         deletion: None,
         deadline_ms: None,
         evicted: None,
+        refused: None,
         host_network: false,
         resources: Resources::default(),
     };
@@ -60,6 +61,10 @@ fn parse_pod(words: &[&str]) -> PodWant {
             ("deadline", at) => want.deadline_ms = Some(millis(at)),
             ("evicted", grace) => {
                 want.evicted = Some(Evicted { message: "the node is full".into(), grace_ms: millis(grace) });
+            }
+            ("refused", reason) => {
+                let reason = if reason.is_empty() { "AppArmor" } else { panic!("unknown reason {reason}") };
+                want.refused = Some(Refused { reason, message: "the node has not what it needs".into() });
             }
             ("hostnet", _) => want.host_network = true,
             ("all", options) => want.resources = resources(options),
