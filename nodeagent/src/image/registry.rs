@@ -14,7 +14,7 @@ use std::time::Duration;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, HeaderMap, LOCATION, WWW_AUTHENTICATE};
 use reqwest::redirect::Policy;
-use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{Certificate, Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode, Url};
 
 use super::certs::{self, CertsError};
 use super::pull::Credentials;
@@ -112,7 +112,8 @@ impl Clients {
     /// # Errors
     /// When TLS cannot be set up.
     pub(super) fn new(patience: Duration, certs: PathBuf) -> Result<Self, reqwest::Error> {
-        let (named, elsewhere) = (builder(patience).build()?, builder(patience).dns_resolver(Elsewhere).build()?);
+        let named = trusting(|| builder(patience), Vec::new())?;
+        let elsewhere = trusting(|| builder(patience).dns_resolver(Elsewhere), Vec::new())?;
         Ok(Self { named, elsewhere, patience, certs })
     }
 
@@ -121,12 +122,18 @@ impl Clients {
         let Some(certs) = certs::read(&self.certs, host).map_err(|error| RegistryError::Certs(Box::new(error)))? else {
             return Ok(None);
         };
-        let mut client = builder(self.patience).tls_certs_merge(certs.authorities);
-        if let Some(identity) = certs.identity {
-            client = client.identity(identity);
-        }
-        Ok(Some(client.build()?))
+        let client = || match &certs.identity {
+            Some(identity) => builder(self.patience).identity(identity.clone()),
+            None => builder(self.patience),
+        };
+        Ok(Some(trusting(client, certs.authorities)?))
     }
+}
+
+/// With the system's authorities and these. A system may have none (Debian without ca-certificates): there these alone are trusted, and
+/// registries without TLS are reached all the same.
+fn trusting(client: impl Fn() -> ClientBuilder, authorities: Vec<Certificate>) -> Result<Client, reqwest::Error> {
+    client().tls_certs_merge(authorities.clone()).build().or_else(|_| client().tls_certs_only(authorities).build())
 }
 
 /// Redirections are followed by `Registry::go`, which looks where they lead.
