@@ -217,7 +217,7 @@ pub async fn perform(job: Job, step: &Step) -> Result<Done, StepError> {
 
 async fn perform_now(job: Job, step: &Step) -> Result<Done, StepError> {
     match step {
-        Step::EnsurePodDir => ensure_pod_dir(&job),
+        Step::EnsurePodDir => blocking(move || ensure_pod_dir(&job)).await,
         Step::SpawnShim => spawn_shim(&job).await,
         Step::CleanUpShim => clean_up_shim(job).await,
         Step::PrepareVolumes => prepare_volumes(job).await,
@@ -254,8 +254,11 @@ fn container<'a>(job: &'a Job, name: &str) -> Result<Cow<'a, Container>, StepErr
 
 // ------------------------------------------------------------------------------------------------------- creation
 
-fn ensure_pod_dir(job: &Job) -> Result<Done, StepError> {
+fn ensure_pod_dir(job: &Job) -> Result<(), StepError> {
     let paths = job.agent.paths.pod(&job.uid);
+    // Without its run directory nothing of the pod has started since the machine did. Root file systems that are there are those of runs
+    // before, of which the API server may not have heard: the next run can have the same number, and begins with its image alone.
+    volumes::remove_tree(&paths.roots())?;
     for dir in [&paths.run, &paths.data, &paths.etc(), &job.agent.paths.logs_of(&job.pod, &job.uid)] {
         std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
     }
@@ -266,7 +269,7 @@ fn ensure_pod_dir(job: &Job) -> Result<Done, StepError> {
     failpoint("ensure-pod-dir:before-spec");
     record::save_spec(&paths.run, &job.pod)?;
     job.record.save(&paths.run)?;
-    Ok(Done::Nothing)
+    Ok(())
 }
 
 fn set_mode(path: &std::path::Path, mode: u32) -> Result<(), StepError> {
