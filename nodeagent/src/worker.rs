@@ -195,8 +195,9 @@ impl Worker {
         self.pod = granted(self.pod.clone(), record::load_spec_if_any(&paths.run).as_ref());
         self.want = pod_want(&self.pod);
         self.seen.dir = paths.run.is_dir();
-        self.seen.data = paths.data.exists() || self.agent.paths.logs_of(&self.pod, &self.uid).exists();
-        self.seen.network_held = self.seen.dir || self.seen.data;
+        self.seen.data = paths.data.exists();
+        self.seen.logs = self.agent.paths.logs_of(&self.pod, &self.uid).exists();
+        self.seen.network_held = self.seen.dir || self.seen.data || self.seen.logs;
         if self.seen.dir {
             self.arrived = None;
             self.record = Record::load(&paths.run);
@@ -535,7 +536,9 @@ impl Worker {
 
     fn take_done(&mut self, step: &Step, done: Done) {
         match (step, done) {
-            (Step::EnsurePodDir, _) => (self.seen.dir, self.seen.data) = (true, true),
+            (Step::EnsurePodDir, _) => {
+                (self.seen.dir, self.seen.data, self.seen.logs) = (true, true, true);
+            }
             (Step::SpawnShim, Done::Shim(shim, events)) => {
                 (self.seen.shim, self.seen.sandbox) = (ShimState::Up, SandboxState::None);
                 (self.shim, self.shim_events) = (Some(shim), Some(events));
@@ -568,7 +571,9 @@ impl Worker {
             }
             (Step::DetachNetwork, _) => (self.seen.network_held, self.seen.network_attempt) = (false, 0),
             (Step::RemovePodData, _) => (self.seen.data, self.seen.volumes) = (false, false),
-            (Step::RemovePodDir, _) => (self.seen.dir, self.seen.data) = (false, false),
+            (Step::RemovePodDir, _) => {
+                (self.seen.dir, self.seen.data, self.seen.logs) = (false, false, false);
+            }
             (Step::KillContainer { .. }, _) => {}
             (Step::Resize { .. }, Done::Resized { pod, runs }) => self.take_resized(pod, runs),
             (step, Done::Hooked(outcome)) => self.take_hooked(step, outcome),

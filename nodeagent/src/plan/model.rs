@@ -358,8 +358,10 @@ pub struct Terminal {
 pub struct Seen {
     /// The pod's directory and its spec file exist.
     pub dir: bool,
-    /// Volumes, logs or root file systems may exist.
+    /// Volumes or root file systems may exist.
     pub data: bool,
+    /// Logs may exist; they stay until the pod is removed.
+    pub logs: bool,
     /// The supervisor.
     pub shim: Shim,
     /// The newest sandbox's number; 0 before the first.

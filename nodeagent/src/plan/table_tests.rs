@@ -131,6 +131,7 @@ fn parse_seen(seen: &mut Seen, want: &PodWant, words: &[&str]) {
             ("dir", _) => (seen.dir, seen.data) = (true, true),
             ("dirless", _) => (seen.dir, seen.data) = (false, false),
             ("dataless", _) => seen.data = false,
+            ("logs", _) => seen.logs = true,
             ("shim", "up") => seen.shim = Shim::Up,
             ("shim", "dead") => seen.shim = Shim::Dead,
             ("shim", "absent") => (seen.shim, seen.sandbox) = (Shim::Absent, SandboxState::None),
