@@ -286,9 +286,13 @@ fn a_user_takes_part_in_debugs_and_resizes_a_pod_with_users_of_its_own() {
         shown(&mut tunnel, "got x\r\n").await;
         drop(tunnel);
         node.end(Signal::SIGKILL);
+        let api = node.api.clone();
+        let reports = || api.reports().iter().filter(|report| report.uid == uid).count();
+        let before = reports();
         node.start(&[]);
-        let sessions = || (node.api.sessions() >= 2).then_some(());
-        node.api.wait_for("a second session", sessions, || node.agent_log()).await;
+        // It tells of the pod once it has found the supervisor; until then nothing of it runs, as far as it knows.
+        let told = || (reports() > before).then_some(());
+        node.api.wait_for("the new agent's word on the pod", told, || node.agent_log()).await;
         let mut tunnel = node.api.open(uid, attach()).await;
         types(&tunnel, "y\n").await;
         shown(&mut tunnel, "got y\r\n").await;
