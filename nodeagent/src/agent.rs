@@ -11,6 +11,7 @@ use minipod_podshim::protocol::IdRange;
 use minipod_proto::v1::{Node, NodeStatus, Pod, Routes};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
+use crate::apparmor;
 use crate::clock::{boot_ms, wall_ms};
 use crate::config::Config;
 use crate::container::env::EnvFacts;
@@ -102,6 +103,8 @@ pub struct Agent {
     pub puller: Puller,
     /// The profiles of system calls.
     pub seccomp: Profiles,
+    /// What the kernel has of AppArmor.
+    pub apparmor: apparmor::Support,
     /// Images were loaded.
     pub images_changed: Notify,
     /// What is counted.
@@ -179,6 +182,7 @@ impl Agent {
         Ok(Arc::new_cyclic(|weak| Self {
             name,
             seccomp: Profiles::new(profiles),
+            apparmor: apparmor::Support::find(),
             machine,
             outbox: Outbox::default(),
             pods: Pods::new(Box::new(Spawner(weak.clone()))),

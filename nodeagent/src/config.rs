@@ -9,7 +9,7 @@ use minipod_client::Servers;
 use minipod_proto::quantity::Quantity;
 use minipod_proto::v1::Taint;
 
-use crate::image::pull::Registries;
+use crate::image::pull::{CERTS, Registries};
 use crate::pressure::thresholds::{Graces, Limits, parse_duration_ms};
 use crate::users::Span;
 
@@ -62,6 +62,10 @@ pub struct Config {
     /// A file with the node's credentials for registries, as docker's config.json.
     #[arg(long)]
     pub registry_credentials: Option<PathBuf>,
+    /// Whom to trust as a registry beside the system's authorities: HOST[:PORT]/*.crt in this directory; NAME.cert and NAME.key there are
+    /// what the node shows of itself. Read for each pull.
+    #[arg(long, default_value = CERTS)]
+    pub registry_certs: PathBuf,
     /// Containers that say nothing of seccomp have the profile RuntimeDefault; false: none, as in Kubernetes.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub seccomp_default: bool,
@@ -143,7 +147,8 @@ impl Config {
         for (registry, mirror) in &self.registry_mirrors {
             mirrors.entry(registry.clone()).or_default().push(mirror.clone());
         }
-        Ok(Registries { plain_http: self.registry_http.clone(), mirrors, credentials, ..Registries::default() })
+        let (plain_http, certs) = (self.registry_http.clone(), self.registry_certs.clone());
+        Ok(Registries { plain_http, mirrors, credentials, certs, ..Registries::default() })
     }
 
     /// The stated allocatable by resource.

@@ -10,6 +10,7 @@ use minipod_proto::v1::{Container, Pod};
 use tokio::sync::mpsc;
 
 use crate::agent::Agent;
+use crate::apparmor;
 use crate::container::ConfigError;
 use crate::container::env::EnvFacts;
 use crate::container::resources::Resources;
@@ -216,7 +217,7 @@ pub async fn perform(job: Job, step: &Step) -> Result<Done, StepError> {
 
 async fn perform_now(job: Job, step: &Step) -> Result<Done, StepError> {
     match step {
-        Step::EnsurePodDir => ensure_pod_dir(&job),
+        Step::EnsurePodDir => blocking(move || ensure_pod_dir(&job)).await,
         Step::SpawnShim => spawn_shim(&job).await,
         Step::CleanUpShim => clean_up_shim(job).await,
         Step::PrepareVolumes => prepare_volumes(job).await,
@@ -253,8 +254,11 @@ fn container<'a>(job: &'a Job, name: &str) -> Result<Cow<'a, Container>, StepErr
 
 // ------------------------------------------------------------------------------------------------------- creation
 
-fn ensure_pod_dir(job: &Job) -> Result<Done, StepError> {
+fn ensure_pod_dir(job: &Job) -> Result<(), StepError> {
     let paths = job.agent.paths.pod(&job.uid);
+    // Without its run directory nothing of the pod has started since the machine did. Root file systems that are there are those of runs
+    // before, of which the API server may not have heard: the next run can have the same number, and begins with its image alone.
+    volumes::remove_tree(&paths.roots())?;
     for dir in [&paths.run, &paths.data, &paths.etc(), &job.agent.paths.logs_of(&job.pod, &job.uid)] {
         std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
     }
@@ -265,7 +269,7 @@ fn ensure_pod_dir(job: &Job) -> Result<Done, StepError> {
     failpoint("ensure-pod-dir:before-spec");
     record::save_spec(&paths.run, &job.pod)?;
     job.record.save(&paths.run)?;
-    Ok(Done::Nothing)
+    Ok(())
 }
 
 fn set_mode(path: &std::path::Path, mode: u32) -> Result<(), StepError> {
@@ -450,6 +454,10 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
     let choice = seccomp::choice(&job.pod, &container, job.agent.config.seccomp_default);
     let set = process::capabilities(container.security_context.as_ref())?;
     let filter = job.agent.seccomp.filter(&choice, set).map_err(ConfigError::from)?;
+    let profile = apparmor::profile(&job.pod, &container, &job.agent.apparmor).map_err(ConfigError::from)?;
+    if !profile.is_empty() {
+        apparmor::must_be_loaded(&profile).map_err(ConfigError::from)?;
+    }
     let input = spec::Input {
         pod: &job.pod,
         container: &container,
@@ -461,6 +469,7 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
         log: log.clone(),
         attempt,
         seccomp_filter: filter.to_vec(),
+        apparmor_profile: profile,
         users: job.agent.hold_users(&job.pod, &job.uid)?,
         node_memory_bytes: job.agent.machine.memory_bytes(),
     };

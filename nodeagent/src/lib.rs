@@ -18,6 +18,7 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod apparmor;
 pub mod clock;
 pub mod config;
 pub mod container;

@@ -119,10 +119,16 @@ impl PodPaths {
         self.data.join("etc")
     }
 
+    /// Root file systems of all containers.
+    #[must_use]
+    pub fn roots(&self) -> PathBuf {
+        self.data.join("containers")
+    }
+
     /// All attempts of a container.
     #[must_use]
     pub fn attempts(&self, container: &str) -> PathBuf {
-        self.data.join("containers").join(plain(container))
+        self.roots().join(plain(container))
     }
 
     /// One attempt of a container.

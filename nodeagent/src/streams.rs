@@ -31,8 +31,8 @@ use crate::worker::PodView;
 const FRAME_QUEUE: usize = 16;
 /// Requests served at a time on one node.
 pub const MAX_STREAMS: usize = 64;
-/// How long a tunnel may take to come up.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a tunnel may take to come up: as long as the API server waits for it. To give up sooner would be to fail for a user who still waits.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the last frames may take to a reader that is slow.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(300);

@@ -59,7 +59,7 @@ pub fn any_container<'a>(pod: &'a Pod, name: &str) -> Option<Cow<'a, Container>>
     find_container(pod, name).map(Cow::Borrowed).or_else(debug)
 }
 
-/// The planner's view of the wanted pod; deletion and deadline are the worker's to fill in, because they are points in
+/// The planner's view of the wanted pod; deletion, deadline and what the node refuses are the worker's to fill in, because they are points in
 /// this node's time.
 #[must_use]
 pub fn pod_want(pod: &Pod) -> PodWant {
@@ -94,6 +94,7 @@ pub fn pod_want(pod: &Pod) -> PodWant {
         deletion: None,
         deadline_ms: None,
         evicted: None,
+        refused: None,
         host_network: spec.host_network,
         resources: pod_level(spec),
     }

@@ -195,8 +195,9 @@ impl Worker {
         self.pod = granted(self.pod.clone(), record::load_spec_if_any(&paths.run).as_ref());
         self.want = pod_want(&self.pod);
         self.seen.dir = paths.run.is_dir();
-        self.seen.data = paths.data.exists() || self.agent.paths.logs_of(&self.pod, &self.uid).exists();
-        self.seen.network_held = self.seen.dir || self.seen.data;
+        self.seen.data = paths.data.exists();
+        self.seen.logs = self.agent.paths.logs_of(&self.pod, &self.uid).exists();
+        self.seen.network_held = self.seen.dir || self.seen.data || self.seen.logs;
         if self.seen.dir {
             self.arrived = None;
             self.record = Record::load(&paths.run);
@@ -239,8 +240,11 @@ impl Worker {
 
     fn plan(&mut self, now_ms: u64) -> Plan {
         let plan = plan(&self.want, &self.seen, now_ms);
-        if plan.terminal.is_some() {
-            self.seen.terminal.clone_from(&plan.terminal);
+        if let Some(terminal) = &plan.terminal {
+            if let Some(refused) = self.want.refused.as_ref().filter(|refused| refused.reason == terminal.reason) {
+                self.pod_event(Severity::Warning, refused.reason, refused.message.clone());
+            }
+            self.seen.terminal = Some(terminal.clone());
             self.save();
         }
         plan
@@ -493,6 +497,7 @@ impl Worker {
             self.pod_event(Severity::Warning, crate::plan::EVICTED, message);
         }
         self.want.evicted = desired.evicted;
+        self.want.refused = crate::apparmor::refusal(&self.pod, &self.agent.apparmor);
         let deadline_s = self.pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
         self.want.deadline_ms = deadline_s.and_then(|seconds| u64::try_from(seconds).ok()).map(|seconds| {
             (now_ms + self.record.start_wall_ms.saturating_add(seconds.saturating_mul(1000)))
@@ -531,7 +536,9 @@ impl Worker {
 
     fn take_done(&mut self, step: &Step, done: Done) {
         match (step, done) {
-            (Step::EnsurePodDir, _) => (self.seen.dir, self.seen.data) = (true, true),
+            (Step::EnsurePodDir, _) => {
+                (self.seen.dir, self.seen.data, self.seen.logs) = (true, true, true);
+            }
             (Step::SpawnShim, Done::Shim(shim, events)) => {
                 (self.seen.shim, self.seen.sandbox) = (ShimState::Up, SandboxState::None);
                 (self.shim, self.shim_events) = (Some(shim), Some(events));
@@ -564,7 +571,9 @@ impl Worker {
             }
             (Step::DetachNetwork, _) => (self.seen.network_held, self.seen.network_attempt) = (false, 0),
             (Step::RemovePodData, _) => (self.seen.data, self.seen.volumes) = (false, false),
-            (Step::RemovePodDir, _) => (self.seen.dir, self.seen.data) = (false, false),
+            (Step::RemovePodDir, _) => {
+                (self.seen.dir, self.seen.data, self.seen.logs) = (false, false, false);
+            }
             (Step::KillContainer { .. }, _) => {}
             (Step::Resize { .. }, Done::Resized { pod, runs }) => self.take_resized(pod, runs),
             (step, Done::Hooked(outcome)) => self.take_hooked(step, outcome),

@@ -427,3 +427,24 @@ mod streams {
         }
     }
 }
+
+/// After a power cut: what a run had written is on the disk, and the API server has never heard of the run.
+#[test]
+fn a_run_begins_with_its_image_alone_whatever_an_unknown_one_has_left() {
+    on_a_node(|| async {
+        let node = Node::with_agent().await;
+        let uid = "uid-unheard-of";
+        let left = node.data_dir().join("pods").join(uid);
+        for (file, dir) in [("mark", "containers/app/0/upper"), ("kept", "volumes/v")] {
+            std::fs::create_dir_all(left.join(dir)).expect("made");
+            std::fs::write(left.join(dir).join(file), "x").expect("written");
+        }
+        node.api.put(scripts(uid, "Never", 0, &[("a:app", "ls -d /mark /v/kept 2>&1; echo end")])).await;
+        let log = node.wait_log(uid, "app", "end\n").await;
+        // A volume lives as long as its pod, and that has not ended.
+        assert_eq!(log, "ls: /mark: No such file or directory\n/v/kept\nend\n");
+        node.api.delete(uid, 0).await;
+        node.wait_finished(uid).await;
+        node.wait_gone(uid).await;
+    });
+}

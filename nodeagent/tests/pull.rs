@@ -110,6 +110,138 @@ async fn a_mirror_is_asked_first_and_the_registry_when_it_fails() {
     assert!(store.get("docker.io/library/busybox:1").is_some(), "under its own name, not the mirror's");
 }
 
+// --------------------------------------------------------------------------------------------- a registry over TLS
+
+/// Authorities `ca.pem` and `other.pem`; of the first one `server.pem` for 127.0.0.1, and `client.pem`. Keys are `NAME-key.pem`.
+fn certificates() -> tempfile::TempDir {
+    use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).expect("written");
+    let authority = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, format!("authority {name}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        write(&format!("{name}.pem"), params.self_signed(&key).expect("signed").pem());
+        Issuer::new(params, key)
+    };
+    let issuer = authority("ca");
+    authority("other");
+    for (name, usage) in
+        [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)]
+    {
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("an address");
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate().expect("a key");
+        write(&format!("{name}.pem"), params.signed_by(&key, &issuer).expect("signed").pem());
+        write(&format!("{name}-key.pem"), key.serialize_pem());
+    }
+    dir
+}
+
+/// Puts files of `from` into the operator's directory for a registry, under other names.
+fn trust(dir: &Path, host: &str, from: &Path, files: &[(&str, &str)]) {
+    std::fs::create_dir_all(dir.join(host)).expect("made");
+    for (file, name) in files {
+        std::fs::copy(from.join(file), dir.join(host).join(name)).expect("copied");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_over_tls_is_one_that_its_operator_trusts() {
+    let (keys, certs) = (certificates(), tempfile::tempdir().expect("a directory"));
+    let registry = Registry::with_tls(keys.path(), None);
+    registry.push(&archive("busybox"), "a/busybox:1");
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = store(dir.path());
+    let registries = Registries { certs: certs.path().to_owned(), ..Registries::default() };
+    let puller = Puller::new(store.clone(), registries);
+    let of = |host: &str| format!("{host}/a/busybox:1");
+    let port = registry.host.rsplit(':').next().expect("a port");
+    let by_name = format!("localhost:{port}");
+    let refused = async |host: &str, parts: &[&str]| {
+        let error = pull(&puller, &of(host)).await.expect_err(host);
+        let text = minipod_nodeagent::report::chain(&error);
+        assert!(parts.iter().all(|part| text.contains(part)), "{parts:?}: {text}");
+        assert_eq!(error.waiting_reason(), "ErrImagePull");
+    };
+    let place = certs.path().join(&registry.host).display().to_string();
+    let untrusted =
+        [&format!("registry {0}: get the manifest: {0} is not trusted", registry.host), "UnknownIssuer", &place];
+    refused(&registry.host, &untrusted).await;
+    // Another authority is none, and nobody else's directory counts.
+    trust(certs.path(), &registry.host, keys.path(), &[("other.pem", "ca.crt")]);
+    trust(certs.path(), "127.0.0.1", keys.path(), &[("ca.pem", "ca.crt")]);
+    refused(&registry.host, &untrusted).await;
+    // Its own authority for a name that it does not have.
+    trust(certs.path(), &by_name, keys.path(), &[("ca.pem", "ca.crt")]);
+    refused(&by_name, &["is not trusted", "not valid for name \"localhost\""]).await;
+    std::fs::write(certs.path().join(&registry.host).join("new.crt"), "nonsense").expect("written");
+    refused(&registry.host, &["its certificates on this node", "new.crt: want certificates as PEM"]).await;
+    assert!(store.list().is_empty());
+    // What is there counts for the next pull.
+    trust(certs.path(), &registry.host, keys.path(), &[("ca.pem", "new.crt")]);
+    pull(&puller, &of(&registry.host)).await.expect("pulled");
+
+    // One that speaks in the clear is told from one that is not there.
+    let plain = Registry::start();
+    refused(&plain.host, &[&format!("{} does not speak TLS", plain.host), "--registry-http"]).await;
+    no_work_is_left(dir.path(), &store);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_shows_the_certificate_that_a_registry_wants() {
+    let (keys, certs) = (certificates(), tempfile::tempdir().expect("a directory"));
+    let registry = Registry::with_tls(keys.path(), Some("ca.pem"));
+    let dir = tempfile::tempdir().expect("a directory");
+    let registries = Registries { certs: certs.path().to_owned(), ..Registries::default() };
+    let puller = Puller::new(store(dir.path()), registries);
+    let image = format!("{}/a/busybox:1", registry.host);
+    trust(certs.path(), &registry.host, keys.path(), &[("ca.pem", "ca.crt")]);
+    let error = pull(&puller, &image).await.expect_err("it wants to know who asks");
+    let text = minipod_nodeagent::report::chain(&error);
+    assert!(text.contains("ertificate"), "{text}");
+    trust(certs.path(), &registry.host, keys.path(), &[("client.pem", "node.cert"), ("client-key.pem", "node.key")]);
+    // The directory is one as skopeo, podman and docker read it.
+    let flag = format!("--dest-cert-dir={}", certs.path().join(&registry.host).display());
+    registry.push_as(&archive("busybox"), "a/busybox:1", &[&flag]);
+    pull(&puller, &image).await.expect("pulled");
+}
+
+#[test]
+fn a_pod_waits_until_its_registry_is_trusted() {
+    on_a_node(|| async {
+        let (keys, certs) = (certificates(), tempfile::tempdir().expect("a directory"));
+        let registry = Registry::with_tls(keys.path(), None);
+        registry.push(&archive("busybox"), "a/busybox:1");
+        let mut node = Node::new().await;
+        node.flags.push(format!("--registry-certs={}", certs.path().display()));
+        node.start(&[]);
+        let uid = "uid-tls";
+        let manifest = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: tls}}\nspec:\n  restartPolicy: Never\n  \
+             terminationGracePeriodSeconds: 0\n  containers:\n    \
+             - {{name: app, image: '{}/a/busybox:1', command: ['true']}}\n",
+            registry.host
+        );
+        node.api.put(pod(&manifest, uid)).await;
+        let status = node
+            .wait(uid, "the refusal", |status| {
+                support::waiting_reason(container(status, "app")).is_some_and(|reason| reason.contains("Pull"))
+            })
+            .await;
+        let told = format!("{:?}", container(&status, "app").state);
+        assert!(told.contains(&format!("{} is not trusted", registry.host)), "{told}");
+        trust(certs.path(), &registry.host, keys.path(), &[("ca.pem", "ca.crt")]);
+        let status = node.wait(uid, "its end", ended("app")).await;
+        assert_eq!(terminated(container(&status, "app")).map(|end| end.exit_code), Some(0));
+        node.api.delete(uid, 0).await;
+        node.wait_finished(uid).await;
+        node.wait_gone(uid).await;
+    });
+}
+
 // ------------------------------------------------------------------------------------------- registries that lie
 
 async fn pull_from(answers: BTreeMap<String, Answer>, reference: &str) -> (Result<ImageRecord, PullError>, usize) {

@@ -2,53 +2,10 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-
 use minipod_proto::resize::IN_PROGRESS;
 use minipod_proto::v1::PodStatus;
 use nix::sys::signal::Signal;
 use support::*;
-
-/// What the kernel holds a process' group to: CPU quota per 100 ms in microseconds, memory in bytes.
-fn limits_of(pid: u32) -> (u64, u64) {
-    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("its groups");
-    let path = |controller: &str| -> PathBuf {
-        let line = |name: &str| {
-            groups.lines().find_map(|line| {
-                let mut parts = line.splitn(3, ':').skip(1);
-                let names = parts.next()?;
-                let hit = if name.is_empty() { names.is_empty() } else { names.split(',').any(|one| one == name) };
-                hit.then(|| parts.next())?
-            })
-        };
-        match line(controller) {
-            Some(path) => mount_of(controller).join(path.trim_start_matches('/')),
-            None => mount_of("").join(line("").expect("version 2").trim_start_matches('/')),
-        }
-    };
-    let read = |dir: PathBuf, names: [&str; 2]| {
-        let text = names.iter().find_map(|name| std::fs::read_to_string(dir.join(name)).ok());
-        let text = text.unwrap_or_else(|| panic!("{names:?} in {}", dir.display()));
-        text.split_ascii_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(u64::MAX)
-    };
-    (read(path("cpu"), ["cpu.cfs_quota_us", "cpu.max"]), read(path("memory"), ["memory.limit_in_bytes", "memory.max"]))
-}
-
-/// Where a version 1 controller is mounted, or with an empty name version 2.
-fn mount_of(controller: &str) -> PathBuf {
-    let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").expect("mounts");
-    let found = mounts.lines().find_map(|line| {
-        let (head, tail) = line.split_once(" - ")?;
-        let (kind, options) = (tail.split(' ').next()?, tail.split(' ').nth(2)?);
-        let hit = match (kind, controller) {
-            ("cgroup2", "") => true,
-            ("cgroup", name) => options.split(',').any(|option| option == name),
-            _ => false,
-        };
-        hit.then(|| head.split(' ').nth(4).map(Path::new).map(Path::to_owned))?
-    });
-    found.unwrap_or_else(|| panic!("{controller:?} is not mounted:\n{mounts}"))
-}
 
 fn in_progress(status: &PodStatus) -> Option<(&str, &str)> {
     let condition = status.conditions.iter().find(|condition| condition.r#type == IN_PROGRESS)?;
@@ -102,8 +59,9 @@ fn a_limit_below_what_is_in_use_waits_and_kills_nothing() {
     on_a_node(|| async {
         let node = Node::with_agent().await;
         let uid = "uid-inuse";
-        // The volume is memory, and its pages are the container's.
-        let app = "head -c 40m /dev/zero > /m/held; echo held; until [ -e /v/go ]; do sleep 0.05; done; rm /m/held; sleep 1000";
+        // The volume is memory, and its pages are the container's. In large pieces and with a whole processor: a tenth of an emulated one
+        // takes minutes to fill it by the kilobyte.
+        let app = "dd if=/dev/zero of=/m/held bs=1M count=40; echo held; until [ -e /v/go ]; do sleep 0.05; done; rm /m/held; sleep 1000";
         let mut pod = scripts(uid, "Always", 1, &[("a:app", app)]);
         let volume = minipod_proto::v1::EmptyDirVolumeSource { medium: "Memory".into(), ..Default::default() };
         let volume = minipod_proto::v1::Volume {
@@ -114,12 +72,12 @@ fn a_limit_below_what_is_in_use_waits_and_kills_nothing() {
         let mount = minipod_proto::v1::VolumeMount { name: "m".into(), mount_path: "/m".into(), ..Default::default() };
         pod.spec_mut().volumes.push(volume);
         pod.spec_mut().containers[0].volume_mounts.push(mount);
-        pod.spec_mut().containers[0].resources = requirements("100m", "96Mi");
+        pod.spec_mut().containers[0].resources = requirements("1", "96Mi");
         node.api.put(pod.clone()).await;
         node.wait_running(uid).await;
         node.wait_log(uid, "app", "held").await;
         let (before, pid) = (node.processes(uid), node.pid(uid, "app"));
-        node.api.put(resized(&pod, requirements("200m", "20Mi"))).await;
+        node.api.put(resized(&pod, requirements("2", "20Mi"))).await;
         let status = node
             .wait(uid, "a change that cannot be carried out", |status| {
                 in_progress(status).is_some_and(|(reason, _)| reason == "Error")
@@ -127,13 +85,60 @@ fn a_limit_below_what_is_in_use_waits_and_kills_nothing() {
             .await;
         let (_, message) = in_progress(&status).expect("told");
         assert!(message.contains("below its current usage"), "{message}");
-        assert_eq!(limits_of(pid), (10_000, 96 << 20), "all of it or nothing");
-        assert_eq!((in_force(&status, "app"), node.processes(uid)), (requirements("100m", "96Mi"), before.clone()));
+        assert_eq!(limits_of(pid), (100_000, 96 << 20), "all of it or nothing");
+        assert_eq!((in_force(&status, "app"), node.processes(uid)), (requirements("1", "96Mi"), before.clone()));
         std::fs::write(node.data_dir().join("pods").join(uid).join("volumes/v/go"), b"").expect("tell it");
-        let wanted = requirements("200m", "20Mi");
+        let wanted = requirements("2", "20Mi");
         node.wait(uid, "less", |status| in_force(status, "app") == wanted && in_progress(status).is_none()).await;
-        assert_eq!((limits_of(pid), node.processes(uid)), ((20_000, 20 << 20), before));
+        assert_eq!((limits_of(pid), node.processes(uid)), ((200_000, 20 << 20), before));
         node.api.delete(uid, 1).await;
+        node.wait_finished(uid).await;
+        node.wait_gone(uid).await;
+    });
+}
+
+/// How soon the kernel kills it when memory is short.
+fn oom_score_adj(pid: u32) -> i32 {
+    let path = format!("/proc/{pid}/oom_score_adj");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    text.trim().parse().expect("a number")
+}
+
+/// As runc, which Kubernetes leaves it to: of what runs nobody knows which process has another score for a reason of its own.
+#[test]
+fn what_runs_keeps_its_oom_score_and_what_starts_gets_the_new_one() {
+    on_a_node(|| async {
+        let node = Node::with_agent().await;
+        let uid = "uid-score";
+        let mut pod = scripts(uid, "Always", 0, &[("a:app", "sleep 1000")]);
+        // More wished for than needed: the score goes by the share of the node's memory.
+        let total = minipod_nodeagent::node::memory().0;
+        let burstable = |tenths: u64| {
+            let mut resources = requirements("100m", "8Gi").expect("some");
+            resources.limits.clear();
+            resources.requests.insert("memory".into(), (total / 10 * tenths).to_string());
+            Some(resources)
+        };
+        pod.spec_mut().containers[0].resources = burstable(1);
+        node.api.put(pod.clone()).await;
+        node.wait_running(uid).await;
+        let pid = node.pid(uid, "app");
+        // One below the round number where the division leaves a rest.
+        assert!((900..=901).contains(&oom_score_adj(pid)), "{}", oom_score_adj(pid));
+        node.api.put(resized(&pod, burstable(4))).await;
+        let wanted = burstable(4);
+        node.wait(uid, "more", |status| in_force(status, "app") == wanted && in_progress(status).is_none()).await;
+        assert_eq!(node.pid(uid, "app"), pid);
+        assert!((900..=901).contains(&oom_score_adj(pid)), "{}", oom_score_adj(pid));
+        kill_9(pid);
+        let again = |status: &PodStatus| {
+            let app = container(status, "app");
+            app.restart_count == 1 && running(app).is_some()
+        };
+        node.wait(uid, "a new run", again).await;
+        let score = oom_score_adj(node.pid(uid, "app"));
+        assert!((600..=601).contains(&score), "{score}");
+        node.api.delete(uid, 0).await;
         node.wait_finished(uid).await;
         node.wait_gone(uid).await;
     });

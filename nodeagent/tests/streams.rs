@@ -98,7 +98,8 @@ fn programs_run_on_terminals() {
         let script = "trap 'stty size; exit 6' WINCH; tty; stty size; echo also >&2; while :; do sleep 0.02; done";
         let mut tunnel = node.api.open(uid, on_terminal(script)).await;
         let mut shown = String::new();
-        while !shown.contains("also") {
+        // A line's end is a write of the kernel's own, after the line: it may come in a frame of its own.
+        while !shown.contains("also\r\n") {
             match tunnel.next().await {
                 Some(Frame::Exec(ExecFrame { frame: Some(exec_frame::Frame::Stdout(data)) })) => {
                     shown.push_str(&String::from_utf8_lossy(&data));

@@ -6,8 +6,12 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use minipod_proto::v1::open_stream::Request;
 use minipod_proto::v1::server_message::Message as ToAgent;
-use minipod_proto::v1::{ConfigMap, ObjectMeta};
+use minipod_proto::v1::tunnel_frame::Frame;
+use minipod_proto::v1::{
+    AttachStart, ConfigMap, EphemeralContainer, ExecFrame, ExecStart, ObjectMeta, TerminalSize, exec_frame,
+};
 use nix::sys::signal::Signal;
 use support::*;
 
@@ -208,8 +212,8 @@ fn an_open_procfs_and_a_privileged_container_of_own_users() {
                         terminationGracePeriodSeconds: 0\n  containers:\n"
                 .to_owned();
         for (name, context) in [
-            ("masked", "{seccompProfile: {type: Unconfined}}"),
-            ("open", "{procMount: Unmasked, seccompProfile: {type: Unconfined}}"),
+            ("masked", "{seccompProfile: {type: Unconfined}, appArmorProfile: {type: Unconfined}}"),
+            ("open", "{procMount: Unmasked, seccompProfile: {type: Unconfined}, appArmorProfile: {type: Unconfined}}"),
             ("mighty", "{privileged: true}"),
         ] {
             yaml += &format!(
@@ -230,5 +234,105 @@ fn an_open_procfs_and_a_privileged_container_of_own_users() {
         node.api.delete(uid, 0).await;
         node.wait_finished(uid).await;
         node.wait_gone(uid).await;
+    });
+}
+
+/// What a stream shows until `last` is in it.
+async fn shown(tunnel: &mut support::fake_api::Tunnel, last: &str) -> String {
+    let mut text = String::new();
+    while !text.contains(last) {
+        match tunnel.next().await {
+            Some(Frame::Exec(ExecFrame { frame: Some(exec_frame::Frame::Stdout(data)) })) => {
+                text.push_str(&String::from_utf8_lossy(&data));
+            }
+            Some(Frame::Taken(_)) => {}
+            other => panic!("{other:?} after {text:?}"),
+        }
+    }
+    text
+}
+
+async fn types(tunnel: &support::fake_api::Tunnel, keys: &str) {
+    let keys = exec_frame::Frame::Stdin(keys.as_bytes().to_vec().into());
+    tunnel.send(Frame::Exec(ExecFrame { frame: Some(keys) })).await;
+}
+
+/// Terminals are made by the node's root in a devpts of the pod's; a debug container enters namespaces that are another's.
+#[test]
+fn a_user_takes_part_in_debugs_and_resizes_a_pod_with_users_of_its_own() {
+    on_a_node(|| async {
+        let mut node = Node::with_agent().await;
+        let uid = "uid-tended";
+        let script = "tty; ls -n $(tty) | awk '{print $3}'; while read line; do echo got $line; done";
+        let mut pod = scripts(uid, "Always", 0, &[("a:app", script), ("a:other", "exec sleep 1234")]);
+        pod.spec_mut().host_users = Some(false);
+        let app = &mut pod.spec_mut().containers[0];
+        (app.stdin, app.tty) = (true, true);
+        app.security_context.get_or_insert_default().run_as_user = Some(1000);
+        app.resources = requirements("100m", "64Mi");
+        pod.spec_mut().containers[1].resources = requirements("100m", "16Mi");
+        node.api.put(pod.clone()).await;
+        node.wait_running(uid).await;
+        let first = book(&node)[uid];
+        let log = node.wait_log(uid, "app", "1000").await;
+        assert_eq!(log.replace('\r', ""), "/dev/pts/0\n1000\n", "the terminal is the container's user's");
+
+        // Attached, with keys, and gone again; another agent serves the next one.
+        let size = Some(TerminalSize { rows: 30, columns: 90 });
+        let attach =
+            || Request::Attach(AttachStart { container: "app".into(), stdin: true, size, ..Default::default() });
+        let mut tunnel = node.api.open(uid, attach()).await;
+        types(&tunnel, "x\n").await;
+        shown(&mut tunnel, "got x\r\n").await;
+        drop(tunnel);
+        node.end(Signal::SIGKILL);
+        let api = node.api.clone();
+        let reports = || api.reports().iter().filter(|report| report.uid == uid).count();
+        let before = reports();
+        node.start(&[]);
+        // It tells of the pod once it has found the supervisor; until then nothing of it runs, as far as it knows.
+        let told = || (reports() > before).then_some(());
+        node.api.wait_for("the new agent's word on the pod", told, || node.agent_log()).await;
+        let mut tunnel = node.api.open(uid, attach()).await;
+        types(&tunnel, "y\n").await;
+        shown(&mut tunnel, "got y\r\n").await;
+        drop(tunnel);
+        // A terminal of its own beside it.
+        let command = ["sh", "-c", "tty; stty size; id -u; cat /proc/self/uid_map"].map(str::to_owned).to_vec();
+        let exec = ExecStart { container: "app".into(), command, tty: true, size, ..ExecStart::default() };
+        let mut tunnel = node.api.open(uid, Request::Exec(exec)).await;
+        let text = shown(&mut tunnel, "65536\r\n").await;
+        let words: Vec<&str> = text.split_whitespace().collect();
+        assert_eq!(words, ["/dev/pts/1", "30", "90", "1000", "0", &first.to_string(), "65536"]);
+
+        // A debug container among the target's processes, root of the same users.
+        let script = "tr '\\0' ' ' </proc/1/cmdline; echo; id -u; ls -nd /proc/1/root/v | awk '{print $3}'; \
+                      kill -0 1 && echo may; sleep 1000";
+        let debug = EphemeralContainer {
+            name: "debug".into(),
+            image: "minipod.local/busybox".into(),
+            image_pull_policy: "Never".into(),
+            command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            target_container_name: "other".into(),
+            ..EphemeralContainer::default()
+        };
+        let before = node.processes(uid);
+        pod.spec_mut().ephemeral_containers.push(debug);
+        node.api.put(pod.clone()).await;
+        let log = node.wait_log(uid, "debug", "may").await;
+        assert_eq!(log, "sleep 1234 \n0\n0\nmay\n");
+        assert_eq!(who(node.pid(uid, "debug")), (first, first));
+
+        // Limits change in place while all that goes on.
+        node.api.put(resized(&pod, requirements("200m", "96Mi"))).await;
+        let wanted = requirements("200m", "96Mi");
+        node.wait(uid, "more", |status| in_force(status, "app") == wanted).await;
+        let still: Vec<_> = node.processes(uid).into_iter().filter(|(name, ..)| !name.starts_with("debug")).collect();
+        assert_eq!(still, before, "nothing was started again");
+        assert_eq!(limits_of(node.pid(uid, "app")), (20_000, 96 << 20));
+        node.api.delete(uid, 0).await;
+        node.wait_finished(uid).await;
+        node.wait_gone(uid).await;
+        assert!(book(&node).is_empty(), "{:?}", book(&node));
     });
 }

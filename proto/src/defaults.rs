@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    DEFAULT_GRACE_SECONDS, Kind,
+    DEFAULT_GRACE_SECONDS, Kind, apparmor,
     resources::{CPU, MEMORY, amount_text},
     v1::{
         ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EphemeralContainer, Event, HttpGetAction,
@@ -79,6 +79,7 @@ fn apply_event(event: &mut Event) {
 
 /// Fills in the defaults of a pod.
 fn apply_pod(pod: &mut Pod) {
+    apparmor_from_annotations(pod);
     let spec = pod.spec_mut();
     set(&mut spec.restart_policy, "Always");
     set(&mut spec.dns_policy, "ClusterFirst");
@@ -99,6 +100,23 @@ fn apply_pod(pod: &mut Pod) {
     for constraint in &mut spec.topology_spread_constraints {
         set(&mut constraint.node_affinity_policy, "Honor");
         set(&mut constraint.node_taints_policy, "Ignore");
+    }
+}
+
+/// What the field says comes first; an annotation that says nothing sensible is validation's to report.
+fn apparmor_from_annotations(pod: &mut Pod) {
+    let annotations = pod.metadata.iter().flat_map(|meta| &meta.annotations);
+    let profile = |(key, value): (&String, &String)| {
+        let name = key.strip_prefix(apparmor::ANNOTATION)?;
+        Some((name.to_owned(), apparmor::from_annotation(value).ok()?))
+    };
+    let profiles: Vec<_> = annotations.filter_map(profile).collect();
+    let spec = pod.spec_mut();
+    for (name, profile) in profiles {
+        let mut containers = spec.init_containers.iter_mut().chain(&mut spec.containers);
+        if let Some(container) = containers.find(|container| container.name == name) {
+            container.security_context.get_or_insert_default().app_armor_profile.get_or_insert(profile);
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! disruption budgets.
 #![forbid(unsafe_code)]
 
+pub mod apparmor;
 pub mod base64;
 pub mod defaults;
 pub mod disruption;

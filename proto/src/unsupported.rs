@@ -51,9 +51,7 @@ pub const REFUSED: &[Row] = &[
     row("Container", "volumeDevices", Empty, "there are no block volumes"),
     row("LifecycleHandler", "tcpSocket", Empty, "Kubernetes accepts it and never runs it: use exec or httpGet"),
     row("SecurityContext", "seLinuxOptions", Empty, "SELinux labels are not set"),
-    row("SecurityContext", "appArmorProfile", Empty, "AppArmor profiles are not set yet"),
     row("PodSecurityContext", "seLinuxOptions", Empty, "SELinux labels are not set"),
-    row("PodSecurityContext", "appArmorProfile", Empty, "AppArmor profiles are not set yet"),
     row("PodSecurityContext", "seLinuxChangePolicy", Empty, "SELinux labels are not set"),
 ];
 

@@ -17,7 +17,8 @@ usage: cargo xtask COMMAND
 
   demo [--keep] [--fast]  set up, build, start a cluster on this machine, run the examples, take it down (--keep: leave it up)
   test [FILTER]           everything CI runs; with FILTER only the tests whose names contain it
-  vm-test [FILTER...]     the node's tests as root in a virtual machine that has cgroup version 2 alone (--quick: CI's selection)
+  vm-test [FILTER...]     the node's tests as root in a virtual machine that has cgroup version 2 alone (--quick: CI's selection;
+                         --power: one whose power is cut)
   setup                   install the Debian packages that are missing
   images                  build target/images/*.oci.tar from Debian's packages, those of the example tomcat-war too
   bench NAME              run a benchmark on release binaries; without a right NAME it says which there are

@@ -51,10 +51,12 @@ pub const PODMAN: &[Need] = &[
 /// Needed for the node's tests in a machine of their own.
 pub const MACHINE: &[Need] = &[
     need("qemu-system-x86", "qemu-system-x86_64", "the machine"),
+    need("qemu-utils", "qemu-img", "a disk that loses what was not flushed"),
     need("linux-image-cloud-amd64", "/boot/vmlinuz-*-cloud-amd64", "its kernel"),
     need("e2fsprogs", "mke2fs", "makes its disk"),
     need("binutils", "strip", "makes the tests on it small"),
     need("nftables", "nft", "the nodes' packet rules"),
+    need("apparmor", "apparmor_parser", "loads the nodes' profiles: its kernel has AppArmor"),
 ];
 
 /// Needed for the cluster in containers.

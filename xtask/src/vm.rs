@@ -54,6 +54,7 @@ const ALL: &[Suite] = &[
     suite(NODEAGENT, "streams", &[]),
     suite(NODEAGENT, "copy_debug", &[]),
     suite(NODEAGENT, "volumes", &[]),
+    suite(NODEAGENT, "apparmor", &[]),
     suite(NODEAGENT, "resize", &[]),
     suite(NODEAGENT, "pressure", &[]),
     suite(NODEAGENT, "users", &[]),
@@ -68,15 +69,21 @@ const SELECTION: &[Suite] = &[
     suite(PODSHIM, "users", &[]),
 ];
 
-/// Runs the suites; with filters only the tests whose names contain one of them, with `--quick` the selection.
+/// A node that loses its power, several times within one run.
+const POWER: &[Suite] = &[suite(NODEAGENT, "power_cut", &["--ignored", "--nocapture"])];
+
+/// Runs the suites; with filters only the tests whose names contain one of them, with `--quick` the selection, with `--power` a machine
+/// whose power is cut.
 ///
 /// # Errors
 /// When something is missing, a test fails in the machine, or the machine does not end in time.
 pub fn test(filters: &[&str]) -> Result<(), String> {
-    if filters == ["--quick"] {
-        return quick();
+    match filters {
+        ["--quick"] => return quick(),
+        ["--power"] => return suites(POWER, &[], WHOLE, true),
+        _ => {}
     }
-    suites(ALL, filters, WHOLE)
+    suites(ALL, filters, WHOLE, false)
 }
 
 /// The selection that belongs to every `cargo xtask test`.
@@ -84,10 +91,10 @@ pub fn test(filters: &[&str]) -> Result<(), String> {
 /// # Errors
 /// As [`test()`].
 pub fn quick() -> Result<(), String> {
-    suites(SELECTION, &[], QUICK)
+    suites(SELECTION, &[], QUICK, false)
 }
 
-fn suites(suites: &[Suite], filters: &[&str], bound: Duration) -> Result<(), String> {
+fn suites(suites: &[Suite], filters: &[&str], bound: Duration, losing: bool) -> Result<(), String> {
     setup::install(setup::BASE)?;
     setup::install(setup::MACHINE)?;
     run::cargo(&["build", "--workspace", "--bins"])?;
@@ -121,8 +128,10 @@ fn suites(suites: &[Suite], filters: &[&str], bound: Duration) -> Result<(), Str
     files.extend(BINARIES.iter().map(|name| run::bin_dir().join(name)));
     let kernel = disk::Kernel::newest()?;
     let initramfs = disk::initramfs(&kernel, &work.0)?;
-    let image = disk::root(&kernel, &files, &script, &work.0)?;
-    machine::run(&machine::Machine { kernel: &kernel.image, initramfs: &initramfs, disk: &image, bound })
+    let image = disk::root(&kernel, &files, &script, losing, &work.0)?;
+    let overlay = if losing { Some(disk::overlay(&image, &work.0)?) } else { None };
+    let disk = overlay.as_deref().map_or(machine::Disk::Plain(&image), machine::Disk::Losing);
+    machine::run(&machine::Machine { kernel: &kernel.image, initramfs: &initramfs, disk, bound })
 }
 
 /// How many tests of a program these words choose.

@@ -15,8 +15,8 @@ pub const VERSION: u16 = 1;
 /// What this build carries out, as it tells in [`State::version`]: grows with every field of a spec that an older supervisor
 /// would do harm by ignoring. 2: [`Mount::sub_path`]. 3: [`Exec::terminal`]. 4: [`ContainerSpec::terminal`],
 /// [`ContainerSpec::stdin_once`], [`ContainerSpec::pid_of`], [`Ask::Attach`], [`Run::user`]. 5: [`Ask::Resize`].
-/// 6: [`SandboxSpec::users`].
-pub const ABILITIES: u32 = 6;
+/// 6: [`SandboxSpec::users`]. 7: [`ContainerSpec::apparmor_profile`].
+pub const ABILITIES: u32 = 7;
 /// Largest message: a container's spec with the manifest's largest environment fits several times.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Most bytes of output or input in one exec frame.
@@ -211,6 +211,9 @@ pub struct ContainerSpec {
     /// Enter the PID namespace of this running container instead of an own one; empty: no. Without meaning where all share one.
     #[prost(string, tag = "21")]
     pub pid_of: String,
+    /// The AppArmor profile of its programs, exec'd ones too; empty: that of the supervisor.
+    #[prost(string, tag = "22")]
+    pub apparmor_profile: String,
 }
 
 /// A process' identity in numbers.

@@ -123,6 +123,9 @@ fn a_start_that_fails_names_its_step() {
         refused(&|spec| spec.seccomp_filter = vec![1, 2, 3]),
         by("load the seccomp filter", "", libc::EINVAL, Fault::Container)
     );
+    // Whether the kernel has no such profile or no AppArmor: never without.
+    let (step, object, _, _) = refused(&|spec| spec.apparmor_profile = "minipod-test-none".into());
+    assert!(step.contains("AppArmor") || object.contains("attr"), "{step} {object}");
     let (step, _, _, fault) = refused(&|spec| spec.name = "../x".into());
     assert_eq!((step.as_str(), fault), ("start container", Fault::Request));
     // No run came of any of these: the same number can be used.

@@ -220,6 +220,37 @@ fn keys_are_signals_on_a_terminal_and_its_end_is_theirs() {
     assert_eq!((out.len(), code), (3_000_000, 0));
 }
 
+/// Beside others, so that the kernel's own thread between the two ends of a terminal is late now and then.
+#[test]
+fn the_last_words_on_a_terminal_come_every_time() {
+    let mut pod = Pod::new();
+    pod.start(pod.spec("a", "sleep 1000"));
+    // More than the kernel holds for a reader (4 kB) in the second one.
+    let short = ("echo first; echo last >&2; exit 6", "first\r\nlast\r\n".to_owned());
+    let long = ("seq 2000; echo last; exit 6", (1..=2000).map(|n| format!("{n}\r\n")).collect::<String>() + "last\r\n");
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for round in 0..50 {
+                    let (script, wanted) = if round % 5 == 4 { &long } else { &short };
+                    let window = Some(Window { rows: 24, columns: 80 });
+                    let (out, _, code) = pod.exec_on("a", &["sh", "-c", script], true, window).expect("runs").finish();
+                    let out = String::from_utf8_lossy(&out);
+                    assert!(out == *wanted && code == 6, "round {round}, code {code}: {} bytes: {out:?}", out.len());
+                }
+            });
+        }
+    });
+    // The log of a container with a terminal is read by another thread.
+    for attempt in 0..20 {
+        let mut spec = pod.spec_of("t", attempt, &["sh", "-c", long.0]);
+        spec.terminal = Some(Window { rows: 24, columns: 80 });
+        pod.run_spec(spec);
+        let log = pod.output("t", attempt).replace('\r', "");
+        assert_eq!(log, long.1.replace('\r', ""), "run {attempt}");
+    }
+}
+
 #[test]
 fn a_container_without_terminals_is_refused_one() {
     let mut pod = Pod::new();

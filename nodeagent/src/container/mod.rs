@@ -48,6 +48,9 @@ pub enum ConfigError {
     /// No filter for its system calls.
     #[error(transparent)]
     Seccomp(#[from] crate::seccomp::SeccompError),
+    /// No AppArmor profile for it.
+    #[error(transparent)]
+    AppArmor(#[from] crate::apparmor::AppArmorError),
     /// Not a capability.
     #[error("unknown capability {0:?}")]
     UnknownCapability(String),

@@ -64,6 +64,8 @@ pub struct Input<'a> {
     pub attempt: u32,
     /// The filter of its system calls; empty: none.
     pub seccomp_filter: Vec<u8>,
+    /// Its AppArmor profile; empty: none.
+    pub apparmor_profile: String,
     /// The pod's own users; `None`: they are the node's.
     pub users: Option<IdRange>,
     /// The node's memory, for the OOM score.
@@ -200,6 +202,7 @@ pub fn container(input: &Input<'_>) -> Result<ContainerSpec, ConfigError> {
         terminal: container.tty.then(Window::default),
         stdin_once: container.stdin && container.stdin_once,
         pid_of: String::new(),
+        apparmor_profile: input.apparmor_profile.clone(),
     })
 }
 
@@ -217,7 +220,6 @@ fn supported(spec: &PodSpec, container: &Container, context: Option<&SecurityCon
             own_users && spec.volumes.iter().any(|volume| volume.image.is_some()),
             "an image volume with hostUsers: false",
         ),
-        (context.is_some_and(|context| context.app_armor_profile.is_some()), "securityContext.appArmorProfile"),
     ];
     has.iter().find(|(used, _)| *used).map_or(Ok(()), |(_, field)| Err(ConfigError::Unsupported((*field).to_owned())))
 }
@@ -301,6 +303,7 @@ pub(super) mod tests {
             log: "/var/m/logs/x/web/3.log".into(),
             attempt: 3,
             seccomp_filter: Vec::new(),
+            apparmor_profile: String::new(),
             users: own_users.then_some(IdRange { first: 1 << 20, count: 65_536 }),
             node_memory_bytes: 1 << 30,
         })

@@ -6,6 +6,7 @@
 //! a crash leaves behind lies in temporary directories that the next [`ImageStore::open`] removes.
 
 mod archive;
+mod certs;
 mod error;
 pub mod gc;
 pub mod pull;

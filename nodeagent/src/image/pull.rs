@@ -55,11 +55,17 @@ pub struct Registries {
     pub credentials: BTreeMap<String, Credentials>,
     /// How long a registry may say nothing.
     pub patience: Duration,
+    /// Where each registry's certificates lie, in a directory of its name.
+    pub certs: PathBuf,
 }
+
+/// Where certificates of registries lie unless the operator says otherwise.
+pub const CERTS: &str = "/etc/minipod/certs.d";
 
 impl Default for Registries {
     fn default() -> Self {
-        Self { plain_http: Vec::new(), mirrors: BTreeMap::new(), credentials: BTreeMap::new(), patience: PATIENCE }
+        let (plain_http, mirrors, credentials) = Default::default();
+        Self { plain_http, mirrors, credentials, patience: PATIENCE, certs: CERTS.into() }
     }
 }
 
@@ -290,8 +296,9 @@ impl Puller {
         registry: &str,
         credentials: &BTreeMap<String, Credentials>,
     ) -> Result<Source<'a>, PullError> {
-        let Registries { plain_http, credentials: own, patience, .. } = &self.registries;
-        let made = || Clients::new(*patience).map(Arc::new).map_err(|error| crate::report::chain(&error));
+        let Registries { plain_http, credentials: own, patience, certs, .. } = &self.registries;
+        let made =
+            || Clients::new(*patience, certs.clone()).map(Arc::new).map_err(|error| crate::report::chain(&error));
         let clients = self.clients.get_or_init(made).clone().map_err(PullError::Http)?;
         let path = image.repository.split_once('/').map_or(image.repository.as_str(), |(_, path)| path);
         let found = credentials.get(registry).or_else(|| own.get(registry)).cloned();

@@ -4,15 +4,19 @@
 //! credentials once per request, and where it sends us on to is looked at first. Elsewhere must speak TLS and is never this machine itself
 //! (its services, a cloud's metadata) unless the node's operator has named that host.
 
+use std::collections::HashMap;
+use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, HeaderMap, LOCATION, WWW_AUTHENTICATE};
 use reqwest::redirect::Policy;
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{Certificate, Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode, Url};
 
+use super::certs::{self, CertsError};
 use super::pull::Credentials;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,6 +44,15 @@ pub enum RegistryError {
     /// It cannot be reached, or broke off.
     #[error(transparent)]
     Http(#[from] reqwest::Error),
+    /// Nobody who is trusted says that it is who it should be.
+    #[error(transparent)]
+    Untrusted(Box<Untrusted>),
+    /// It answers in the clear.
+    #[error("{0} does not speak TLS: where it should not, --registry-http wants its name")]
+    NoTls(String),
+    /// What the operator says of its certificates cannot be used.
+    #[error("its certificates on this node")]
+    Certs(#[source] Box<CertsError>),
     /// Another status than was to be expected.
     #[error("it answers {status}: {said}")]
     Status {
@@ -70,6 +83,18 @@ pub enum RegistryError {
     Malformed(&'static str),
 }
 
+/// A registry's certificate that nobody who is trusted has signed, or not for it, or not for now.
+#[derive(Debug, thiserror::Error)]
+#[error("{host} is not trusted ({why}): where it should be, {} wants its authority's certificate", place.display())]
+pub struct Untrusted {
+    /// `host[:port]`.
+    pub host: String,
+    /// What is wrong with its certificate.
+    pub why: String,
+    /// Where an operator says whom to trust.
+    pub place: PathBuf,
+}
+
 /// The HTTP clients of all pulls.
 #[derive(Debug)]
 pub(super) struct Clients {
@@ -79,22 +104,45 @@ pub(super) struct Clients {
     elsewhere: Client,
     /// How long a registry may say nothing.
     patience: Duration,
+    /// The operator's directories of certificates.
+    certs: PathBuf,
 }
 
 impl Clients {
     /// # Errors
     /// When TLS cannot be set up.
-    pub(super) fn new(patience: Duration) -> Result<Self, reqwest::Error> {
-        let client = || {
-            // Redirections are followed by `Registry::go`, which looks where they lead.
-            Client::builder()
-                .redirect(Policy::none())
-                .connect_timeout(CONNECT_TIMEOUT)
-                .read_timeout(patience)
-                .user_agent(concat!("minipod/", env!("CARGO_PKG_VERSION")))
-        };
-        Ok(Self { named: client().build()?, elsewhere: client().dns_resolver(Elsewhere).build()?, patience })
+    pub(super) fn new(patience: Duration, certs: PathBuf) -> Result<Self, reqwest::Error> {
+        let named = trusting(|| builder(patience), Vec::new())?;
+        let elsewhere = trusting(|| builder(patience).dns_resolver(Elsewhere), Vec::new())?;
+        Ok(Self { named, elsewhere, patience, certs })
     }
+
+    /// One for a host that the operator has a directory of certificates for.
+    fn trusting(&self, host: &str) -> Result<Option<Client>, RegistryError> {
+        let Some(certs) = certs::read(&self.certs, host).map_err(|error| RegistryError::Certs(Box::new(error)))? else {
+            return Ok(None);
+        };
+        let client = || match &certs.identity {
+            Some(identity) => builder(self.patience).identity(identity.clone()),
+            None => builder(self.patience),
+        };
+        Ok(Some(trusting(client, certs.authorities)?))
+    }
+}
+
+/// With the system's authorities and these. A system may have none (Debian without ca-certificates): there these alone are trusted, and
+/// registries without TLS are reached all the same.
+fn trusting(client: impl Fn() -> ClientBuilder, authorities: Vec<Certificate>) -> Result<Client, reqwest::Error> {
+    client().tls_certs_merge(authorities.clone()).build().or_else(|_| client().tls_certs_only(authorities).build())
+}
+
+/// Redirections are followed by `Registry::go`, which looks where they lead.
+fn builder(patience: Duration) -> ClientBuilder {
+    Client::builder()
+        .redirect(Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(patience)
+        .user_agent(concat!("minipod/", env!("CARGO_PKG_VERSION")))
 }
 
 /// Resolves names, but to none of this machine's own addresses.
@@ -140,6 +188,10 @@ impl std::fmt::Debug for Proof {
 pub(super) struct Registry {
     clients: Arc<Clients>,
     base: Url,
+    /// As people write it.
+    name: String,
+    /// Hosts that were asked for, with the client of those that the operator has certificates for.
+    trusting: Mutex<HashMap<String, Option<Client>>>,
     /// `host[:port]` of those that are spoken to without TLS.
     plain_http: Vec<String>,
     repository: String,
@@ -159,12 +211,14 @@ impl Registry {
         credentials: Option<Credentials>,
     ) -> Result<Self, RegistryError> {
         let scheme = if plain_http.iter().any(|plain| plain == host) { "http" } else { "https" };
+        let name = host.to_owned();
         // The name that people know is not that of the host which serves it.
         let host = if host == "docker.io" { "registry-1.docker.io" } else { host };
         let base = Url::parse(&format!("{scheme}://{host}/v2/"));
         let base = base.map_err(|_| RegistryError::Malformed("its name is no host"))?;
         let (plain_http, repository) = (plain_http.to_vec(), repository.to_owned());
-        Ok(Self { clients, base, plain_http, repository, credentials, proof: Mutex::default() })
+        let (trusting, proof) = Default::default();
+        Ok(Self { clients, base, name, trusting, plain_http, repository, credentials, proof })
     }
 
     /// A manifest or an index by tag or digest, as it is sent.
@@ -226,7 +280,7 @@ impl Registry {
             if let Some(proof) = proof.as_ref().filter(|_| self.is_home(&url)) {
                 request = proof.on(request);
             }
-            let answer = request.send().await?;
+            let answer = request.send().await.map_err(|error| self.not_reached(&url, error))?;
             if !answer.status().is_redirection() {
                 return Ok(answer);
             }
@@ -239,6 +293,9 @@ impl Registry {
 
     /// A request to a place that may be asked.
     fn request(&self, method: Method, url: &Url) -> Result<RequestBuilder, RegistryError> {
+        if let Some(client) = self.trusting(url)? {
+            return Ok(client.request(method, url.clone()));
+        }
         if self.is_home(url) || self.is_plain(url) {
             return Ok(self.clients.named.request(method, url.clone()));
         }
@@ -252,6 +309,37 @@ impl Registry {
             return Err(refused("that is this machine itself, and --registry-http does not name it"));
         }
         Ok(self.clients.elsewhere.request(method, url.clone()))
+    }
+
+    /// The client for a place whose certificates the operator has named, and thereby the place.
+    fn trusting(&self, url: &Url) -> Result<Option<Client>, RegistryError> {
+        if url.scheme() != "https" {
+            return Ok(None);
+        }
+        let host = host_of(url);
+        let mut known = self.trusting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = known.get(&host) {
+            return Ok(client.clone());
+        }
+        let mut client = self.clients.trusting(&host)?;
+        if client.is_none() && self.is_home(url) && self.name != host {
+            client = self.clients.trusting(&self.name)?;
+        }
+        known.insert(host, client.clone());
+        Ok(client)
+    }
+
+    /// Says what to do where TLS is what failed.
+    fn not_reached(&self, url: &Url, error: reqwest::Error) -> RegistryError {
+        let host = host_of(url);
+        match tls_error(&error) {
+            Some(rustls::Error::InvalidCertificate(why)) => {
+                let place = self.clients.certs.join(if self.is_home(url) { &self.name } else { &host });
+                RegistryError::Untrusted(Box::new(Untrusted { why: why.to_string(), place, host }))
+            }
+            Some(rustls::Error::InvalidMessage(_)) => RegistryError::NoTls(host),
+            _ => RegistryError::Http(error),
+        }
     }
 
     fn is_home(&self, url: &Url) -> bool {
@@ -295,7 +383,7 @@ impl Registry {
             request = Proof::Basic(credentials.clone()).on(request);
         }
         // Not followed anywhere: the credentials are with it.
-        let answer = request.send().await?;
+        let answer = request.send().await.map_err(|error| self.not_reached(&url, error))?;
         if !answer.status().is_success() {
             return Err(RegistryError::Unauthorized);
         }
@@ -366,6 +454,28 @@ async fn said(mut answer: Response) -> String {
     String::from_utf8_lossy(&bytes).escape_debug().to_string()
 }
 
+/// `host[:port]`, the port where it is not that of the scheme.
+fn host_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+/// What TLS had to say of an error, if it was TLS.
+fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
+    let mut next = error.source();
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = match error.downcast_ref::<std::io::Error>() {
+            // Its source is that of what it wraps, not what it wraps.
+            Some(error) => error.get_ref().map(|inner| inner as &(dyn Error + 'static)),
+            None => error.source(),
+        };
+    }
+    None
+}
+
 /// Without its query, which can hold signatures.
 fn shown(url: &Url) -> String {
     let mut url = url.clone();
@@ -404,7 +514,7 @@ mod tests {
     fn a_registry_sends_nobody_to_the_node_itself() {
         // An error means that another test was first.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let clients = Arc::new(Clients::new(Duration::from_secs(1)).expect("clients"));
+        let clients = Arc::new(Clients::new(Duration::from_secs(1), "/nonexistent".into()).expect("clients"));
         let plain = ["127.0.0.1:5000".to_owned(), "mirror.example".to_owned()];
         let registry = Registry::new(clients, ("registry.example", "a/b"), &plain, None).expect("a registry");
         for (to, may) in [

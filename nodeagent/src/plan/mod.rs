@@ -130,6 +130,10 @@ impl Planner<'_> {
             let evicted_for = terminal(false, EVICTED, &evicted.message);
             return evicted_for.map(|terminal| Terminal { grace_ms: Some(evicted.grace_ms), ..terminal });
         }
+        let never_ran = self.seen.containers.values().all(|container| container.run.is_none());
+        if let Some(refused) = self.want.refused.as_ref().filter(|_| never_ran) {
+            return terminal(false, refused.reason, &refused.message);
+        }
         if let Some(deadline_ms) = self.want.deadline_ms {
             if deadline_ms <= self.now_ms {
                 let message = "Pod was active on the node longer than the specified deadline";

@@ -144,6 +144,15 @@ pub struct Condemned {
     pub deadline_ms: u64,
 }
 
+/// Why a node does not take a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Pod reason, the kubelet's.
+    pub reason: &'static str,
+    /// Pod message.
+    pub message: String,
+}
+
 /// Why and since when a pod ends by someone's wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deletion {
@@ -170,6 +179,8 @@ pub struct PodWant {
     pub deadline_ms: Option<u64>,
     /// Set when the node cannot keep the pod.
     pub evicted: Option<Evicted>,
+    /// Set when the node has not what the pod needs: it never starts. One that has started before stays.
+    pub refused: Option<Refused>,
     /// No sandbox network of its own.
     pub host_network: bool,
     /// CPU and memory that the pod as a whole shall have.
@@ -347,8 +358,10 @@ pub struct Terminal {
 pub struct Seen {
     /// The pod's directory and its spec file exist.
     pub dir: bool,
-    /// Volumes, logs or root file systems may exist.
+    /// Volumes or root file systems may exist.
     pub data: bool,
+    /// Logs may exist; they stay until the pod is removed.
+    pub logs: bool,
     /// The supervisor.
     pub shim: Shim,
     /// The newest sandbox's number; 0 before the first.

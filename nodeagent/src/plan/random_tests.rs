@@ -91,6 +91,7 @@ fn random_pod(random: &mut Random) -> PodWant {
         deletion: None,
         deadline_ms: random.one_in(10).then_some(200_000),
         evicted: None,
+        refused: None,
         host_network: random.one_in(8),
         resources: Resources::default(),
     }

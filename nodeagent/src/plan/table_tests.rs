@@ -24,6 +24,7 @@ fn parse_pod(words: &[&str]) -> PodWant {
         deletion: None,
         deadline_ms: None,
         evicted: None,
+        refused: None,
         host_network: false,
         resources: Resources::default(),
     };
@@ -60,6 +61,10 @@ fn parse_pod(words: &[&str]) -> PodWant {
             ("deadline", at) => want.deadline_ms = Some(millis(at)),
             ("evicted", grace) => {
                 want.evicted = Some(Evicted { message: "the node is full".into(), grace_ms: millis(grace) });
+            }
+            ("refused", reason) => {
+                let reason = if reason.is_empty() { "AppArmor" } else { panic!("unknown reason {reason}") };
+                want.refused = Some(Refused { reason, message: "the node has not what it needs".into() });
             }
             ("hostnet", _) => want.host_network = true,
             ("all", options) => want.resources = resources(options),
@@ -126,6 +131,7 @@ fn parse_seen(seen: &mut Seen, want: &PodWant, words: &[&str]) {
             ("dir", _) => (seen.dir, seen.data) = (true, true),
             ("dirless", _) => (seen.dir, seen.data) = (false, false),
             ("dataless", _) => seen.data = false,
+            ("logs", _) => seen.logs = true,
             ("shim", "up") => seen.shim = Shim::Up,
             ("shim", "dead") => seen.shim = Shim::Dead,
             ("shim", "absent") => (seen.shim, seen.sandbox) = (Shim::Absent, SandboxState::None),

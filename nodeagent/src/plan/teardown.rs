@@ -26,7 +26,7 @@ impl Planner<'_> {
             self.emit(Step::DetachNetwork, "the sandbox is gone");
             return;
         }
-        match (remove, self.seen.dir || self.seen.data, self.seen.data) {
+        match (remove, self.seen.dir || self.seen.data || self.seen.logs, self.seen.data) {
             (true, true, _) => self.emit(Step::RemovePodDir, "the pod is removed"),
             (true, false, _) => self.out.finished = self.seen.in_flight.is_empty(),
             (false, _, true) => self.emit(Step::RemovePodData, "the pod is done"),

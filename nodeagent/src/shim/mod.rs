@@ -232,6 +232,9 @@ const RESIZE_SINCE: u32 = 5;
 /// The first with `SandboxSpec::users`.
 const USERS_SINCE: u32 = 6;
 
+/// The first with `ContainerSpec::apparmor_profile`.
+const APPARMOR_SINCE: u32 = 7;
+
 /// What there is of a pod's supervisor.
 #[derive(Debug)]
 pub enum Found {
@@ -366,6 +369,9 @@ impl Shim {
             if asked {
                 self.must_know(ATTACH_SINCE, field)?;
             }
+        }
+        if !spec.apparmor_profile.is_empty() {
+            self.must_know(APPARMOR_SINCE, "AppArmor profiles")?;
         }
         match self.ask("start the container", Ask::Start(Box::new(spec)), ANSWER_PATIENCE).await? {
             Say::Started(started) => Ok(started),

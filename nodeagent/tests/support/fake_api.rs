@@ -196,7 +196,8 @@ impl FakeApi {
             id
         };
         self.tell(ToAgent::OpenStream(OpenStream { stream_id, pod_uid: pod_uid.into(), request: Some(request) })).await;
-        tokio::time::timeout(Duration::from_secs(10), receiver).await.expect("a tunnel in time").expect("tunnel")
+        // An emulated machine with sixty programs starting takes seconds for a dial.
+        tokio::time::timeout(Duration::from_secs(30), receiver).await.expect("a tunnel in time").expect("tunnel")
     }
 
     fn take(&self, message: FromAgent) -> Option<ToAgent> {

@@ -81,10 +81,24 @@ pub fn images() -> &'static [PathBuf; 2] {
     })
 }
 
+/// Puts both images into a store that no agent has; durably as an agent would, or quickly.
+pub fn load_images(data_dir: &Path, durable: bool) {
+    let store = ImageStore::open(data_dir, StoreOptions { durable, ..StoreOptions::default() });
+    let store = store.expect("an image store");
+    for archive in images() {
+        store.load(archive, &LoadOptions::default()).expect("load an image");
+    }
+}
+
 /// A node: directories, API server and, most of the time, an agent.
 pub struct Node {
     pub api: FakeApi,
-    dir: tempfile::TempDir,
+    /// Images, volumes, logs.
+    dir: PathBuf,
+    /// What does not outlive a boot.
+    run: PathBuf,
+    /// Both, where they go with the node.
+    owned: Option<tempfile::TempDir>,
     cgroup_root: String,
     agent: Option<Child>,
     pub program: PathBuf,
@@ -99,14 +113,18 @@ impl Node {
     pub async fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let dir = tempfile::Builder::new().prefix("mp-").tempdir().expect("a directory");
-        let log = dir.path().join("agent.log");
-        let store =
-            ImageStore::open(&dir.path().join("data"), StoreOptions { durable: false, ..StoreOptions::default() });
-        let store = store.expect("an image store");
-        for archive in images() {
-            store.load(archive, &LoadOptions::default()).expect("load an image");
-        }
+        let owned = tempfile::Builder::new().prefix("mp-").tempdir().expect("a directory");
+        let dir = owned.path().to_owned();
+        load_images(&dir.join("data"), false);
+        let name = format!("minipod-test-{}-{number}", std::process::id());
+        let mut node = Self::on(dir.clone(), dir.join("run"), name).await;
+        node.owned = Some(owned);
+        node
+    }
+
+    /// One on directories that are there, and stay.
+    pub async fn on(dir: PathBuf, run: PathBuf, cgroup_root: String) -> Self {
+        let log = dir.join("agent.log");
         let (api, _server) = FakeApi::start(POD_CIDR).await;
         // The disk of the machine that tests run on is nobody's business but that of the tests that say so.
         let flags = vec![
@@ -116,13 +134,15 @@ impl Node {
         ];
         Self {
             api,
-            cgroup_root: format!("minipod-test-{}-{number}", std::process::id()),
+            cgroup_root,
             agent: None,
             program: PathBuf::from(env!("CARGO_BIN_EXE_minipod-nodeagent")),
             flags,
             quiet: false,
             log,
             dir,
+            run,
+            owned: None,
         }
     }
 
@@ -134,11 +154,11 @@ impl Node {
     }
 
     pub fn run_dir(&self) -> PathBuf {
-        self.dir.path().join("run")
+        self.run.clone()
     }
 
     pub fn data_dir(&self) -> PathBuf {
-        self.dir.path().join("data")
+        self.dir.join("data")
     }
 
     pub fn start(&mut self, environment: &[(&str, &str)]) {
@@ -273,7 +293,10 @@ impl Node {
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").expect("mounts");
         found.extend(mounts.lines().filter(|line| line.contains(uid)).map(|line| format!("mount {line}")));
         let links = run("ip", &["-o", "link"]);
-        let veths = links.lines().filter(|line| line.contains("master mptest0"));
+        // One that names no pod is anybody's.
+        let (any, own) = (" alias minipod:", format!(" alias minipod:{uid}"));
+        let ours = |line: &&str| !line.contains(any) || line.ends_with(&own);
+        let veths = links.lines().filter(|line| line.contains("master mptest0")).filter(ours);
         found.extend(veths.map(|line| format!("link {line}")));
         let groups = self.cgroups().into_iter().filter(|group| group.to_string_lossy().contains(uid));
         found.extend(groups.map(|group| format!("cgroup {}", group.display())));
@@ -345,7 +368,7 @@ impl Drop for Node {
             }
         }
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
-        let dir = self.dir.path().to_string_lossy().into_owned();
+        let dir = self.dir.to_string_lossy().into_owned();
         for point in
             mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).filter(|point| point.starts_with(&dir))
         {
@@ -430,6 +453,47 @@ pub fn requirements(cpu: &str, memory: &str) -> Option<ResourceRequirements> {
 /// The resources that the node says are in force.
 pub fn in_force(status: &PodStatus, name: &str) -> Option<ResourceRequirements> {
     container(status, name).resources.clone()
+}
+
+/// What the kernel holds a process' group to: CPU quota per 100 ms in microseconds, memory in bytes.
+pub fn limits_of(pid: u32) -> (u64, u64) {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("its groups");
+    let path = |controller: &str| -> PathBuf {
+        let line = |name: &str| {
+            groups.lines().find_map(|line| {
+                let mut parts = line.splitn(3, ':').skip(1);
+                let names = parts.next()?;
+                let hit = if name.is_empty() { names.is_empty() } else { names.split(',').any(|one| one == name) };
+                hit.then(|| parts.next())?
+            })
+        };
+        match line(controller) {
+            Some(path) => mount_of(controller).join(path.trim_start_matches('/')),
+            None => mount_of("").join(line("").expect("version 2").trim_start_matches('/')),
+        }
+    };
+    let read = |dir: PathBuf, names: [&str; 2]| {
+        let text = names.iter().find_map(|name| fs::read_to_string(dir.join(name)).ok());
+        let text = text.unwrap_or_else(|| panic!("{names:?} in {}", dir.display()));
+        text.split_ascii_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(u64::MAX)
+    };
+    (read(path("cpu"), ["cpu.cfs_quota_us", "cpu.max"]), read(path("memory"), ["memory.limit_in_bytes", "memory.max"]))
+}
+
+/// Where a version 1 controller is mounted, or with an empty name version 2.
+fn mount_of(controller: &str) -> PathBuf {
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").expect("mounts");
+    let found = mounts.lines().find_map(|line| {
+        let (head, tail) = line.split_once(" - ")?;
+        let (kind, options) = (tail.split(' ').next()?, tail.split(' ').nth(2)?);
+        let hit = match (kind, controller) {
+            ("cgroup2", "") => true,
+            ("cgroup", name) => options.split(',').any(|option| option == name),
+            _ => false,
+        };
+        hit.then(|| head.split(' ').nth(4).map(Path::new).map(Path::to_owned))?
+    });
+    found.unwrap_or_else(|| panic!("{controller:?} is not mounted:\n{mounts}"))
 }
 
 /// The pod with other resources of `app`, as the API server grants them.

@@ -23,6 +23,9 @@ impl Drop for Registry {
     }
 }
 
+/// Only who is in the file USERS.
+const AUTH: &str = "auth: {htpasswd: {realm: test, path: 'USERS'}}\n";
+
 /// A port that nobody listens on now.
 ///
 /// # Panics
@@ -37,7 +40,7 @@ impl Registry {
     /// # Panics
     /// When it does not come up.
     pub fn start() -> Registry {
-        Registry::start_with(loopback(), false)
+        Registry::start_with(loopback(), "", "")
     }
 
     /// One on loopback that opens to `user` with the password `word` alone.
@@ -45,7 +48,19 @@ impl Registry {
     /// # Panics
     /// When it does not come up.
     pub fn closed() -> Registry {
-        Registry::start_with(loopback(), true)
+        Registry::start_with(loopback(), "", AUTH)
+    }
+
+    /// One on loopback that speaks TLS with `server.pem` and `server-key.pem` of `certs`, and there serves those alone who show a
+    /// certificate of `clients`, where it names a file.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn with_tls(certs: &Path, clients: Option<&str>) -> Registry {
+        let at = |name: &str| certs.join(name).display().to_string();
+        let clients = clients.map(|name| format!(", clientcas: ['{}']", at(name))).unwrap_or_default();
+        let tls = format!(", tls: {{certificate: '{}', key: '{}'{clients}}}", at("server.pem"), at("server-key.pem"));
+        Registry::start_with(loopback(), &tls, "")
     }
 
     /// One on that address.
@@ -53,21 +68,20 @@ impl Registry {
     /// # Panics
     /// When it does not come up.
     pub fn at(address: SocketAddr) -> Registry {
-        Registry::start_with(address, false)
+        Registry::start_with(address, "", "")
     }
 
-    fn start_with(address: SocketAddr, closed: bool) -> Registry {
+    fn start_with(address: SocketAddr, tls: &str, more: &str) -> Registry {
         let dir = tempfile::tempdir().expect("a directory");
         let host = address.to_string();
         let users = dir.path().join("users");
         // bcrypt with the least rounds: the word is no secret.
         let line = "user:$2b$04$RB6GR70.lKCxsw0GVH79D.hbnMDo3FMUfeRvVzW.Wi8rfyUZ85sWG\n";
         std::fs::write(&users, line).expect("written");
-        let auth = format!("auth: {{htpasswd: {{realm: test, path: '{}'}}}}\n", users.display());
-        let more = if closed { auth.as_str() } else { "" };
         let config = format!(
-            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '{host}'}}\n{more}",
-            dir.path().join("data").display()
+            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '{host}'{tls}}}\n{}",
+            dir.path().join("data").display(),
+            more.replace("USERS", &users.display().to_string())
         );
         let file = dir.path().join("config.yml");
         std::fs::write(&file, config).expect("written");

@@ -48,6 +48,7 @@ pub(super) fn create(walk: &mut Walk, pod: &Pod) {
     if !spec.ephemeral_containers.is_empty() {
         walk.wrong("spec.ephemeralContainers", "want none in a new pod, they are added to a running one");
     }
+    security::apparmor_annotations(walk, pod);
 }
 
 fn names(walk: &mut Walk, spec: &PodSpec) {

@@ -1,10 +1,14 @@
 //! Users, privileges, kernel parameters.
 
 use super::walk::{Walk, relative};
-use crate::v1::{AppArmorProfile, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext};
+use crate::apparmor;
+use crate::names::Check;
+use crate::v1::{AppArmorProfile, Pod, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext};
 
 /// Largest user or group id: beyond it systems disagree on the sign.
 const MAX_ID: i64 = i32::MAX as i64;
+/// Longest name of an AppArmor profile, as in Kubernetes.
+const MAX_PROFILE_BYTES: usize = 4095;
 /// Longest name of a sysctl.
 const MAX_SYSCTL_BYTES: usize = 253;
 
@@ -22,22 +26,50 @@ fn id(walk: &mut Walk, field: &str, id: Option<i64>, spec: &PodSpec) {
 
 fn seccomp(walk: &mut Walk, profile: Option<&SeccompProfile>) {
     if let Some(profile) = profile {
-        walk.within("seccompProfile", |walk| named(walk, &profile.r#type, &profile.localhost_profile));
+        walk.within("seccompProfile", |walk| named(walk, &profile.r#type, &profile.localhost_profile, relative));
     }
 }
 
 fn apparmor(walk: &mut Walk, profile: Option<&AppArmorProfile>) {
     if let Some(profile) = profile {
-        walk.within("appArmorProfile", |walk| named(walk, &profile.r#type, &profile.localhost_profile));
+        walk.within("appArmorProfile", |walk| named(walk, &profile.r#type, &profile.localhost_profile, profile_name));
     }
 }
 
-fn named(walk: &mut Walk, kind: &str, localhost: &str) {
+/// A profile's name is a name and no path, though many look like one.
+fn profile_name(name: &str) -> Check {
+    let ok = (1..=MAX_PROFILE_BYTES).contains(&name.len()) && name.trim() == name && !name.contains(char::is_control);
+    if ok { Ok(()) } else { Err("want the name of a profile that the node has loaded, without white space around it") }
+}
+
+fn named(walk: &mut Walk, kind: &str, localhost: &str, form: fn(&str) -> Check) {
     walk.must_be("type", kind, &["RuntimeDefault", "Unconfined", "Localhost"]);
     match (kind == "Localhost", localhost.is_empty()) {
-        (true, _) => walk.form("localhostProfile", localhost, relative),
+        (true, _) => walk.form("localhostProfile", localhost, form),
         (false, true) => {}
         (false, false) => walk.bad("localhostProfile", localhost, "want it with type Localhost only"),
+    }
+}
+
+/// Annotations that name AppArmor profiles: each for a container that is there, and saying what its field says.
+pub(super) fn apparmor_annotations(walk: &mut Walk, pod: &Pod) {
+    for (key, value) in pod.metadata.iter().flat_map(|meta| &meta.annotations) {
+        let Some(name) = key.strip_prefix(apparmor::ANNOTATION) else { continue };
+        let spec = pod.spec();
+        let container = spec.init_containers.iter().chain(&spec.containers).find(|container| container.name == name);
+        let field = container.map(|one| one.security_context.as_ref().and_then(|own| own.app_armor_profile.as_ref()));
+        let wrong = match (apparmor::from_annotation(value), field) {
+            (Err(wanted), _) => wanted,
+            (_, None) => "want the name of one of the pod's containers in the annotation's",
+            (Ok(profile), Some(Some(field))) if profile != *field => {
+                "want the same as securityContext.appArmorProfile of the container, or no annotation"
+            }
+            (Ok(profile), _) if profile.r#type == "Localhost" && profile_name(&profile.localhost_profile).is_err() => {
+                apparmor::WANTED
+            }
+            _ => continue,
+        };
+        walk.bad(&format!("metadata.annotations[{key:?}]"), value, wrong);
     }
 }
 

@@ -14,7 +14,7 @@ const BOOT_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 /// Directories of modules that the kernel loads by itself when somebody asks for a file system, link or rule.
 const MODULES: [&str; 6] = ["arch", "crypto", "fs", "lib", "net", "drivers/net"];
 /// Programs that the tests and the agent call.
-const PROGRAMS: [&str; 3] = ["ip", "nft", "unshare"];
+const PROGRAMS: [&str; 4] = ["ip", "nft", "unshare", "apparmor_parser"];
 
 /// A kernel of Debian's package.
 pub struct Kernel {
@@ -137,7 +137,7 @@ fn length(content: &[u8]) -> u32 {
 ///
 /// # Errors
 /// When something is missing or the disk is full.
-pub fn root(kernel: &Kernel, files: &[PathBuf], script: &str, work: &Path) -> Result<PathBuf, String> {
+pub fn root(kernel: &Kernel, files: &[PathBuf], script: &str, journal: bool, work: &Path) -> Result<PathBuf, String> {
     run::step("make the machine's disk");
     let root = work.join("root");
     for dir in ["bin", "sbin", "dev", "proc", "sys", "run", "tmp", "root", "etc", "var"] {
@@ -154,12 +154,24 @@ pub fn root(kernel: &Kernel, files: &[PathBuf], script: &str, work: &Path) -> Re
     modules(kernel, &root)?;
     write(&root.join("sbin/vm-init"), &format!("{}{script}", include_str!("vm-init.sh")))?;
     let image = work.join("disk");
-    // No journal: the image lives for one run.
+    // Without a journal unless the file system has to come back from a cut: the image lives for one run.
+    let features = if journal { "has_journal" } else { "^has_journal" };
     let mut make = Command::new("mke2fs");
-    make.args(["-q", "-t", "ext4", "-O", "^has_journal", "-d"]).arg(&root).arg(&image).arg(DISK);
+    make.args(["-q", "-t", "ext4", "-O", features, "-d"]).arg(&root).arg(&image).arg(DISK);
     run::output(&mut make)?;
     fs::remove_dir_all(&root).map_err(|e| format!("remove {}: {e}", root.display()))?;
     Ok(image)
+}
+
+/// An image above another one that holds what is written.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn overlay(image: &Path, work: &Path) -> Result<PathBuf, String> {
+    let overlay = work.join("overlay");
+    let mut make = Command::new("qemu-img");
+    make.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(image).arg(&overlay);
+    run::output(&mut make).map(|_| overlay)
 }
 
 /// busybox with its applets, and the programs it has not with their libraries.

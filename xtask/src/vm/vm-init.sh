@@ -15,6 +15,9 @@ mount -t tmpfs none /dev/shm
 mount -t mqueue none /dev/mqueue
 mount -t tmpfs none /run
 mount -t cgroup2 none /sys/fs/cgroup || end 90
+# AppArmor's profiles are loaded through it.
+mount -t securityfs none /sys/kernel/security || end 92
+export MINIPOD_HAS_APPARMOR=1
 mount --make-rshared /
 ip link set lo up
 # What two tests ask for at once is loaded for one of them and missing for the other.

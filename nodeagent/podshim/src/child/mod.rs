@@ -180,6 +180,7 @@ fn set_sysctl(proc: &OwnedFd, sysctl: &Sysctl) -> Step<()> {
 pub fn container(child: &ContainerChild<'_>, common: &mut Common) -> Step<Infallible> {
     let spec = child.spec;
     join(&common.joins)?;
+    identity::confine(&spec.apparmor_profile)?;
     let range = child.users.as_ref().map(|users| &users.range);
     let owner = on_node(range, spec.user.as_ref().map_or(0, |user| user.uid))?;
     users::give_streams(&common.stdio, owner)?;
@@ -220,6 +221,7 @@ fn take_terminal(owner: u32, window: Window, (console, stdio): (&UnixStream, &mu
 /// The steps of an exec'd process.
 pub fn exec(child: &ExecChild<'_>, common: &mut Common) -> Step<Infallible> {
     join(&common.joins)?;
+    identity::confine(&child.spec.apparmor_profile)?;
     let owner = on_node(child.range.as_ref(), child.spec.user.as_ref().map_or(0, |user| user.uid))?;
     users::give_streams(&common.stdio, owner)?;
     identity::set_oom_score(child.spec.oom_score_adj, &mut common.reporter)?;
