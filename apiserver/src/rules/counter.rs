@@ -122,7 +122,7 @@ impl Counter {
     /// One that has counted nothing.
     pub fn new(counted: Counted, key: &str, terrain: &mut Terrain) -> Counter {
         let mut counter = Counter::blank(counted, key, terrain);
-        for id in 0..terrain.len() {
+        for id in 0..terrain.count() {
             counter.locate(id, terrain);
         }
         counter

@@ -86,7 +86,7 @@ impl Tallies {
     }
 
     fn make_room(&mut self) {
-        let limit = COUNTERS_LIMIT.min(PLACES_LIMIT / self.terrain.len().max(1)).max(1);
+        let limit = COUNTERS_LIMIT.min(PLACES_LIMIT / self.terrain.count().max(1)).max(1);
         while self.kept.len() >= limit {
             let oldest = self.kept.iter().min_by_key(|(_, (_, asked))| *asked).map(|(what, _)| what.clone());
             oldest.and_then(|what| self.kept.remove(&what));

@@ -200,7 +200,7 @@ fn nodes_that_come_and_go_leave_nothing_behind() {
             -1 => News::All(Vec::new(), 1),
             _ => News::Changes(changes.clone(), 1),
         });
-        most = most.max(tallies.terrain.len());
+        most = most.max(tallies.terrain.count());
     }
     assert!(most < 70_000, "{most} nodes are remembered");
 }

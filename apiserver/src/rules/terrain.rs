@@ -117,8 +117,8 @@ impl Terrain {
         self.nodes.get(id)?.as_deref().and_then(as_node)
     }
 
-    /// Numbers up to this were given.
-    pub fn len(&self) -> usize {
+    /// How many numbers were given.
+    pub fn count(&self) -> usize {
         self.nodes.len()
     }
 
