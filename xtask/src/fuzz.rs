@@ -2,7 +2,6 @@
 //! safe Rust, and what is looked for are panics, hangs, memory without end, and what the targets themselves assert.
 
 use crate::run;
-use std::path::Path;
 use std::process::Command;
 
 /// The targets, each with a directory of good inputs to begin with, if the project has one.
