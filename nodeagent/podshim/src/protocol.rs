@@ -15,8 +15,8 @@ pub const VERSION: u16 = 1;
 /// What this build carries out, as it tells in [`State::version`]: grows with every field of a spec that an older supervisor
 /// would do harm by ignoring. 2: [`Mount::sub_path`]. 3: [`Exec::terminal`]. 4: [`ContainerSpec::terminal`],
 /// [`ContainerSpec::stdin_once`], [`ContainerSpec::pid_of`], [`Ask::Attach`], [`Run::user`]. 5: [`Ask::Resize`].
-/// 6: [`SandboxSpec::users`].
-pub const ABILITIES: u32 = 6;
+/// 6: [`SandboxSpec::users`]. 7: [`SandboxSpec::shared_memory`], [`MountKind::SharedMemory`].
+pub const ABILITIES: u32 = 7;
 /// Largest message: a container's spec with the manifest's largest environment fits several times.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Most bytes of output or input in one exec frame.
@@ -75,6 +75,10 @@ pub struct SandboxSpec {
     /// A user namespace of its own, which all its other namespaces belong to; absent: the node's users.
     #[prost(message, optional, tag = "10")]
     pub users: Option<IdRange>,
+    /// Memory that its containers share, for [`MountKind::SharedMemory`]: options of its tmpfs, such as `size=65536k,mode=1777`. Empty:
+    /// there is none.
+    #[prost(string, tag = "11")]
+    pub shared_memory: String,
 }
 
 /// Ids of the node, for users and groups alike, that stand for 0, 1, 2 … in a user namespace.
@@ -302,6 +306,8 @@ pub enum MountKind {
     Cgroup = 5,
     /// A fresh /dev: null, zero, full, random, urandom, tty, pts with ptmx, and the usual links.
     Dev = 6,
+    /// The sandbox's [`SandboxSpec::shared_memory`].
+    SharedMemory = 7,
 }
 
 /// What happens to mounts that are made below a bind mount later.

@@ -231,6 +231,8 @@ const ATTACH_SINCE: u32 = 4;
 const RESIZE_SINCE: u32 = 5;
 /// The first with `SandboxSpec::users`.
 const USERS_SINCE: u32 = 6;
+/// The first with `SandboxSpec::shared_memory`.
+const SHARED_MEMORY_SINCE: u32 = 7;
 
 /// What there is of a pod's supervisor.
 #[derive(Debug)]
@@ -343,6 +345,9 @@ impl Shim {
     pub async fn create_sandbox(&self, spec: SandboxSpec) -> Result<u32, ShimError> {
         if spec.users.is_some() {
             self.must_know(USERS_SINCE, "hostUsers: false")?;
+        }
+        if !spec.shared_memory.is_empty() {
+            self.must_know(SHARED_MEMORY_SINCE, "the pod's /dev/shm")?;
         }
         match self.ask("create the sandbox", Ask::CreateSandbox(spec), ANSWER_PATIENCE).await? {
             Say::SandboxStarted(started) => Ok(started.pause_pid),
