@@ -66,7 +66,7 @@ pub enum Done {
     /// Only that it is done.
     Nothing,
     /// A supervisor.
-    Shim(Shim, mpsc::Receiver<ShimEvent>),
+    Shim(Shim, mpsc::Receiver<Box<ShimEvent>>),
     /// The pod's network.
     Network(PodNetwork),
     /// The volumes, with the ids of the images that some of them show.

@@ -32,9 +32,9 @@ pub mod files {
     pub const SOCKET: &str = "shim.sock";
     /// Held locked (flock) as long as the supervisor lives; removed when it ends in order.
     pub const LOCK: &str = "shim.lock";
-    /// A [`super::State`]; replaced by unlink and rename of [`NEW_STATE`], see the supervisor's journal.
+    /// A [`super::State`]; replaced by way of [`NEW_STATE`], see [`crate::replace`].
     pub const STATE: &str = "shim.state";
-    /// The state where [`STATE`] is missing.
+    /// The state where [`STATE`] is missing, as it may be of supervisors before ability 7.
     pub const NEW_STATE: &str = "shim.state.new";
     /// [`super::Event`]s as frames, appended before they are announced; begun anew when it has grown and all are acknowledged.
     pub const EVENTS: &str = "shim.events";
