@@ -8,8 +8,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use minipod_podshim::replace::replace;
 use minipod_podshim::protocol::{Event, Happened, State, files, put_frame};
+use minipod_podshim::replace::replace;
 use prost::Message as _;
 
 /// Unacknowledged events, two for each run. While an agent that does not acknowledge has so many, nothing is started.

@@ -6,8 +6,8 @@ use std::fs;
 use std::process::Command;
 
 use minipod_podshim::protocol::{
-    Ask, Capabilities, Fault, Happened, Limits, LogSpec, Mount, MountKind, Propagation, Rlimit, SandboxSpec, Say, Sysctl,
-    User,
+    Ask, Capabilities, Fault, Happened, Limits, LogSpec, Mount, MountKind, Propagation, Rlimit, SandboxSpec, Say,
+    Sysctl, User,
 };
 use support::{Pod, until};
 

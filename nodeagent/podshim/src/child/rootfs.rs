@@ -415,7 +415,8 @@ fn attach_mount(root: &OwnedFd, mount: &Mount, source: Option<Tree>, around: &Ar
             sys::new_mount(c"mqueue", &[], NOTHING_SPECIAL | readonly).node("make mqueue for", target)?
         }
         (MountKind::SharedMemory, _) => {
-            let missing = || Failure::container("mount", "shared memory", Errno::ENOENT).because("the sandbox has none");
+            let missing =
+                || Failure::container("mount", "shared memory", Errno::ENOENT).because("the sandbox has none");
             let memory = around.memory.ok_or_else(missing)?;
             sys::set_attributes(memory, false, attributes(mount), 0).node("set flags of", "shared memory")?;
             let place = find_or_make(root, target, true)?;
