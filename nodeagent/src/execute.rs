@@ -67,7 +67,7 @@ pub enum Done {
     /// Only that it is done.
     Nothing,
     /// A supervisor.
-    Shim(Shim, mpsc::Receiver<ShimEvent>),
+    Shim(Shim, mpsc::Receiver<Box<ShimEvent>>),
     /// The pod's network.
     Network(PodNetwork),
     /// The volumes, with the ids of the images that some of them show.
@@ -308,9 +308,14 @@ async fn spawn_shim(job: &Job) -> Result<Done, StepError> {
 async fn create_sandbox(job: &Job, attempt: u32) -> Result<Done, StepError> {
     let names = hostnames(job)?;
     let users = job.agent.hold_users(&job.pod, &job.uid)?;
-    let spec = spec::sandbox(&job.pod, &names.uts, attempt, users);
+    let spec = spec::sandbox(&job.pod, &names.uts, attempt, (shared_memory(job), users));
     shim(job)?.create_sandbox(spec).await.map_err(StepError::Shim)?;
     Ok(Done::Nothing)
+}
+
+fn shared_memory(job: &Job) -> spec::SharedMemory {
+    let mounted = volumes::is_mount_point(&job.agent.paths.pod(&job.uid).shm());
+    spec::SharedMemory::of(job.pod.spec(), mounted.unwrap_or(false))
 }
 
 async fn attach_network(job: &Job) -> Result<Done, StepError> {
@@ -471,6 +476,7 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
         seccomp_filter: filter.to_vec(),
         apparmor_profile: profile,
         users: job.agent.hold_users(&job.pod, &job.uid)?,
+        memory: shared_memory(job),
         node_memory_bytes: job.agent.machine.memory_bytes(),
     };
     let mut spec = spec::container(&input)?;

@@ -107,7 +107,7 @@ impl PodPaths {
         self.data.join("volumes").join(plain(name))
     }
 
-    /// The shared memory of all containers, their /dev/shm.
+    /// The shared memory of all containers, of pods that an agent has made which mounted it itself.
     #[must_use]
     pub fn shm(&self) -> PathBuf {
         self.data.join("shm")

@@ -49,7 +49,7 @@ pub struct Record {
     /// Ids of the images that volumes show, by volume.
     pub volume_images: BTreeMap<String, String>,
     /// Runs by container.
-    pub containers: BTreeMap<String, ContainerRecord>,
+    pub containers: BTreeMap<String, Box<ContainerRecord>>,
 }
 
 /// A container's runs.
@@ -75,7 +75,7 @@ impl Record {
     /// Reads the record; an absent or unreadable one is empty (what it knew is then taken from supervisor and API).
     #[must_use]
     pub fn load(dir: &Path) -> Self {
-        let Ok(bytes) = read(dir, RECORD) else { return Self::default() };
+        let Ok(bytes) = std::fs::read(dir.join(RECORD)) else { return Self::default() };
         serde_json::from_slice(&bytes).unwrap_or_else(|error| {
             tracing::warn!(dir = %dir.display(), %error, "a pod's record is unreadable and is begun anew");
             Self::default()
@@ -87,8 +87,20 @@ impl Record {
     /// # Errors
     /// When the file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<(), RecordError> {
+        self.save_if_changed(dir, &mut Box::default())
+    }
+
+    /// The same, unless it is what `kept` says; that is what is kept then.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save_if_changed(&self, dir: &Path, kept: &mut Box<[u8]>) -> Result<(), RecordError> {
         let bytes = serde_json::to_vec(self).unwrap_or_default();
-        replace(dir, RECORD, &bytes)
+        if bytes[..] != **kept {
+            replace(dir, RECORD, &bytes)?;
+            *kept = bytes.into_boxed_slice();
+        }
+        Ok(())
     }
 
     /// Puts what was recorded into `seen`.
@@ -138,7 +150,7 @@ pub fn save_spec(dir: &Path, pod: &Pod) -> Result<(), RecordError> {
 /// The pod as it was last seen, if it can be read.
 #[must_use]
 pub fn load_spec(dir: &Path) -> Option<Pod> {
-    let bytes = read(dir, SPEC).ok()?;
+    let bytes = std::fs::read(dir.join(SPEC)).ok()?;
     Pod::decode(bytes.as_slice())
         .inspect_err(|error| tracing::error!(dir = %dir.display(), %error, "a pod's spec is unreadable"))
         .ok()
@@ -147,37 +159,13 @@ pub fn load_spec(dir: &Path) -> Option<Pod> {
 /// The same, of a directory that may hold none yet.
 #[must_use]
 pub fn load_spec_if_any(dir: &Path) -> Option<Pod> {
-    let there = [SPEC.to_owned(), fresh_name(SPEC)].iter().any(|name| dir.join(name).exists());
-    there.then(|| load_spec(dir)).flatten()
+    dir.join(SPEC).exists().then(|| load_spec(dir)).flatten()
 }
 
-/// Replaces a file. Where the run directory is not in memory, ext4 and its kin write a file out at once when it is renamed over
-/// another one or truncated, which takes tens of milliseconds on a busy disk: so the old one is removed first, and a reader that
-/// comes in between finds the new one under its other name, whole.
 fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), RecordError> {
-    let (draft, fresh, place) = (dir.join(format!("{name}.draft")), dir.join(fresh_name(name)), dir.join(name));
-    let wrong = |operation| {
-        let path = place.clone();
-        move |source| RecordError { operation, path, source }
-    };
-    let remove = |path: &Path| match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
-    remove(&draft).map_err(wrong("remove the draft of"))?;
-    std::fs::write(&draft, bytes).map_err(wrong("write"))?;
-    std::fs::rename(&draft, &fresh).map_err(wrong("rename the draft of"))?;
-    remove(&place).map_err(wrong("replace"))?;
-    std::fs::rename(&fresh, &place).map_err(wrong("rename"))
-}
-
-fn fresh_name(name: &str) -> String {
-    format!("{name}.new")
-}
-
-/// The other way.
-fn read(dir: &Path, name: &str) -> io::Result<Vec<u8>> {
-    std::fs::read(dir.join(name)).or_else(|_| std::fs::read(dir.join(fresh_name(name))))
+    let place = dir.join(name);
+    let replaced = minipod_podshim::replace::replace(&place, &dir.join(format!("{name}.spare")), bytes);
+    replaced.map_err(|source| RecordError { operation: "replace", path: place, source })
 }
 
 /// For a pod that the API knows as begun and this node knows nothing about: the node was rebooted, or its state was
@@ -240,7 +228,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let mut seen = Seen { dir: true, data: true, sandbox_attempt: 2, network_attempt: 2, ..Seen::default() };
         let run = Run { attempt: 3, sandbox: 2, started_wall_ms: 7, state: RunState::Running };
-        seen.containers.insert("x".into(), ContainerSeen { run: Some(run), ..ContainerSeen::default() });
+        let of_x = ContainerSeen { run: Some(run), ..ContainerSeen::default() };
+        seen.containers.insert("x".into(), Box::new(of_x));
         let mut record = Record { start_wall_ms: 5, ..Record::default() };
         record.note(&seen);
         record.save(dir.path()).expect("save");
@@ -249,11 +238,6 @@ mod tests {
         let mut restored = Seen { dir: true, data: true, ..Seen::default() };
         loaded.restore(&mut restored);
         assert_eq!(restored, seen);
-        // Killed between removal and rename.
-        std::fs::rename(dir.path().join(RECORD), dir.path().join(fresh_name(RECORD))).expect("rename");
-        assert_eq!(Record::load(dir.path()), record);
-        record.save(dir.path()).expect("save again");
-        assert_eq!(Record::load(dir.path()), record);
         std::fs::write(dir.path().join(RECORD), b"{ broken").expect("write");
         assert_eq!(Record::load(dir.path()), Record::default());
     }

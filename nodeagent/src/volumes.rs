@@ -66,9 +66,6 @@ fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> V
     move |source| VolumeError::Io { operation, path, source }
 }
 
-/// Of every pod's /dev/shm, as in the field; its pages count against the container that touches them first.
-const SHM_OPTIONS: &str = "mode=1777,size=65536k";
-
 /// What volumes are made with.
 #[derive(Debug, Clone, Copy)]
 pub struct Around<'a> {
@@ -89,17 +86,12 @@ pub fn is_in_memory(volume: &Volume) -> bool {
     projection::is_projection(volume) || volume.empty_dir.as_ref().is_some_and(|source| source.medium == "Memory")
 }
 
-/// Makes all volumes of the pod and its shared memory; what is there already stays as it is.
+/// Makes all volumes of the pod; what is there already stays as it is.
 ///
 /// # Errors
 /// At the first volume that cannot be made.
 pub fn prepare(pod: &Pod, paths: &PodPaths, around: &Around<'_>) -> Result<(), VolumeError> {
     let Around { facts, writing, images, users } = *around;
-    if !pod.spec.as_ref().is_some_and(|spec| spec.host_ipc) {
-        let shm = paths.shm();
-        std::fs::create_dir_all(&shm).map_err(io_error("create", &shm))?;
-        mount_memory(&shm, &root_owns(SHM_OPTIONS, users))?;
-    }
     for volume in pod.spec.iter().flat_map(|spec| &spec.volumes) {
         if let Some(source) = &volume.host_path {
             check_host_path(&volume.name, source)?;
@@ -143,7 +135,7 @@ pub fn refresh(
 }
 
 /// Options of a tmpfs whose root directory belongs to the pod's root.
-fn root_owns(options: &str, users: Option<IdRange>) -> String {
+pub(crate) fn root_owns(options: &str, users: Option<IdRange>) -> String {
     users.map_or_else(|| options.to_owned(), |users| format!("{options},uid={0},gid={0}", users.first))
 }
 
@@ -263,7 +255,7 @@ fn mount_memory(dir: &Path, options: &str) -> Result<(), VolumeError> {
 }
 
 /// Whether it lies on another file system than its parent. Enough for tmpfs, and cheaper than the list of all mounts.
-fn is_mount_point(dir: &Path) -> Result<bool, VolumeError> {
+pub(crate) fn is_mount_point(dir: &Path) -> Result<bool, VolumeError> {
     use std::os::unix::fs::MetadataExt;
     let device = |path: &Path| path.symlink_metadata().map(|meta| meta.dev()).map_err(io_error("look at", path));
     match dir.parent() {
@@ -374,7 +366,6 @@ mod tests {
             let outside = users.first + group.unwrap_or(0);
             assert_eq!(ids(paths.volume("v")), (users.first, outside));
             assert_eq!(ids(paths.volume("d").join("..data")), (users.first, outside));
-            assert_eq!(ids(paths.shm()), (users.first, users.first));
             assert_eq!(ids(paths.volume("disk")), (0, group.unwrap_or(0)));
             remove_tree(&paths.data).expect("remove");
         }
@@ -392,7 +383,6 @@ mod tests {
             assert!(paths.volume("v").join("kept").exists(), "a second time changes nothing");
             let mode = paths.volume("v").metadata().expect("metadata").permissions().mode();
             assert_eq!(mode & 0o7777, 0o777);
-            assert!(is_mount_point(&paths.shm()).expect("look"), "shared memory is there");
             if medium == "Memory" {
                 let too_much = vec![0_u8; 2 << 20];
                 assert!(std::fs::write(paths.volume("v").join("big"), too_much).is_err(), "the limit holds");

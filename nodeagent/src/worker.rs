@@ -70,15 +70,15 @@ pub struct Worker {
     want: PodWant,
     seen: Seen,
     record: Record,
-    /// As it was last written.
-    kept: Option<Record>,
+    /// As it was last written: the bytes, which take a tenth of the record's memory.
+    kept: Box<[u8]>,
     backoffs: BTreeMap<String, Backoff>,
-    images: BTreeMap<String, ImageRecord>,
+    images: BTreeMap<String, Box<ImageRecord>>,
     failures: BTreeMap<Step, u32>,
     /// How often in a row a container's image could not be had.
     pull_failures: BTreeMap<String, u32>,
     shim: Option<Shim>,
-    shim_events: Option<mpsc::Receiver<ShimEvent>>,
+    shim_events: Option<mpsc::Receiver<Box<ShimEvent>>>,
     tasks: JoinSet<(Step, Result<Done, StepError>)>,
     /// By container, of its newest run.
     probes: BTreeMap<String, Probes>,
@@ -97,7 +97,7 @@ pub struct Worker {
 enum Wake {
     Desired(bool),
     Step(Step, Result<Done, StepError>),
-    Shim(Option<ShimEvent>),
+    Shim(Option<Box<ShimEvent>>),
     Probe(Probed),
     Images,
     Time,
@@ -140,7 +140,7 @@ impl Worker {
             want,
             seen: Seen::default(),
             record: Record::default(),
-            kept: None,
+            kept: Box::default(),
             backoffs: BTreeMap::new(),
             images: BTreeMap::new(),
             failures: BTreeMap::new(),
@@ -282,7 +282,7 @@ impl Worker {
             Wake::Desired(false) => return false,
             Wake::Desired(true) => self.take_desired(),
             Wake::Step(step, outcome) => self.take_outcome(step, outcome),
-            Wake::Shim(Some(event)) => self.take_event(event),
+            Wake::Shim(Some(event)) => self.take_event(*event),
             Wake::Shim(None) => self.lost_shim().await,
             Wake::Probe(probed) => self.take_probed(&probed),
             Wake::Images => self.look_for_images_again(),
@@ -297,7 +297,7 @@ impl Worker {
             if let Some(Ok((step, outcome))) = self.tasks.try_join_next() {
                 self.take_outcome(step, outcome);
             } else if let Some(event) = self.shim_events.as_mut().and_then(|events| events.try_recv().ok()) {
-                self.take_event(event);
+                self.take_event(*event);
             } else {
                 return;
             }
@@ -351,7 +351,7 @@ impl Worker {
             pod: self.pod.clone(),
             shim: self.shim.clone(),
             pod_ip: self.record.pod_ip.clone(),
-            image: self.images.get(container).cloned(),
+            image: self.images.get(container).map(|image| ImageRecord::clone(image)),
             attempt: self.seen.container(container).run.as_ref().map_or(0, |run| run.attempt),
             sandbox: self.seen.sandbox_attempt,
             record: self.record.clone(),
@@ -561,7 +561,7 @@ impl Worker {
                     self.record.volume_images = images;
                 }
             }
-            (Step::PrepareImage { name }, Done::Image(image, came)) => self.take_image(name, *image, came),
+            (Step::PrepareImage { name }, Done::Image(image, came)) => self.take_image(name, image, came),
             (Step::StartContainer { name, attempt }, Done::Started { sandbox, wall_ms }) => {
                 self.take_started(name, *attempt, sandbox, wall_ms);
             }
@@ -597,7 +597,7 @@ impl Worker {
         }
     }
 
-    fn take_image(&mut self, name: &str, image: ImageRecord, came: Came) {
+    fn take_image(&mut self, name: &str, image: Box<ImageRecord>, came: Came) {
         self.pull_failures.remove(name);
         let (reference, bytes) = (self.image_of(name), image.size_bytes);
         self.record.containers.entry(name.to_owned()).or_default().image_id = image.id.as_str().to_owned();
@@ -893,12 +893,9 @@ impl Worker {
         if !self.seen.dir || self.seen.in_flight.contains(&Step::RemovePodDir) {
             return;
         }
-        if self.kept.as_ref() == Some(&self.record) {
-            return;
-        }
-        match self.record.save(&self.agent.paths.pod(&self.uid).run) {
-            Ok(()) => self.kept = Some(self.record.clone()),
-            Err(error) => self.warn("keep the pod's record", &error),
+        let dir = self.agent.paths.pod(&self.uid).run;
+        if let Err(error) = self.record.save_if_changed(&dir, &mut self.kept) {
+            self.warn("keep the pod's record", &error);
         }
     }
 
@@ -907,7 +904,7 @@ impl Worker {
     }
 }
 
-async fn next_event(events: &mut Option<mpsc::Receiver<ShimEvent>>) -> Option<ShimEvent> {
+async fn next_event(events: &mut Option<mpsc::Receiver<Box<ShimEvent>>>) -> Option<Box<ShimEvent>> {
     match events {
         Some(events) => events.recv().await,
         None => std::future::pending().await,

@@ -116,8 +116,9 @@ impl Cgroups {
 pub struct Joins {
     /// Version 2: the group's directory, for clone3.
     pub into: Option<OwnedFd>,
-    /// Version 1: each hierarchy's `cgroup.procs`; the process writes `0` there.
-    pub procs: Vec<OwnedFd>,
+    /// Version 1: each hierarchy's `tasks`; the process, of one thread, writes `0` there. Not `cgroup.procs`: that takes a lock which all
+    /// forks and exits of the machine share, and waits for an RCU grace period first, some 10 ms. A thread that moves itself needs neither.
+    pub tasks: Vec<OwnedFd>,
 }
 
 /// One group in all hierarchies.
@@ -273,9 +274,9 @@ impl Group {
                 joins.into = Some(File::open(dir).map_err(failed("open", dir))?.into());
                 continue;
             }
-            let path = dir.join("cgroup.procs");
+            let path = dir.join("tasks");
             match OpenOptions::new().write(true).open(&path) {
-                Ok(file) => joins.procs.push(file.into()),
+                Ok(file) => joins.tasks.push(file.into()),
                 Err(error) if *controller == "cpuset" && error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(failed("open", &path)(error)),
             }

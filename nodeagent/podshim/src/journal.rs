@@ -1,8 +1,7 @@
 //! What the supervisor writes about itself: events before they are announced, the state after every change.
 //!
 //! Neither is synced: the death of the supervisor loses nothing that was written, and the death of the machine ends the pod
-//! anyway. The run directory should be in memory, but where it is on a disk, ext4 and its kin write a file out at once when it is
-//! truncated or renamed over another one, which takes tens of milliseconds on a busy disk: so neither is done.
+//! anyway.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -10,6 +9,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use minipod_podshim::protocol::{Event, Happened, State, files, put_frame};
+use minipod_podshim::replace::replace;
 use prost::Message as _;
 
 /// Unacknowledged events, two for each run. While an agent that does not acknowledge has so many, nothing is started.
@@ -93,14 +93,10 @@ fn fresh_file(dir: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
 
-/// Replaces the state file. At every moment one of the two names has a whole one; a reader takes the old name first.
+/// Replaces the state file.
 pub fn write_state(dir: &Path, state: &State) {
-    let (fresh, path) = (dir.join(files::NEW_STATE), dir.join(files::STATE));
-    let written = remove(&fresh)
-        .and_then(|()| std::fs::write(&fresh, state.encode_to_vec()))
-        .and_then(|()| remove(&path))
-        .and_then(|()| std::fs::rename(&fresh, &path));
-    if let Err(error) = written {
+    let path = dir.join(files::STATE);
+    if let Err(error) = replace(&path, &dir.join(files::NEW_STATE), &state.encode_to_vec()) {
         eprintln!("write {}: {error}", path.display());
     }
 }

@@ -8,3 +8,4 @@ pub mod cgroup;
 pub mod cleanup;
 pub mod process;
 pub mod protocol;
+pub mod replace;

@@ -97,9 +97,10 @@ fn take_inherited() -> Result<Inherited, String> {
     Ok(Inherited { listener, lock })
 }
 
-/// A session of its own, parent of all orphans, hidden from its containers.
+/// A session of its own, at no directory of the agent's, parent of all orphans, hidden from its containers.
 fn settle() -> std::io::Result<()> {
     nix::unistd::setsid()?;
+    nix::unistd::chdir("/")?;
     // All signals are blocked before there is anything to signal: a broken pipe is an error and no signal.
     nix::sys::signal::SigSet::all().thread_block()?;
     sys::ignore_no_signal();

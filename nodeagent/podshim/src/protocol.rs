@@ -15,7 +15,7 @@ pub const VERSION: u16 = 1;
 /// What this build carries out, as it tells in [`State::version`]: grows with every field of a spec that an older supervisor
 /// would do harm by ignoring. 2: [`Mount::sub_path`]. 3: [`Exec::terminal`]. 4: [`ContainerSpec::terminal`],
 /// [`ContainerSpec::stdin_once`], [`ContainerSpec::pid_of`], [`Ask::Attach`], [`Run::user`]. 5: [`Ask::Resize`].
-/// 6: [`SandboxSpec::users`]. 7: [`ContainerSpec::apparmor_profile`].
+/// 6: [`SandboxSpec::users`]. 7: [`ContainerSpec::apparmor_profile`], [`SandboxSpec::shared_memory`], [`MountKind::SharedMemory`].
 pub const ABILITIES: u32 = 7;
 /// Largest message: a container's spec with the manifest's largest environment fits several times.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
@@ -32,9 +32,9 @@ pub mod files {
     pub const SOCKET: &str = "shim.sock";
     /// Held locked (flock) as long as the supervisor lives; removed when it ends in order.
     pub const LOCK: &str = "shim.lock";
-    /// A [`super::State`]; replaced by unlink and rename of [`NEW_STATE`], see the supervisor's journal.
+    /// A [`super::State`]; replaced by way of [`NEW_STATE`], see [`crate::replace`].
     pub const STATE: &str = "shim.state";
-    /// The state where [`STATE`] is missing.
+    /// The state where [`STATE`] is missing, as it may be of supervisors before ability 7.
     pub const NEW_STATE: &str = "shim.state.new";
     /// [`super::Event`]s as frames, appended before they are announced; begun anew when it has grown and all are acknowledged.
     pub const EVENTS: &str = "shim.events";
@@ -75,6 +75,10 @@ pub struct SandboxSpec {
     /// A user namespace of its own, which all its other namespaces belong to; absent: the node's users.
     #[prost(message, optional, tag = "10")]
     pub users: Option<IdRange>,
+    /// Memory that its containers share, for [`MountKind::SharedMemory`]: options of its tmpfs, such as `size=65536k,mode=1777`. Empty:
+    /// there is none.
+    #[prost(string, tag = "11")]
+    pub shared_memory: String,
 }
 
 /// Ids of the node, for users and groups alike, that stand for 0, 1, 2 … in a user namespace.
@@ -305,6 +309,8 @@ pub enum MountKind {
     Cgroup = 5,
     /// A fresh /dev: null, zero, full, random, urandom, tty, pts with ptmx, and the usual links.
     Dev = 6,
+    /// The sandbox's [`SandboxSpec::shared_memory`].
+    SharedMemory = 7,
 }
 
 /// What happens to mounts that are made below a bind mount later.

@@ -3,9 +3,11 @@
 mod support;
 
 use std::fs;
+use std::process::Command;
 
 use minipod_podshim::protocol::{
-    Capabilities, Fault, Happened, Limits, LogSpec, Mount, MountKind, Propagation, Rlimit, SandboxSpec, Sysctl, User,
+    Ask, Capabilities, Fault, Happened, Limits, LogSpec, Mount, MountKind, Propagation, Rlimit, SandboxSpec, Say,
+    Sysctl, User,
 };
 use support::{Pod, until};
 
@@ -295,6 +297,40 @@ fn files_of_the_kernel_are_hidden_and_devices_bare() {
                     /proc/self/fd\n/proc/self/fd/0\npts/ptmx\n\
                     no device in /dev\nno device in /tmp\nno device in /dev/shm\n";
     assert_eq!(output, expected);
+    pod.stop();
+}
+
+/// One memory for all containers of a sandbox, which nobody else has among its mounts.
+#[test]
+fn memory_is_shared_within_the_sandbox() {
+    let mounts = |of: &str| fs::read_to_string(format!("/proc/{of}/mountinfo")).expect("mounts");
+    let mut pod = Pod::new();
+    pod.start(pod.spec("writer", "echo shared > /dev/shm/x; sleep 1000"));
+    let script = "until test -s /dev/shm/x; do sleep 0.02; done; cat /dev/shm/x; mount | grep -c shm; stat -c %a /dev/shm; \
+                  df -k /dev/shm | tail -n 1 | awk '{print $2}'; umount /dev/shm 2>/dev/null || echo stays";
+    let (_, output) = pod.run("reader", script);
+    assert_eq!(output, "shared\n1\n1777\n65536\nstays\n");
+    let pause = pod.agent.state().pause_pid;
+    let of_pause = mounts(&pause.to_string());
+    assert!(of_pause.lines().count() == 1 && of_pause.contains(" - tmpfs "), "{of_pause}");
+    assert_eq!(fs::read_dir(format!("/proc/{pause}/root/")).expect("its root").count(), 1);
+    let device = of_pause.split(' ').nth(2).expect("a device");
+    assert!(mounts("self").lines().all(|line| line.split(' ').nth(2) != Some(device)), "the node has {of_pause}");
+
+    // The next sandbox begins with nothing.
+    Command::new("kill").args(["-9", &pause.to_string()]).status().expect("kill");
+    while !matches!(pod.agent.event().happened, Some(Happened::SandboxEnded(_))) {}
+    pod.create_sandbox(SandboxSpec { attempt: 2, hostname: "again".into(), ..SandboxSpec::default() });
+    let (_, output) = pod.run("later", "ls -A /dev/shm");
+    assert_eq!(output, "");
+    pod.stop();
+
+    // Without any, the infra container has the node's mounts: nothing of those may be shown.
+    let mut pod = Pod::spawn();
+    let spec = SandboxSpec { attempt: 1, hostname: "none".into(), ..SandboxSpec::default() };
+    assert!(matches!(pod.agent.ask(Ask::CreateSandbox(spec)), Say::SandboxStarted(_)));
+    let refused = pod.try_start(pod.spec("a", "ls /dev/shm")).expect_err("there is no shared memory");
+    assert!(refused.detail.contains("no shared memory"), "{refused:?}");
     pod.stop();
 }
 

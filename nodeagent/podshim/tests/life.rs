@@ -180,7 +180,12 @@ fn stop_takes_everything() {
 #[test]
 fn starts_during_the_sandboxs_birth_and_many_at_once() {
     let mut pod = Pod::spawn();
-    let spec = SandboxSpec { attempt: 1, hostname: "busy".into(), ..SandboxSpec::default() };
+    let spec = SandboxSpec {
+        attempt: 1,
+        hostname: "busy".into(),
+        shared_memory: "mode=1777".into(),
+        ..SandboxSpec::default()
+    };
     pod.agent.send(Ask::CreateSandbox(spec));
     let names: BTreeSet<String> = (0..12).map(|number| format!("c{number}")).collect();
     for name in &names {

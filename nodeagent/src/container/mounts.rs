@@ -1,6 +1,6 @@
 //! What is mounted in a container: the kernel's file systems, the pod's own files, and its volumes.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use minipod_podshim::protocol::{Mount, MountKind, Propagation};
 use minipod_proto::v1::{Volume, VolumeMount};
@@ -9,12 +9,14 @@ use super::ConfigError;
 use super::env::Environment;
 use super::expand::expand;
 use super::process::is_privileged;
-use super::spec::{Input, text};
+use super::spec::{Input, SharedMemory, text};
 use crate::projection::is_projection;
 use crate::volumes::is_in_memory;
 
 /// Where a container leaves its last words unless the manifest says otherwise.
 const TERMINATION_LOG: &str = "/dev/termination-log";
+
+const SHM: &str = "/dev/shm";
 
 /// A file system of the kernel.
 fn kernel(kind: MountKind, target: &str, readonly: bool, noexec: bool) -> Mount {
@@ -60,8 +62,15 @@ pub(super) fn all(
         devices: privileged,
         ..Mount::default()
     };
-    let shm = if pod.spec().host_ipc { PathBuf::from("/dev/shm") } else { paths.shm() };
-    let shm = Mount { nosuid: true, nodev: true, noexec: true, idmapped: false, ..bind(&shm, "/dev/shm", false) };
+    let shm = match input.memory {
+        SharedMemory::Sandbox => kernel(MountKind::SharedMemory, SHM, false, true),
+        SharedMemory::Node => {
+            Mount { nosuid: true, nodev: true, noexec: true, idmapped: false, ..bind(Path::new(SHM), SHM, false) }
+        }
+        SharedMemory::Mounted => {
+            Mount { nosuid: true, nodev: true, noexec: true, idmapped: false, ..bind(&paths.shm(), SHM, false) }
+        }
+    };
     let termination = match container.termination_message_path.as_str() {
         "" => TERMINATION_LOG,
         path => path,
@@ -176,7 +185,7 @@ mod tests {
             "/proc Proc nosuid nodev noexec",
             "/dev Dev nosuid noexec",
             "/dev/mqueue Mqueue nosuid nodev noexec",
-            "/dev/shm /var/m/pods/u/shm nosuid nodev noexec",
+            "/dev/shm SharedMemory nosuid nodev noexec",
             "/sys Sysfs ro nosuid nodev noexec",
             "/sys/fs/cgroup Cgroup ro nosuid nodev noexec",
             "/etc/hosts /var/m/pods/u/etc/hosts",
@@ -233,7 +242,7 @@ mod tests {
             .filter(|mount| mount.kind() == MountKind::Bind && !mount.idmapped)
             .map(|mount| mount.target.as_str())
             .collect();
-        assert_eq!(not, ["/dev/shm", "/v/a", "/v/c"]);
+        assert_eq!(not, ["/v/a", "/v/c"]);
     }
 
     #[test]

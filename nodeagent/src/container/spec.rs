@@ -14,11 +14,14 @@ use super::process::{arguments, capabilities, is_privileged, user};
 use super::resources::{CPU_PERIOD_US, Resources, oom_score_adj};
 use crate::image::{ImageConfig, ResolvedUser};
 use crate::paths::PodPaths;
+use crate::volumes::root_owns;
 
 pub use super::process::stop_signal;
 
 /// Kubernetes' value: the infra container is killed last.
 const PAUSE_OOM_SCORE_ADJ: i32 = -998;
+/// Of every pod's /dev/shm, as in the field; its pages count against the container that touches them first.
+const SHM_OPTIONS: &str = "mode=1777,size=65536k";
 /// A log file that has grown to this is rotated (Kubernetes' default).
 const LOG_MAX_BYTES: u64 = 10 << 20;
 /// Log files kept of a run (Kubernetes' default).
@@ -68,6 +71,8 @@ pub struct Input<'a> {
     pub apparmor_profile: String,
     /// The pod's own users; `None`: they are the node's.
     pub users: Option<IdRange>,
+    /// Where its /dev/shm is.
+    pub memory: SharedMemory,
     /// The node's memory, for the OOM score.
     pub node_memory_bytes: u64,
 }
@@ -80,10 +85,42 @@ pub fn user_text(pod: &Pod, container: &Container, image: &ImageConfig) -> Strin
     own.or_else(of_pod).map_or_else(|| image.user.clone(), |uid| uid.to_string())
 }
 
+/// Where a pod's /dev/shm is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SharedMemory {
+    /// The sandbox has it.
+    Sandbox,
+    /// It is the node's: the pod has the node's IPC namespace.
+    Node,
+    /// An older agent has mounted it below the pod's data.
+    Mounted,
+}
+
+impl SharedMemory {
+    /// Of a pod; `is_mounted` tells of one whose data an older agent has made.
+    #[must_use]
+    pub fn of(spec: &PodSpec, is_mounted: bool) -> Self {
+        match (spec.host_ipc, is_mounted) {
+            (true, _) => Self::Node,
+            (false, true) => Self::Mounted,
+            (false, false) => Self::Sandbox,
+        }
+    }
+}
+
 /// The sandbox of a pod. `hostname` is what `uname -n` shall say, `users` are its own ids if it has some.
 #[must_use]
-pub fn sandbox(pod: &Pod, hostname: &str, attempt: u32, users: Option<IdRange>) -> SandboxSpec {
+pub fn sandbox(
+    pod: &Pod,
+    hostname: &str,
+    attempt: u32,
+    (memory, users): (SharedMemory, Option<IdRange>),
+) -> SandboxSpec {
     let spec = pod.spec();
+    let shared_memory = match memory {
+        SharedMemory::Sandbox => root_owns(SHM_OPTIONS, users),
+        SharedMemory::Node | SharedMemory::Mounted => String::new(),
+    };
     let sysctls = spec.security_context.iter().flat_map(|context| &context.sysctls);
     SandboxSpec {
         attempt,
@@ -96,6 +133,7 @@ pub fn sandbox(pod: &Pod, hostname: &str, attempt: u32, users: Option<IdRange>) 
         limits: Some(limits(&pod_level(spec))),
         oom_score_adj: PAUSE_OOM_SCORE_ADJ,
         users,
+        shared_memory,
     }
 }
 
@@ -305,6 +343,7 @@ pub(super) mod tests {
             seccomp_filter: Vec::new(),
             apparmor_profile: String::new(),
             users: own_users.then_some(IdRange { first: 1 << 20, count: 65_536 }),
+            memory: SharedMemory::of(pod.spec(), false),
             node_memory_bytes: 1 << 30,
         })
     }
@@ -384,7 +423,7 @@ pub(super) mod tests {
             (MASKED_PATHS.len(), READONLY_PATHS.len())
         );
         let range = IdRange { first: 7 << 16, count: 65_536 };
-        assert_eq!(sandbox(&pod(), "p", 1, Some(range)).users, Some(range));
+        assert_eq!(sandbox(&pod(), "p", 1, (SharedMemory::Sandbox, Some(range))).users, Some(range));
     }
 
     #[test]
@@ -392,7 +431,7 @@ pub(super) mod tests {
         let limit = |change: fn(&mut Pod)| {
             let mut pod = pod();
             change(&mut pod);
-            sandbox(&pod, "p", 1, None).limits.expect("limits").memory_limit_bytes
+            sandbox(&pod, "p", 1, (SharedMemory::Sandbox, None)).limits.expect("limits").memory_limit_bytes
         };
         assert_eq!(limit(|_| {}), Some(64 << 20));
         assert_eq!(limit(|pod| pod.spec_mut().containers.push(Container::default())), None);
@@ -409,7 +448,7 @@ pub(super) mod tests {
         let flags = |change: fn(&mut PodSpec)| {
             let mut pod = pod();
             change(pod.spec_mut());
-            let spec = sandbox(&pod, "name", 2, None);
+            let spec = sandbox(&pod, "name", 2, (SharedMemory::of(pod.spec(), false), None));
             (spec.host_network, spec.host_ipc, spec.host_pid, spec.share_pid)
         };
         assert_eq!(flags(|_| {}), (false, false, false, false));

@@ -85,7 +85,7 @@ impl Seen {
     /// What is known of a container, or the state of a container that nothing is known about.
     #[must_use]
     pub fn container(&self, name: &str) -> &ContainerSeen {
-        self.containers.get(name).unwrap_or(&UNSEEN)
+        self.containers.get(name).map_or(&UNSEEN, Box::as_ref)
     }
 
     /// Whether a start of this container is being performed.

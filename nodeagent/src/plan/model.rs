@@ -376,8 +376,9 @@ pub struct Seen {
     pub volumes: bool,
     /// /etc/hosts, hostname and resolv.conf of this sandbox attempt are written.
     pub etc_attempt: u32,
-    /// By container name.
-    pub containers: BTreeMap<String, ContainerSeen>,
+    /// By container name. Boxed, as in other maps that each pod has: a
+    /// leaf of a map has room for eleven.
+    pub containers: BTreeMap<String, Box<ContainerSeen>>,
     /// Steps that are being performed.
     pub in_flight: BTreeSet<Step>,
     /// Steps that failed and may be tried again at that time.

@@ -125,7 +125,7 @@ fn parse_seen(seen: &mut Seen, want: &PodWant, words: &[&str]) {
                 };
                 for container in &want.containers {
                     let ready = ContainerSeen { image: Image::Ready, ..ContainerSeen::default() };
-                    seen.containers.insert(container.name.clone(), ready);
+                    seen.containers.insert(container.name.clone(), Box::new(ready));
                 }
             }
             ("dir", _) => (seen.dir, seen.data) = (true, true),

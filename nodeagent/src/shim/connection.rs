@@ -13,9 +13,9 @@ use super::{Call, ShimError, ShimEvent, event_of};
 /// channel of events closes.
 pub(super) fn serve(
     stream: UnixStream,
-    calls: mpsc::Receiver<Call>,
+    calls: mpsc::Receiver<Box<Call>>,
     acks: watch::Receiver<u64>,
-    events: mpsc::Sender<ShimEvent>,
+    events: mpsc::Sender<Box<ShimEvent>>,
 ) {
     tokio::spawn(async move {
         let (reader, writer) = stream.into_split();
@@ -36,9 +36,9 @@ impl Task {
     async fn run(
         mut self,
         mut frames: Frames<tokio::net::unix::OwnedReadHalf>,
-        mut calls: mpsc::Receiver<Call>,
+        mut calls: mpsc::Receiver<Box<Call>>,
         mut acks: watch::Receiver<u64>,
-        events: mpsc::Sender<ShimEvent>,
+        events: mpsc::Sender<Box<ShimEvent>>,
     ) -> Result<(), ShimError> {
         loop {
             tokio::select! {
@@ -46,7 +46,7 @@ impl Task {
                 response = frames.next() => match response? {
                     Some(response) => {
                         if let Some(event) = self.take(response)
-                            && events.send(event).await.is_err()
+                            && events.send(Box::new(event)).await.is_err()
                         {
                             return Ok(());
                         }
@@ -55,7 +55,7 @@ impl Task {
                 },
                 // Cancel safe: a call stays in its channel. `None`: the last handle is gone.
                 call = calls.recv() => match call {
-                    Some(call) => self.send(call).await?,
+                    Some(call) => self.send(*call).await?,
                     None => return Ok(()),
                 },
                 // Cancel safe: the newest value stays.

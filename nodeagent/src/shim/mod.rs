@@ -130,7 +130,8 @@ pub struct Shim(Arc<Inner>);
 struct Inner {
     id: u64,
     launch_socket: PathBuf,
-    calls: mpsc::Sender<Call>,
+    /// Boxed, as events are: a channel has room for 32 from its beginning, for each pod.
+    calls: mpsc::Sender<Box<Call>>,
     acknowledged: watch::Sender<u64>,
     /// [`protocol::ABILITIES`] of its build; 0 until it said so.
     abilities: AtomicU32,
@@ -231,6 +232,8 @@ const ATTACH_SINCE: u32 = 4;
 const RESIZE_SINCE: u32 = 5;
 /// The first with `SandboxSpec::users`.
 const USERS_SINCE: u32 = 6;
+/// The first with `SandboxSpec::shared_memory`.
+const SHARED_MEMORY_SINCE: u32 = 7;
 
 /// The first with `ContainerSpec::apparmor_profile`.
 const APPARMOR_SINCE: u32 = 7;
@@ -239,7 +242,7 @@ const APPARMOR_SINCE: u32 = 7;
 #[derive(Debug)]
 pub enum Found {
     /// It lives: what it knows, and its events from the first that was not acknowledged.
-    Live(Shim, ShimState, mpsc::Receiver<ShimEvent>),
+    Live(Shim, ShimState, mpsc::Receiver<Box<ShimEvent>>),
     /// It died, and may have left something.
     Dead,
     /// There was none, or it ended in order.
@@ -251,7 +254,7 @@ impl Shim {
     ///
     /// # Errors
     /// When it cannot be started or does not answer.
-    pub async fn spawn(launch: &Launch) -> Result<(Self, mpsc::Receiver<ShimEvent>), ShimError> {
+    pub async fn spawn(launch: &Launch) -> Result<(Self, mpsc::Receiver<Box<ShimEvent>>), ShimError> {
         spawn::ensure(launch).await?;
         crate::failpoints::failpoint("spawn-shim:before-connect");
         let (shim, _, events) = Self::connect(launch.dir.join(protocol::files::SOCKET)).await?;
@@ -280,7 +283,7 @@ impl Shim {
         }
     }
 
-    async fn connect(socket: PathBuf) -> Result<(Self, ShimState, mpsc::Receiver<ShimEvent>), ShimError> {
+    async fn connect(socket: PathBuf) -> Result<(Self, ShimState, mpsc::Receiver<Box<ShimEvent>>), ShimError> {
         let stream = UnixStream::connect(&socket).await.map_err(|error| ShimError::Gone(error.to_string()))?;
         let (calls, queue) = mpsc::channel(CALL_QUEUE);
         let (acknowledged, acks) = watch::channel(0);
@@ -310,7 +313,7 @@ impl Shim {
         let (answer, answered) = oneshot::channel();
         let asked = async {
             let gone = || ShimError::Gone(String::new());
-            self.0.calls.send(Call { ask, answer }).await.map_err(|_| gone())?;
+            self.0.calls.send(Box::new(Call { ask, answer })).await.map_err(|_| gone())?;
             answered.await.map_err(|_| gone())
         };
         match timeout(patience, asked).await {
@@ -346,6 +349,9 @@ impl Shim {
     pub async fn create_sandbox(&self, spec: SandboxSpec) -> Result<u32, ShimError> {
         if spec.users.is_some() {
             self.must_know(USERS_SINCE, "hostUsers: false")?;
+        }
+        if !spec.shared_memory.is_empty() {
+            self.must_know(SHARED_MEMORY_SINCE, "the pod's /dev/shm")?;
         }
         match self.ask("create the sandbox", Ask::CreateSandbox(spec), ANSWER_PATIENCE).await? {
             Say::SandboxStarted(started) => Ok(started.pause_pid),

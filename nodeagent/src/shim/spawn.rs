@@ -37,6 +37,7 @@ pub(super) async fn ensure(launch: &Launch) -> Result<(), ShimError> {
     let listener = listen_at(launch.dir.join(files::SOCKET))?;
     let log = launch.dir.join(COMPLAINTS);
     let complaints = OpenOptions::new().create(true).append(true).open(&log).map_err(failed("create", log))?;
+    // Nothing is asked for that posix_spawn cannot do, such as another directory: a fork would copy the page tables of this process.
     let child = tokio::process::Command::new(&launch.podshim)
         .arg("--dir")
         .arg(&launch.dir)
@@ -47,7 +48,6 @@ pub(super) async fn ensure(launch: &Launch) -> Result<(), ShimError> {
         .arg("--pause")
         .arg(&launch.pause)
         .env_clear()
-        .current_dir("/")
         .stdin(Stdio::from(listener))
         .stdout(Stdio::from(file))
         .stderr(Stdio::from(complaints))

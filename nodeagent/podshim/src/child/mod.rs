@@ -4,6 +4,7 @@
 //! and with what, and ends by exec or `_exit`. Nothing here returns to the supervisor's loop.
 
 pub mod identity;
+pub mod memory;
 pub mod report;
 pub mod rootfs;
 pub mod users;
@@ -17,7 +18,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use minipod_podshim::cgroup::Joins;
-use minipod_podshim::protocol::{ContainerSpec, IdRange, SandboxSpec, Sysctl, Window};
+use minipod_podshim::protocol::{ContainerSpec, IdRange, MountKind, SandboxSpec, Sysctl, Window};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -26,6 +27,7 @@ use nix::unistd::{chdir, execve, setsid, write};
 
 use self::report::{ChildSays, Context as _, Failure, Reporter, Step, c_text};
 use self::users::{Users, on_node};
+use crate::sys::Tree;
 use crate::{sys, terminal};
 
 /// A child's standard descriptors.
@@ -59,6 +61,8 @@ pub struct PauseChild<'a> {
     pub spec: &'a SandboxSpec,
     /// The binary, open.
     pub program: &'a OwnedFd,
+    /// What its containers share; it is born in a mount namespace of its own then.
+    pub shared_memory: Option<Tree>,
     /// What it needs where it has a user namespace of its own.
     pub own_users: Option<OwnUsers>,
 }
@@ -130,13 +134,16 @@ pub fn pause(child: &PauseChild<'_>, common: &mut Common) -> Step<Infallible> {
         Some(own) => set_sysctls_and_become_root(&own.proc, &child.spec.sysctls)?,
         None => set_sysctls(&child.spec.sysctls)?,
     }
-    common.reporter.say(&ChildSays { named: true, ..ChildSays::default() });
-    // The first join after a while waits for all processors, some 10 ms; the containers are prepared meanwhile.
-    join(&common.joins)?;
     if child.own_users.is_none() {
         // Else the supervisor has set it: lowering it is a right on the node.
         identity::set_oom_score(child.spec.oom_score_adj, &mut common.reporter)?;
     }
+    if let Some(memory) = &child.shared_memory {
+        memory::hold(memory)?;
+    }
+    common.reporter.say(&ChildSays { named: true, ..ChildSays::default() });
+    // The containers are prepared meanwhile.
+    join(&common.joins)?;
     chdir("/").node("enter", "/")?;
     begin_session(&common.stdio)?;
     sys::die_with_parent().node("bind the infra container's life to its supervisor", "")?;
@@ -192,7 +199,11 @@ pub fn container(child: &ContainerChild<'_>, common: &mut Common) -> Step<Infall
     }
     identity::set_oom_score(spec.oom_score_adj, &mut common.reporter)?;
     umask(Mode::from_bits_truncate(0o022));
-    rootfs::enter(spec, &child.cgroups, child.users.as_ref())?;
+    let memory = match spec.mounts.iter().any(|mount| mount.kind() == MountKind::SharedMemory) {
+        true => Some(memory::of(child.pause)?),
+        false => None,
+    };
+    rootfs::enter(spec, &child.cgroups, memory, child.users.as_ref())?;
     let mut more_env = Vec::new();
     if let (Some(window), Some(console)) = (spec.terminal, &child.console) {
         take_terminal(owner, window, (console, &mut common.stdio))?;
@@ -284,8 +295,8 @@ fn failure_of(name: &str, errno: Errno) -> Failure {
 
 /// Puts this process into its groups, where clone3 did not.
 fn join(joins: &Joins) -> Step<()> {
-    for procs in &joins.procs {
-        write(procs, b"0").node("join cgroup", format!("/proc/self/fd/{}", procs.as_raw_fd()))?;
+    for tasks in &joins.tasks {
+        write(tasks, b"0").node("join cgroup", format!("/proc/self/fd/{}", tasks.as_raw_fd()))?;
     }
     Ok(())
 }

@@ -43,25 +43,32 @@ const NOTHING_SPECIAL: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_N
 struct Around<'a> {
     /// Its groups by controller.
     cgroups: &'a [(String, PathBuf)],
+    /// What the sandbox shares.
+    memory: Option<&'a Tree>,
     /// The pod's users, if they are not the node's.
     users: Option<&'a Users<'a>>,
 }
 
 /// Makes the container's root from its spec and enters it; the node's files are out of reach afterwards. `cgroups` are the
-/// container's groups by controller, for mounts of that kind. With `users` this process goes on as their root where it touches files.
-pub fn enter(spec: &ContainerSpec, cgroups: &[(String, PathBuf)], users: Option<&Users<'_>>) -> Step<()> {
+/// container's groups by controller and `memory` what the sandbox shares, for mounts of these kinds. With `users` this process goes on as
+/// their root where it touches files.
+pub fn enter(
+    spec: &ContainerSpec,
+    cgroups: &[(String, PathBuf)],
+    memory: Option<Tree>,
+    users: Option<&Users<'_>>,
+) -> Step<()> {
     let missing = || Failure::container("read", "root", Errno::EINVAL).because("the spec has no root file system");
     let root_spec = spec.root.as_ref().ok_or_else(missing)?;
     // Before the namespace's mounts part from the node's: a shared source stays shared.
     let sources = spec.mounts.iter().map(|mount| open_source(mount, users)).collect::<Step<Vec<Option<Tree>>>>()?;
-    let all = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    mount(None::<&str>, "/", None::<&str>, all, None::<&str>).node("make mounts private", "/")?;
+    part_from_node()?;
     if let Some(users) = users {
         idmap_layers(root_spec, users)?;
         users.act_as_root()?;
     }
     let root = mount_root(root_spec, users)?;
-    let around = Around { cgroups, users };
+    let around = Around { cgroups, memory: memory.as_ref(), users };
     for (mount, source) in spec.mounts.iter().zip(sources) {
         attach_mount(&root, mount, source, &around)?;
     }
@@ -75,7 +82,14 @@ pub fn enter(spec: &ContainerSpec, cgroups: &[(String, PathBuf)], users: Option<
     change_root(&root)
 }
 
-fn change_root(root: &OwnedFd) -> Step<()> {
+/// Lets this namespace's mounts and the node's go their own ways.
+pub fn part_from_node() -> Step<()> {
+    let all = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, all, None::<&str>).node("make mounts private", "/")
+}
+
+/// Makes a mount the root and all that there is; this process is in it then.
+pub fn change_root(root: &OwnedFd) -> Step<()> {
     fchdir(root).node("enter", "the new root")?;
     match pivot_root(".", ".") {
         // The old root lies over the new one now.
@@ -155,7 +169,8 @@ fn mount_root(root: &Rootfs, users: Option<&Users<'_>>) -> Step<OwnedFd> {
     open_dir(&root.target)
 }
 
-fn open_dir(path: &str) -> Step<OwnedFd> {
+/// A handle on a directory.
+pub fn open_dir(path: &str) -> Step<OwnedFd> {
     open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).node("open", path)
 }
 
@@ -399,6 +414,14 @@ fn attach_mount(root: &OwnedFd, mount: &Mount, source: Option<Tree>, around: &Ar
         (MountKind::Mqueue, _) => {
             sys::new_mount(c"mqueue", &[], NOTHING_SPECIAL | readonly).node("make mqueue for", target)?
         }
+        (MountKind::SharedMemory, _) => {
+            let missing =
+                || Failure::container("mount", "shared memory", Errno::ENOENT).because("the sandbox has none");
+            let memory = around.memory.ok_or_else(missing)?;
+            sys::set_attributes(memory, false, attributes(mount), 0).node("set flags of", "shared memory")?;
+            let place = find_or_make(root, target, true)?;
+            return sys::attach(memory, place).node("mount on", target);
+        }
         (MountKind::Cgroup, _) => return attach_cgroups(root, target, readonly, around.cgroups),
         (MountKind::Dev, _) => {
             let dev = attach_dev(root, target, around.users)?;
@@ -410,7 +433,7 @@ fn attach_mount(root: &OwnedFd, mount: &Mount, source: Option<Tree>, around: &Ar
 }
 
 /// `a=b,c` as pairs.
-fn file_system_options(text: &str) -> Step<Vec<(CString, Option<CString>)>> {
+pub fn file_system_options(text: &str) -> Step<Vec<(CString, Option<CString>)>> {
     let parts = text.split(',').filter(|part| !part.is_empty());
     parts
         .map(|part| match part.split_once('=') {

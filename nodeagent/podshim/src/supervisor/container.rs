@@ -8,7 +8,7 @@ use std::sync::Arc;
 use minipod_podshim::cgroup::Group;
 use minipod_podshim::process::{Pidfd, start_ticks};
 use minipod_podshim::protocol::{
-    ContainerSpec, Ended, Fault, Happened, Kill, LogSpec, Refused, Rootfs, Run, SandboxPhase, Say, Started,
+    ContainerSpec, Ended, Fault, Happened, Kill, LogSpec, MountKind, Refused, Rootfs, Run, SandboxPhase, Say, Started,
 };
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -196,6 +196,10 @@ impl Supervisor {
         }
         if self.sandbox.phase != SandboxPhase::Up {
             return wrong("there is no sandbox");
+        }
+        // Its infra container is at home among the node's mounts then.
+        if !self.sandbox.has_memory() && spec.mounts.iter().any(|mount| mount.kind() == MountKind::SharedMemory) {
+            return wrong("the sandbox has no shared memory");
         }
         match self.containers.get(&spec.name) {
             Some(known) if known.lives() => return wrong("another run of it is not over"),

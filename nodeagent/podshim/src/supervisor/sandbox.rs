@@ -56,6 +56,11 @@ impl Sandbox {
         self.spec.as_ref().is_some_and(|spec| spec.host_pid)
     }
 
+    /// Whether its containers share memory.
+    pub fn has_memory(&self) -> bool {
+        self.spec.as_ref().is_some_and(|spec| !spec.shared_memory.is_empty())
+    }
+
     /// Which of the infra container's namespaces a container enters.
     pub fn shared_namespaces(&self) -> CloneFlags {
         self.spec.as_ref().map_or(CloneFlags::empty(), own_namespaces)
@@ -115,6 +120,9 @@ impl Supervisor {
         if spec.share_pid {
             namespaces |= CloneFlags::CLONE_NEWPID;
         }
+        if !spec.shared_memory.is_empty() {
+            namespaces |= CloneFlags::CLONE_NEWNS;
+        }
         let (pause, user_namespace) = self.fork_pause(&spec, namespaces, joins).map_err(|failure| failure.0)?;
         self.sandbox = Sandbox {
             phase: SandboxPhase::Up,
@@ -139,14 +147,20 @@ impl Supervisor {
         let stdio = Stdio { stdin: null()?, stdout: null()?, stderr: null()?, terminal: false };
         let common = Common { joins, stdio, reporter: Reporter(reporter.into()) };
         let program = self.pause_program.try_clone().map_err(wrong)?;
+        // Made here, with rights that a user namespace's root has not.
+        let shared_memory = match spec.shared_memory.as_str() {
+            "" => None,
+            options => Some(child::memory::make(options)?),
+        };
         let Some(range) = spec.users else {
-            let child = PauseChild { spec, program: &program, own_users: None };
+            let child = PauseChild { spec, program: &program, shared_memory, own_users: None };
             let pid = self.fork(Role::Pause, namespaces, (common, report), |common| child::pause(&child, common))?;
             return Ok((pid, None));
         };
         let (gate, open) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| wrong(errno.into()))?;
         let proc = crate::sys::new_mount(c"proc", &[], 0).node("make procfs for", "sysctls")?;
-        let child = PauseChild { spec, program: &program, own_users: Some(OwnUsers { gate, proc }) };
+        let own_users = Some(OwnUsers { gate, proc });
+        let child = PauseChild { spec, program: &program, shared_memory, own_users };
         let with_users = namespaces | CloneFlags::CLONE_NEWUSER;
         let pid = self.fork(Role::Pause, with_users, (common, report), |common| {
             // Only the supervisor may hold it, so that the gate's end is seen.

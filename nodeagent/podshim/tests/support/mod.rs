@@ -202,7 +202,10 @@ impl Pod {
         pod
     }
 
-    pub fn create_sandbox(&mut self, spec: SandboxSpec) -> u32 {
+    /// As the agent does it, with shared memory.
+    pub fn create_sandbox(&mut self, mut spec: SandboxSpec) -> u32 {
+        let root = spec.users.map_or(0, |users| users.first);
+        spec.shared_memory = format!("mode=1777,size=64m,uid={root},gid={root}");
         match self.agent.ask(Ask::CreateSandbox(spec)) {
             Say::SandboxStarted(started) => started.pause_pid,
             other => panic!("no sandbox: {other:?}"),
@@ -246,7 +249,7 @@ impl Pod {
             mounts: vec![
                 mount(MountKind::Proc, "/proc"),
                 mount(MountKind::Dev, "/dev"),
-                Mount { options: "mode=1777,size=64m".into(), ..mount(MountKind::Tmpfs, "/dev/shm") },
+                mount(MountKind::SharedMemory, "/dev/shm"),
                 mount(MountKind::Mqueue, "/dev/mqueue"),
                 Mount { readonly: true, ..mount(MountKind::Sysfs, "/sys") },
             ],
