@@ -134,7 +134,7 @@ impl Binder {
             cache.get(Kind::Namespace, namespace).map_or_else(Labels::new, |entry| entry.object.meta().labels.clone())
         };
         let news = |since: i64| cache.pod_news(since);
-        let nodes = cache.all(Kind::Node);
+        let nodes = cache.nodes();
         let mut tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
         Scene::new(&subjects, Around { nodes, labels_of: &labels_of, news: &news }, &mut tallies)
     }

@@ -30,7 +30,7 @@ pub struct Subject<'a> {
 /// What the cluster is like beside the batch.
 pub struct Around<'a> {
     /// All nodes, in the order of their names.
-    pub nodes: Vec<Arc<Entry>>,
+    pub nodes: Arc<[Arc<Entry>]>,
     /// The labels of a namespace.
     pub labels_of: &'a dyn Fn(&str) -> Labels,
     /// What has happened to pods since a revision.
@@ -109,7 +109,7 @@ struct Part {
 
 /// A batch among the pods that are bound already. Pods of the batch that are placed count for those after them.
 pub struct Scene {
-    nodes: Vec<Arc<Entry>>,
+    nodes: Arc<[Arc<Entry>]>,
     counters: Vec<Counter>,
     parts: Vec<Part>,
 }

@@ -98,7 +98,7 @@ fn scene(nodes: &[Node], bound: &[Arc<Entry>], labels_of: &dyn Fn(&str) -> Label
     let mut nodes: Vec<Arc<Entry>> = nodes.iter().cloned().map(entry).collect();
     nodes.sort_by(|a, b| a.key.cmp(&b.key));
     let news = |_: i64| News::All(bound.to_vec(), 1);
-    Scene::new(subjects, Around { nodes, labels_of, news: &news }, &mut Tallies::default())
+    Scene::new(subjects, Around { nodes: nodes.into(), labels_of, news: &news }, &mut Tallies::default())
 }
 
 #[test]
