@@ -62,11 +62,13 @@ impl Binder {
         all: bool,
     ) -> Result<Vec<BindResult>, ApiError> {
         let (candidates, mut done) = self.candidates(items, &keys).await?;
+        let lanes = if all { vec![self.one_lane(items, candidates)?] } else { self.lanes(candidates) };
         if all && !done.is_empty() {
-            done.extend(candidates.iter().map(|candidate| (candidate.index, decide::gang())));
+            let rest = lanes.iter().flat_map(|lane| lane.batches.iter().flatten());
+            done.extend(rest.map(|candidate| (candidate.index, decide::gang())));
         } else {
             // Unordered: results carry their positions.
-            let lanes = self.lanes(candidates, all)?.into_iter();
+            let lanes = lanes.into_iter();
             let mut lanes = stream::iter(lanes).map(|lane| self.bind_lane(lane, all)).buffer_unordered(IN_FLIGHT);
             while let Some(results) = lanes.next().await {
                 done.extend(results);
@@ -109,23 +111,10 @@ impl Binder {
 
     /// What may be written side by side, and what in turn: pods that rules speak of stay in the order in which they were proposed, because
     /// each was decided on with those before it in their places.
-    fn lanes(&self, candidates: Vec<Candidate>, all: bool) -> Result<Vec<Lane>, ApiError> {
+    fn lanes(&self, candidates: Vec<Candidate>) -> Vec<Lane> {
         let ground = self.registry.cache.ground();
         let limit = self.registry.storage.max_ops();
         let concern = |candidate: &Candidate| self.concern(&ground, candidate);
-        if all {
-            let turns = candidates.iter().fold(0, |turns, candidate| turns | concern(candidate));
-            let nodes: BTreeSet<&str> = candidates.iter().map(|candidate| candidate.item.node.as_str()).collect();
-            let (pods, nodes, rules) = (candidates.len(), nodes.len(), 1 + turns.count_ones() as usize);
-            if pods + nodes + rules > limit {
-                return Err(ApiError::Invalid(format!(
-                    "items: an ALL batch is one transaction; {pods} pods on {nodes} nodes and {rules} keys for rules between pods are \
-                     {} keys, but the store takes {limit}",
-                    pods + nodes + rules
-                )));
-            }
-            return Ok(vec![Lane { batches: vec![candidates], turns }]);
-        }
         let (mut plain, mut ruled, mut turns) = (Vec::new(), Vec::new(), 0);
         for candidate in candidates {
             let taken = concern(&candidate);
@@ -140,7 +129,24 @@ impl Binder {
             // Begun first: it takes longest.
             lanes.insert(0, Lane { batches, turns });
         }
-        Ok(lanes)
+        lanes
+    }
+
+    /// An ALL batch as the one transaction that it is. That it is too large for one is told whatever else is wrong with it.
+    fn one_lane(&self, items: &[Arc<Item>], candidates: Vec<Candidate>) -> Result<Lane, ApiError> {
+        let ground = self.registry.cache.ground();
+        let limit = self.registry.storage.max_ops();
+        let turns = candidates.iter().fold(0, |turns, candidate| turns | self.concern(&ground, candidate));
+        let nodes: BTreeSet<&str> = items.iter().map(|item| item.node.as_str()).collect();
+        let (pods, nodes, rules) = (items.len(), nodes.len(), 1 + turns.count_ones() as usize);
+        if pods + nodes + rules > limit {
+            return Err(ApiError::Invalid(format!(
+                "items: an ALL batch is one transaction; {pods} pods on {nodes} nodes and {rules} keys for rules between pods are \
+                 {} keys, but the store takes {limit}",
+                pods + nodes + rules
+            )));
+        }
+        Ok(Lane { batches: vec![candidates], turns })
     }
 
     async fn bind_lane(&self, lane: Lane, all: bool) -> Results {
