@@ -8,7 +8,7 @@ use prost::Message;
 
 use super::{ATTEMPTS, Registry, Stored, Verdict, Written, delete::DEFAULT_NAMESPACE, namespaces};
 use crate::{
-    cache::{Entry, Noted, Ready},
+    cache::{Entry, Ready},
     error::ApiError,
     keys,
     ledger::{self, Charge, Ledger, Refusal, writers::Writer},
@@ -186,7 +186,9 @@ impl Registry {
             };
             match outcome {
                 Outcome::Done { revision } => {
-                    noted.map(Noted::written);
+                    if let Some(noted) = noted {
+                        noted.written();
+                    }
                     return Ok(Stored { kind, key: key.to_owned(), value, revision });
                 }
                 Outcome::Lost { present } => {
