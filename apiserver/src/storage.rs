@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, KvClient, Txn, TxnOp, TxnOpResponse,
-    WatchClient, WatchOptions, WatchStream,
+    TxnResponse, WatchClient, WatchOptions, WatchStream,
 };
 use tonic::Code;
 
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const ANSWER_LIMIT_BYTES: usize = 512 * 1024 * 1024;
 
 /// Why the store did not do what it was asked for.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// It was not reached, or it was a read: nothing has happened.
     #[error("{operation}: the store cannot be reached: {detail}")]
@@ -72,6 +72,13 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether it may have been one part's fault when several went in one transaction, and nothing has happened to any.
+    pub fn may_be_of_one(&self) -> bool {
+        matches!(self, StoreError::TooLarge { .. } | StoreError::Full { .. } | StoreError::Refused { .. })
+    }
+}
+
 /// A key with its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
@@ -107,6 +114,15 @@ pub enum Write {
     Put(Vec<u8>, Vec<u8>),
     /// Key.
     Delete(Vec<u8>),
+}
+
+/// A transaction: everything is written if every guard holds, else nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Part {
+    /// What it compares.
+    pub guards: Vec<Guard>,
+    /// What it changes.
+    pub writes: Vec<Write>,
 }
 
 /// How a transaction ended.
@@ -289,23 +305,36 @@ impl Storage {
     /// # Errors
     /// [`StoreError::Uncertain`] when it may have happened; the other errors say that it has not.
     pub async fn txn(&self, guards: Vec<Guard>, writes: Vec<Write>) -> Result<Outcome, StoreError> {
-        let compares: Vec<Compare> =
-            guards.iter().map(|g| Compare::mod_revision(g.key.clone(), CompareOp::Equal, g.revision)).collect();
-        let present: Vec<TxnOp> = guards.into_iter().map(|g| TxnOp::get(g.key, None)).collect();
-        let writes: Vec<TxnOp> = writes
-            .into_iter()
-            .map(|write| match write {
-                Write::Put(key, value) => TxnOp::put(key, value, None),
-                Write::Delete(key) => TxnOp::delete(key, None),
+        let mut kv = self.kv.clone();
+        let answer = patient("write", true, kv.txn(transaction(Part { guards, writes }))).await?;
+        let revision = answer.header().map_or(0, |header| header.revision());
+        Ok(outcome(&answer, revision))
+    }
+
+    /// Several transactions as one of the store: one entry of its log, one revision, one answer. Each holds or is lost by itself, by what
+    /// the store had before all of them; so none may write what another one compares or writes.
+    ///
+    /// # Errors
+    /// As [`Storage::txn`], of all of them.
+    pub async fn txn_each(&self, parts: Vec<Part>) -> Result<Vec<Outcome>, StoreError> {
+        let each: Vec<TxnOp> = parts.into_iter().map(|part| TxnOp::txn(transaction(part))).collect();
+        let count = each.len();
+        let mut kv = self.kv.clone();
+        let answer = patient("write", true, kv.txn(Txn::new().and_then(each))).await?;
+        let revision = answer.header().map_or(0, |header| header.revision());
+        let outcomes: Vec<Outcome> = answer
+            .op_responses()
+            .iter()
+            .filter_map(|response| match response {
+                TxnOpResponse::Txn(answer) => Some(outcome(answer, revision)),
+                _ => None,
             })
             .collect();
-        let txn = Txn::new().when(compares).and_then(writes).or_else(present);
-        let mut kv = self.kv.clone();
-        let answer = patient("write", true, kv.txn(txn)).await?;
-        if answer.succeeded() {
-            return Ok(Outcome::Done { revision: answer.header().map_or(0, |header| header.revision()) });
+        if outcomes.len() == count {
+            return Ok(outcomes);
         }
-        Ok(Outcome::Lost { present: answer.op_responses().into_iter().map(got).collect() })
+        let detail = format!("{} answers to {count} transactions", outcomes.len());
+        Err(StoreError::Uncertain { operation: "write", detail })
     }
 
     /// All changes of the store from a revision on, that one included.
@@ -362,6 +391,29 @@ impl Feed {
             return Ok(Batch { events, revision: sent });
         }
     }
+}
+
+fn transaction(part: Part) -> Txn {
+    let Part { guards, writes } = part;
+    let compares: Vec<Compare> =
+        guards.iter().map(|g| Compare::mod_revision(g.key.clone(), CompareOp::Equal, g.revision)).collect();
+    let present: Vec<TxnOp> = guards.into_iter().map(|g| TxnOp::get(g.key, None)).collect();
+    let writes: Vec<TxnOp> = writes
+        .into_iter()
+        .map(|write| match write {
+            Write::Put(key, value) => TxnOp::put(key, value, None),
+            Write::Delete(key) => TxnOp::delete(key, None),
+        })
+        .collect();
+    Txn::new().when(compares).and_then(writes).or_else(present)
+}
+
+/// How a transaction ended that was carried out at a revision.
+fn outcome(answer: &TxnResponse, revision: i64) -> Outcome {
+    if answer.succeeded() {
+        return Outcome::Done { revision };
+    }
+    Outcome::Lost { present: answer.op_responses().into_iter().map(got).collect() }
 }
 
 fn raw_event(event: &etcd_client::Event) -> Option<RawEvent> {

@@ -11,11 +11,11 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{Buf, BufMut};
+use bytes::{Buf, BufMut, Bytes};
 use minipod_proto::{
     Kind,
     v1::{
-        AgentMessage, ListRequest, ServerMessage, WatchRequest, nodes_server::NodesServer,
+        AgentMessage, CreateRequest, ListRequest, ServerMessage, WatchRequest, nodes_server::NodesServer,
         objects_server::ObjectsServer,
     },
 };
@@ -55,6 +55,14 @@ pub struct EncodedList {
     pub revision: i64,
     /// The token of the next page.
     pub next: String,
+}
+
+/// An [`Object`](minipod_proto::v1::Object).
+pub struct EncodedObject {
+    /// Its kind.
+    pub kind: Kind,
+    /// The encoded inner message.
+    pub inner: Bytes,
 }
 
 /// A [`WatchEvent`](minipod_proto::v1::WatchEvent).
@@ -130,6 +138,13 @@ impl Encoded for EncodedList {
             put_head(out, 3, self.next.len());
             out.put_slice(self.next.as_bytes());
         }
+    }
+}
+
+impl Encoded for EncodedObject {
+    fn put(&self, out: &mut impl BufMut) {
+        put_head(out, object_field(self.kind), self.inner.len());
+        out.put_slice(&self.inner);
     }
 }
 
@@ -258,6 +273,18 @@ impl UnaryService<ListRequest> for List {
     }
 }
 
+struct Create(Arc<ObjectsApi>);
+
+impl UnaryService<CreateRequest> for Create {
+    type Response = EncodedObject;
+    type Future = BoxFuture<Response<EncodedObject>, Status>;
+
+    fn call(&mut self, request: Request<CreateRequest>) -> Self::Future {
+        let api = Arc::clone(&self.0);
+        Box::pin(async move { Ok(Response::new(api.create_encoded(request.into_inner()).await?)) })
+    }
+}
+
 impl Service<http::Request<Body>> for Objects {
     type Response = http::Response<Body>;
     type Error = Infallible;
@@ -272,6 +299,10 @@ impl Service<http::Request<Body>> for Objects {
             "/minipod.v1.Objects/Watch" => {
                 let method = Watch(Arc::clone(&self.api));
                 Box::pin(async move { Ok(grpc().server_streaming(method, request).await) })
+            }
+            "/minipod.v1.Objects/Create" => {
+                let method = Create(Arc::clone(&self.api));
+                Box::pin(async move { Ok(grpc().unary(method, request).await) })
             }
             "/minipod.v1.Objects/List" => {
                 let method = List(Arc::clone(&self.api));

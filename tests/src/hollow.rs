@@ -5,25 +5,49 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use minipod_proto::Resource;
+use bytes::Bytes;
 use minipod_proto::v1::agent_message::Message;
 use minipod_proto::v1::nodes_client::NodesClient;
 use minipod_proto::v1::{
-    AgentHello, AgentMessage, Heartbeat, Node, NodeCondition, NodeStatus, ObjectMeta, Pod, PodStatusReport,
-    RegisterRequest, ServerMessage, server_message,
+    AgentHello, AgentMessage, Heartbeat, Node, NodeCondition, NodeStatus, ObjectMeta, PodStatusReport, RegisterRequest,
 };
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
+use crate::wire;
+
 /// Messages to the server: hello and a heartbeat now and then.
 const QUEUE: usize = 4;
-/// Snapshots of a full node are larger than tonic's default.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// Is told every pod that the node's session brings, as it comes.
-pub type Seen = Arc<dyn Fn(&Pod) + Send + Sync>;
+pub type Seen = Arc<dyn Fn(&ObjectMeta) + Send + Sync>;
+
+/// What a hollow node reads of a `ServerMessage`: pods, and of these who they are. It would run nothing of the rest.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Brought {
+    #[prost(message, optional, tag = "1")]
+    snapshot: Option<Pods>,
+    #[prost(message, optional, tag = "2")]
+    upsert: Option<Brief>,
+}
+
+/// Of a `PodList`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Pods {
+    #[prost(message, repeated, tag = "4")]
+    items: Vec<Brief>,
+}
+
+/// Of a `Pod`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Brief {
+    #[prost(message, optional, tag = "3")]
+    metadata: Option<ObjectMeta>,
+}
 
 /// What a hollow node says of itself.
 #[derive(Debug, Clone, Copy)]
@@ -56,14 +80,15 @@ impl HollowNode {
     /// # Errors
     /// When the API server refuses it.
     pub async fn join_as(channel: Channel, shape: Shape<'_>, seen: Seen) -> Result<HollowNode, tonic::Status> {
-        let mut client = NodesClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let mut client = NodesClient::new(channel.clone());
         let registered = client.register(RegisterRequest { node: Some(node(shape)) }).await?.into_inner();
         let (sender, receiver) = mpsc::channel(QUEUE);
         let hello =
             AgentHello { node: shape.name.to_owned(), boot_id: "hollow".to_owned(), agent_version: "0".to_owned() };
         // The channel was just made: it has room.
         let _ = sender.send(AgentMessage { message: Some(Message::Hello(hello)) }).await;
-        let mut incoming = client.session(ReceiverStream::new(receiver)).await?.into_inner();
+        let outgoing = ReceiverStream::new(receiver).map(|message: AgentMessage| Bytes::from(message.encode_to_vec()));
+        let mut incoming = wire::streams::<Brought>(channel, "/minipod.v1.Nodes/Session", outgoing).await?;
         let every = Duration::from_millis(u64::try_from(registered.heartbeat_interval_ms).unwrap_or(1000).max(100));
         let session = tokio::spawn(async move {
             let mut ticks = tokio::time::interval(every);
@@ -97,18 +122,15 @@ impl Drop for HollowNode {
 }
 
 /// Tells the pods of a message; the ends of those that are to end.
-fn reports(message: ServerMessage, seen: &Seen) -> Vec<AgentMessage> {
-    let pods = match message.message {
-        Some(server_message::Message::PodUpsert(pod)) => vec![pod],
-        Some(server_message::Message::Snapshot(list)) => list.items,
-        _ => return Vec::new(),
-    };
+fn reports(message: Brought, seen: &Seen) -> Vec<AgentMessage> {
+    let listed = message.snapshot.into_iter().flat_map(|list| list.items);
+    let pods: Vec<ObjectMeta> = listed.chain(message.upsert).filter_map(|pod| pod.metadata).collect();
     pods.iter().for_each(|pod| seen(pod));
-    let ending = pods.iter().filter(|pod| pod.is_terminating());
-    let report = |pod: &Pod| PodStatusReport {
-        namespace: pod.namespace().to_owned(),
-        name: pod.name().to_owned(),
-        uid: pod.uid().to_owned(),
+    let ending = pods.into_iter().filter(|pod| pod.deletion_timestamp.is_some());
+    let report = |pod: ObjectMeta| PodStatusReport {
+        namespace: pod.namespace,
+        name: pod.name,
+        uid: pod.uid,
         status: None,
         sequence: 1,
         finished: true,

@@ -4,7 +4,8 @@
 //! - [`wait`] waits for a state, level-triggered, and tells the last one seen when it does not come.
 //! - [`podman`] is the peer of the benchmarks.
 //! - [`cluster`] is a cluster of the real binaries on this machine, and shorthands for what tests do with one.
-//! - [`hollow`] has nodes without a machine, for tests of the control plane; [`plane`] is the control plane without nodes.
+//! - [`hollow`] has nodes without a machine, for tests of the control plane; [`plane`] is the control plane without nodes; [`wire`] is how load
+//!   speaks to it without being most of the work itself.
 //! - [`registry`] is a registry of images, the same that the node agent's own tests have.
 //! - [`e2e`] is the benchmark `schedule-e2e`, [`hands`] the benchmark `access`.
 #![forbid(unsafe_code)]
@@ -19,3 +20,4 @@ pub mod podman;
 #[path = "../../nodeagent/tests/support/registry.rs"]
 pub mod registry;
 pub mod wait;
+pub mod wire;

@@ -10,7 +10,7 @@ use futures_util::{StreamExt, stream};
 use minipod_daemon::backoff::Backoff;
 use minipod_proto::{
     Kind,
-    v1::{BindResult, Object, bind_batch_request::Item, bind_result::Code},
+    v1::{BindResult, Object, Pod, bind_batch_request::Item, bind_result::Code},
 };
 use prost::Message;
 
@@ -20,7 +20,7 @@ use super::{
     sight::Floor,
 };
 use crate::{
-    cache::Entry,
+    cache::{Entry, Noted, Ready},
     error::ApiError,
     keys,
     ledger::Ledger,
@@ -69,11 +69,13 @@ impl Binder {
         all: bool,
     ) -> Result<Vec<BindResult>, ApiError> {
         let (candidates, mut done) = self.candidates(items, &keys).await?;
+        let lanes = if all { vec![self.one_lane(items, candidates)?] } else { self.lanes(candidates) };
         if all && !done.is_empty() {
-            done.extend(candidates.iter().map(|candidate| (candidate.index, decide::gang())));
+            let rest = lanes.iter().flat_map(|lane| lane.batches.iter().flatten());
+            done.extend(rest.map(|candidate| (candidate.index, decide::gang())));
         } else {
             // Unordered: results carry their positions.
-            let lanes = self.lanes(candidates, all)?.into_iter();
+            let lanes = lanes.into_iter();
             let mut lanes = stream::iter(lanes).map(|lane| self.bind_lane(lane, all)).buffer_unordered(IN_FLIGHT);
             while let Some(results) = lanes.next().await {
                 done.extend(results);
@@ -116,23 +118,10 @@ impl Binder {
 
     /// What may be written side by side, and what in turn: pods that rules speak of stay in the order in which they were proposed, because
     /// each was decided on with those before it in their places.
-    fn lanes(&self, candidates: Vec<Candidate>, all: bool) -> Result<Vec<Lane>, ApiError> {
+    fn lanes(&self, candidates: Vec<Candidate>) -> Vec<Lane> {
         let ground = self.registry.cache.ground();
         let limit = self.registry.storage.max_ops();
         let concern = |candidate: &Candidate| self.concern(&ground, candidate);
-        if all {
-            let turns = candidates.iter().fold(0, |turns, candidate| turns | concern(candidate));
-            let nodes: BTreeSet<&str> = candidates.iter().map(|candidate| candidate.item.node.as_str()).collect();
-            let (pods, nodes, rules) = (candidates.len(), nodes.len(), 1 + turns.count_ones() as usize);
-            if pods + nodes + rules > limit {
-                return Err(ApiError::Invalid(format!(
-                    "items: an ALL batch is one transaction; {pods} pods on {nodes} nodes and {rules} keys for rules between pods are \
-                     {} keys, but the store takes {limit}",
-                    pods + nodes + rules
-                )));
-            }
-            return Ok(vec![Lane { batches: vec![candidates], turns }]);
-        }
         let (mut plain, mut ruled, mut turns) = (Vec::new(), Vec::new(), 0);
         for candidate in candidates {
             let taken = concern(&candidate);
@@ -147,7 +136,24 @@ impl Binder {
             // Begun first: it takes longest.
             lanes.insert(0, Lane { batches, turns });
         }
-        Ok(lanes)
+        lanes
+    }
+
+    /// An ALL batch as the one transaction that it is. That it is too large for one is told whatever else is wrong with it.
+    fn one_lane(&self, items: &[Arc<Item>], candidates: Vec<Candidate>) -> Result<Lane, ApiError> {
+        let ground = self.registry.cache.ground();
+        let limit = self.registry.storage.max_ops();
+        let turns = candidates.iter().fold(0, |turns, candidate| turns | self.concern(&ground, candidate));
+        let nodes: BTreeSet<&str> = items.iter().map(|item| item.node.as_str()).collect();
+        let (pods, nodes, rules) = (items.len(), nodes.len(), 1 + turns.count_ones() as usize);
+        if pods + nodes + rules > limit {
+            return Err(ApiError::Invalid(format!(
+                "items: an ALL batch is one transaction; {pods} pods on {nodes} nodes and {rules} keys for rules between pods are \
+                 {} keys, but the store takes {limit}",
+                pods + nodes + rules
+            )));
+        }
+        Ok(Lane { batches: vec![candidates], turns })
     }
 
     async fn bind_lane(&self, lane: Lane, all: bool) -> Results {
@@ -239,7 +245,7 @@ impl Binder {
         }
         let wishes = batch.iter().map(|candidate| (candidate.item.node.as_str(), &candidate.wants.charge));
         let ledger_of = |node: &str| known.get(node).and_then(|(ledger, _)| ledger.as_deref());
-        let plan = decide::plan(wishes, ledger_of, sight.scene.take(), all);
+        let mut plan = decide::plan(wishes, ledger_of, sight.scene.take(), all);
         // A rule may seem broken by a pod that has gone, or for want of one that has come: such a refusal counts once all is known that
         // was acknowledged before the call.
         if plan.rules_refuse() && sight.revision < floor.sure {
@@ -268,17 +274,31 @@ impl Binder {
         guards.extend(guarded.iter().filter_map(|node| Some(Guard::new(keys::ledger(node), known.get(node)?.1))));
         guards.extend(sight.guards());
         let now = self.registry.now();
-        let mut writes: Vec<Write> = granted
-            .iter()
-            .map(|c| Write::Put(keys::object(Kind::Pod, &c.pod.key), bound_bytes(&c.pod.object, &c.item.node, now)))
-            .collect();
-        writes.extend(plan.ledgers.iter().map(|(node, ledger)| Write::Put(keys::ledger(node), ledger.encode_to_vec())));
+        let (mut writes, mut noted) = (Vec::with_capacity(guards.len()), Vec::with_capacity(guards.len()));
+        let mut write = |key: Vec<u8>, value: Vec<u8>, ready| {
+            noted.push(self.registry.cache.note(key.clone(), &value, ready));
+            writes.push(Write::Put(key, value));
+        };
+        for candidate in &granted {
+            let Some(pod) = bound(&candidate.pod.object, &candidate.item.node, now) else { continue };
+            let (key, value) = (keys::object(Kind::Pod, &candidate.pod.key), pod.encode_to_vec());
+            write(key, value, Ready::Object(Box::new(pod.into())));
+        }
+        let ledgers = std::mem::take(&mut plan.ledgers).into_iter();
+        let ledgers: Vec<(String, Arc<Ledger>)> = ledgers.map(|(node, ledger)| (node, Arc::new(ledger))).collect();
+        for (node, ledger) in &ledgers {
+            write(keys::ledger(node), ledger.encode_to_vec(), Ready::Ledger(Arc::clone(ledger)));
+        }
         let turns = sight.turns_of(&plan.granted);
         writes.extend(announced::numbers(turns).map(|turn| Write::Put(keys::turn(turn), Vec::new())));
         let pods = granted.len();
         match self.registry.storage.txn(guards, writes).await? {
             Outcome::Done { revision } => {
+                noted.into_iter().for_each(Noted::written);
                 self.took(turns, revision);
+                for (node, ledger) in ledgers {
+                    self.registry.writers.wrote(&node, Some(ledger), revision);
+                }
                 self.settle(batch, plan, revision, done);
             }
             Outcome::Lost { present } => {
@@ -351,9 +371,6 @@ impl Binder {
         let refused = plan.refused.into_iter();
         done.extend(refused.filter_map(|(position, result)| Some((batch.get(position)?.index, result))));
         batch.clear();
-        for (node, ledger) in plan.ledgers {
-            self.registry.writers.wrote(&node, Some(Arc::new(ledger)), revision);
-        }
     }
 
     /// Judges pods anew of which more is known by now; each with its position.
@@ -399,9 +416,8 @@ fn same_spec(mut read: Entry, known: Option<&Entry>) -> Entry {
 }
 
 /// The pod, bound, as it is stored.
-fn bound_bytes(object: &Object, node: &str, now: minipod_proto::v1::Time) -> Vec<u8> {
-    let Some(pod) = object.as_pod() else { return Vec::new() };
-    let mut pod = pod.clone();
+fn bound(object: &Object, node: &str, now: minipod_proto::v1::Time) -> Option<Pod> {
+    let mut pod = object.as_pod()?.clone();
     if let Some(meta) = &mut pod.metadata {
         meta.resource_version.clear();
     }
@@ -409,7 +425,7 @@ fn bound_bytes(object: &Object, node: &str, now: minipod_proto::v1::Time) -> Vec
     // It has its place: no room is kept for it any more.
     pod.status_mut().nominated_node_name.clear();
     pod.status_mut().set_condition("PodScheduled", "True", "", "", now);
-    pod.encode_to_vec()
+    Some(pod)
 }
 
 /// Batches in the order of the items, each with at most so many keys of pods and nodes.

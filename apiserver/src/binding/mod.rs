@@ -72,7 +72,7 @@ impl Binder {
     /// # Errors
     /// When the request itself is wrong, or the store cannot be reached and nothing was done.
     pub async fn bind(&self, request: BindBatchRequest) -> Result<Vec<BindResult>, ApiError> {
-        let keys = check(&request, self.registry.storage.max_ops())?;
+        let keys = check(&request)?;
         let all = request.mode == Mode::All as i32;
         let items: Vec<Arc<Item>> = request.items.into_iter().map(Arc::new).collect();
         let results = self.execute(&items, keys, all).await?;
@@ -93,7 +93,7 @@ impl Binder {
 }
 
 /// Checks a request; the keys of its pods.
-fn check(request: &BindBatchRequest, max_ops: usize) -> Result<Vec<String>, ApiError> {
+fn check(request: &BindBatchRequest) -> Result<Vec<String>, ApiError> {
     if request.items.len() > ITEMS_LIMIT {
         return Err(ApiError::TooLarge(format!("items: {}, but one call may have {ITEMS_LIMIT}", request.items.len())));
     }
@@ -114,15 +114,6 @@ fn check(request: &BindBatchRequest, max_ops: usize) -> Result<Vec<String>, ApiE
             }
             Err(error) => problems.push(format!("items[{index}].{error}")),
         }
-    }
-    let nodes: BTreeSet<&str> = request.items.iter().map(|item: &Item| item.node.as_str()).collect();
-    let ops = request.items.len() + nodes.len();
-    if request.mode == Mode::All as i32 && ops > max_ops {
-        problems.push(format!(
-            "items: an ALL batch is one transaction; {} pods on {} nodes are {ops} keys, but the store takes {max_ops}",
-            request.items.len(),
-            nodes.len()
-        ));
     }
     if problems.is_empty() { Ok(keys) } else { Err(ApiError::Invalid(problems.join("\n"))) }
 }

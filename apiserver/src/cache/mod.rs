@@ -5,6 +5,7 @@
 //! an event is never encoded again, however many watch it. Watchers are indexed by node and by namespace.
 
 pub mod feed;
+mod known;
 mod state;
 mod watcher;
 
@@ -19,6 +20,8 @@ use minipod_daemon::metrics::Registry;
 use minipod_proto::{Kind, v1::Object};
 use tokio::sync::watch;
 
+use known::Known;
+pub use known::{Noted, Ready};
 use state::State;
 pub use state::{Change, ReplicaSummary, SessionRecord};
 pub use watcher::{Cut, Delivery, Filter, Subscription};
@@ -69,6 +72,20 @@ impl Entry {
         Ok(Entry { object, key: key.to_owned(), inner, revision, spec_revision: revision })
     }
 
+    /// From an object and the bytes of the store that it would be decoded from.
+    fn ready(kind: Kind, key: &str, mut object: Object, value: Vec<u8>, revision: i64) -> Entry {
+        debug_assert_eq!(
+            Object::decode_inner(kind, &value).as_ref().ok(),
+            Some(&object),
+            "{kind} {key}: what was written is not what was noted"
+        );
+        if let Some(meta) = object.meta_mut() {
+            meta.resource_version = revision.to_string();
+        }
+        let inner = append_revision(value, revision);
+        Entry { object, key: key.to_owned(), inner, revision, spec_revision: revision }
+    }
+
     /// The same object, deleted at a revision.
     fn deleted(&self, revision: i64) -> Entry {
         let mut object = self.object.clone();
@@ -91,11 +108,15 @@ impl Entry {
 
 /// Appends `metadata.resourceVersion` to an encoded object. A field that comes again is merged into the message, and of a scalar the
 /// last value counts (protobuf encoding, "Last One Wins"); `metadata` has the number 3 in every kind, `resourceVersion` the 5.
-fn with_revision(value: &[u8], revision: i64) -> Bytes {
+pub(crate) fn with_revision(value: &[u8], revision: i64) -> Bytes {
+    let mut bytes = Vec::with_capacity(value.len() + known::SUFFIX_BYTES);
+    bytes.put_slice(value);
+    append_revision(bytes, revision)
+}
+
+fn append_revision(mut bytes: Vec<u8>, revision: i64) -> Bytes {
     let text = revision.to_string();
     let length = u8::try_from(text.len()).unwrap_or(0);
-    let mut bytes = Vec::with_capacity(value.len() + text.len() + 4);
-    bytes.put_slice(value);
     bytes.put_slice(&[3 << 3 | 2, length + 2, 5 << 3 | 2, length]);
     bytes.put_slice(text.as_bytes());
     Bytes::from(bytes)
@@ -161,6 +182,7 @@ pub struct Cache {
     revision: watch::Sender<i64>,
     /// Why the store's feed is broken, while it is.
     trouble: RwLock<Option<String>>,
+    known: Arc<Known>,
     metrics: Metrics,
 }
 
@@ -184,6 +206,7 @@ impl Cache {
             state: RwLock::new(State::new(limits)),
             revision: watch::Sender::new(0),
             trouble: RwLock::new(Some("the first list of the store is not done yet".into())),
+            known: Arc::default(),
             metrics,
         })
     }
@@ -346,9 +369,15 @@ impl Cache {
         self.metrics.cut.add(cut);
     }
 
+    /// Notes what is about to be written, so that the feed need not decode it. `ready` must be what `value` decodes to.
+    pub fn note(&self, key: Vec<u8>, value: &[u8], ready: Ready) -> Noted {
+        self.known.note(key, value, ready)
+    }
+
     /// Everything as a list has found it. Watchers cannot be told what happened in between and are sent to list again.
     fn replace(&self, items: Vec<Item>, revision: i64) {
         let decoded = state::decode_items(items);
+        self.known.clear();
         self.write().replace(decoded, revision);
         self.metrics.relists.increment();
         self.metrics.revision.set(revision);
@@ -358,7 +387,7 @@ impl Cache {
     /// Changes in the order of their revisions; everything up to `revision` is told with them.
     fn apply(&self, events: Vec<crate::storage::RawEvent>, revision: i64) {
         // Decoding is the expensive part and needs no lock.
-        let decoded = state::decode_events(events);
+        let decoded = state::decode_events(events, &self.known);
         let cut = self.write().apply(decoded, revision);
         self.metrics.cut.add(cut);
         self.metrics.revision.set(revision);

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Cache, Entry, Limits, ReplicaSeen, SessionSeen,
+    known::{Known, Ready},
     watcher::{self, Cut, Delivery, Filter, Subscription, Watcher},
 };
 use crate::{
@@ -118,7 +119,7 @@ pub(super) struct Decoded {
 
 enum What {
     Object(Kind, String, Option<Box<Entry>>),
-    Ledger(String, Option<Ledger>),
+    Ledger(String, Option<Arc<Ledger>>),
     Replica(String, Option<ReplicaSummary>),
     Session(String, Option<SessionRecord>),
     Announced(Option<Announced>),
@@ -130,8 +131,25 @@ pub(super) fn decode_items(items: Vec<Item>) -> Vec<Decoded> {
     items.iter().filter_map(|item| decode(&item.key, Some(&item.value), item.revision)).collect()
 }
 
-pub(super) fn decode_events(events: Vec<RawEvent>) -> Vec<Decoded> {
-    events.iter().filter_map(|event| decode(&event.key, event.value.as_deref(), event.revision)).collect()
+pub(super) fn decode_events(events: Vec<RawEvent>, known: &Known) -> Vec<Decoded> {
+    let decoded = |event: &RawEvent| {
+        recognise(event, known).or_else(|| decode(&event.key, event.value.as_deref(), event.revision))
+    };
+    events.iter().filter_map(decoded).collect()
+}
+
+/// What this server has written itself.
+fn recognise(event: &RawEvent, known: &Known) -> Option<Decoded> {
+    let (ready, value) = known.take(&event.key, event.value.as_deref()?)?;
+    let what = match (keys::parse(&event.key), ready) {
+        (Parsed::Object(kind, key), Ready::Object(object)) => {
+            let entry = Entry::ready(kind, key, *object, value, event.revision);
+            What::Object(kind, key.to_owned(), Some(Box::new(entry)))
+        }
+        (Parsed::Ledger(node), Ready::Ledger(ledger)) => What::Ledger(node.to_owned(), Some(ledger)),
+        _ => return None,
+    };
+    Some(Decoded { revision: event.revision, what })
 }
 
 fn decode(key: &[u8], value: Option<&[u8]>, revision: i64) -> Option<Decoded> {
@@ -143,7 +161,7 @@ fn decode(key: &[u8], value: Option<&[u8]>, revision: i64) -> Option<Decoded> {
             What::Object(kind, key.to_owned(), entry.map(Box::new))
         }
         Parsed::Ledger(node) => {
-            let ledger = value.map(Ledger::decode).transpose();
+            let ledger = value.map(|value| Ledger::decode(value).map(Arc::new)).transpose();
             What::Ledger(node.to_owned(), ledger.inspect_err(|error| tracing::error!(node, %error, "ledger")).ok()?)
         }
         Parsed::Replica(id) => {
@@ -463,7 +481,7 @@ impl State {
 
     fn apply_aside(&mut self, what: What, revision: i64) {
         match what {
-            What::Ledger(node, Some(ledger)) => drop(self.ledgers.insert(node, (Arc::new(ledger), revision))),
+            What::Ledger(node, Some(ledger)) => drop(self.ledgers.insert(node, (ledger, revision))),
             What::Ledger(node, None) => drop(self.ledgers.remove(&node)),
             What::Replica(id, Some(summary)) => {
                 let ReplicaSummary { address, nodes } = summary;

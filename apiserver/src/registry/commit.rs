@@ -6,13 +6,13 @@ use minipod_daemon::backoff::Backoff;
 use minipod_proto::{Kind, resize, v1::Object};
 use prost::Message;
 
-use super::{ATTEMPTS, Registry, Verdict, Written, delete::DEFAULT_NAMESPACE, namespaces};
+use super::{ATTEMPTS, Registry, Stored, Verdict, Written, delete::DEFAULT_NAMESPACE, namespaces};
 use crate::{
-    cache::Entry,
+    cache::{Entry, Ready},
     error::ApiError,
     keys,
     ledger::{self, Charge, Ledger, Refusal, writers::Writer},
-    storage::{Guard, Item, Outcome, Write},
+    storage::{Guard, Item, Outcome, Part, Write},
 };
 
 /// An encoded object may be this large, bytes: under etcd's default request limit of 1.5 MiB, together with a ledger.
@@ -35,8 +35,7 @@ enum Booking {
 
 /// What a write compares and writes.
 pub(super) struct Transaction {
-    pub(super) guards: Vec<Guard>,
-    pub(super) writes: Vec<Write>,
+    pub(super) part: Part,
     booked: Option<Booked>,
 }
 
@@ -51,7 +50,7 @@ struct Booked {
 impl Transaction {
     /// Carries it out.
     pub(super) async fn run(self, registry: &Registry) -> Result<Outcome, ApiError> {
-        let outcome = registry.storage.txn(self.guards, self.writes).await?;
+        let outcome = registry.gatherer.txn(self.part).await?;
         if let (Outcome::Done { revision }, Some(Booked { node, next, writer })) = (&outcome, self.booked) {
             registry.writers.wrote(&node, next, *revision);
             drop(writer);
@@ -157,20 +156,40 @@ impl Registry {
         &self,
         kind: Kind,
         key: &str,
-        mut object: Object,
+        object: Object,
         guard: Option<Guard>,
-    ) -> Result<Object, ApiError> {
+    ) -> Result<Stored, ApiError> {
+        let object_key = keys::object(kind, key);
+        let value = encode(kind, key, &object)?;
+        // What a ledger depends on is a node, or a pod that says its node: few, and they keep the object for each attempt.
+        let (booked, noted) = match booking(None, Some(&object))? {
+            Some(_) => (Some(object), None),
+            None => {
+                let ready = Ready::Object(Box::new(object));
+                (None, Some(self.cache.note(object_key.clone(), &value, ready)))
+            }
+        };
         let mut ledger_hint = None;
         for _ in 0..ATTEMPTS {
             let extra = match &guard {
                 Some(guard) => Some(guard.clone()),
-                None => self.namespace(kind, &object.meta().namespace).await?,
+                None => self.namespace(kind, key).await?,
             };
             let guarded = extra.is_some();
-            match self.write(kind, key, None, Some(&object), extra, ledger_hint.take()).await? {
+            let outcome = match &booked {
+                Some(object) => self.write(kind, key, None, Some(object), extra, ledger_hint.take()).await?,
+                None => {
+                    let guards = std::iter::once(Guard::new(object_key.clone(), 0)).chain(extra).collect();
+                    let writes = vec![Write::Put(object_key.clone(), value.clone())];
+                    self.gatherer.txn(Part { guards, writes }).await?
+                }
+            };
+            match outcome {
                 Outcome::Done { revision } => {
-                    stamp(&mut object, revision);
-                    return Ok(object);
+                    if let Some(noted) = noted {
+                        noted.written();
+                    }
+                    return Ok(Stored { kind, key: key.to_owned(), value, revision });
                 }
                 Outcome::Lost { present } => {
                     self.conflicts.increment();
@@ -199,10 +218,8 @@ impl Registry {
     }
 
     /// The guard that keeps an object out of a namespace that ends.
-    pub(super) async fn namespace(&self, kind: Kind, namespace: &str) -> Result<Option<Guard>, ApiError> {
-        if !kind.namespaced() {
-            return Ok(None);
-        }
+    pub(super) async fn namespace(&self, kind: Kind, key: &str) -> Result<Option<Guard>, ApiError> {
+        let Some((namespace, _)) = key.split_once('/').filter(|_| kind.namespaced()) else { return Ok(None) };
         let mut known = self.cache.get(Kind::Namespace, namespace);
         if known.is_none() {
             known = self.read(Kind::Namespace, namespace).await?.map(Arc::new);
@@ -265,7 +282,7 @@ impl Registry {
                 booked = Some(Booked { writer, node, next: next.map(Arc::new) });
             }
         }
-        Ok(Transaction { guards, writes, booked })
+        Ok(Transaction { part: Part { guards, writes }, booked })
     }
 
     /// A node's ledger and its revision (0: there is none), from the hint, the cache or the store.

@@ -74,8 +74,8 @@ impl Registry {
             let compared = plan.compared.iter().map(|(key, revision)| Guard::new(budget(key), *revision));
             let taken = plan.taken.iter().map(|(key, object)| Write::Put(budget(key), object.encode_inner()));
             let mut transaction = self.transaction(Kind::Pod, &key, Some(&pod), new.as_ref(), None, None).await?;
-            transaction.guards.extend(compared);
-            transaction.writes.extend(taken);
+            transaction.part.guards.extend(compared);
+            transaction.part.writes.extend(taken);
             if let Outcome::Done { revision } = transaction.run(self).await? {
                 let gone = new.is_none();
                 let mut object = new.unwrap_or_else(|| pod.object.clone());

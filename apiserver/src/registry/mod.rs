@@ -9,6 +9,7 @@ pub mod budgets;
 mod commit;
 pub mod delete;
 mod evict;
+mod gather;
 pub mod namespaces;
 mod resize;
 mod update;
@@ -17,6 +18,7 @@ pub(crate) use commit::decode_ledger;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use minipod_daemon::metrics::Registry as Metrics;
 use minipod_proto::{
     Kind,
@@ -24,7 +26,7 @@ use minipod_proto::{
 };
 
 use crate::{
-    cache::{Cache, Entry},
+    cache::{self, Cache, Entry},
     error::ApiError,
     keys,
     ledger::writers::Writers,
@@ -67,6 +69,37 @@ pub struct Written {
     pub gone: bool,
 }
 
+/// An object as it went to the store.
+#[derive(Debug)]
+pub struct Stored {
+    /// Its kind.
+    pub kind: Kind,
+    /// `namespace/name` or `name`.
+    pub key: String,
+    /// The encoded inner message, without resourceVersion.
+    value: Vec<u8>,
+    /// The revision of the write; 0: it was not written.
+    revision: i64,
+}
+
+impl Stored {
+    /// The encoded inner message as clients see it, with its resourceVersion.
+    pub fn inner(self) -> Bytes {
+        if self.revision == 0 { self.value.into() } else { cache::with_revision(&self.value, self.revision) }
+    }
+
+    /// Decoded.
+    fn object(&self) -> Result<Object, ApiError> {
+        let Stored { kind, key, value, revision } = self;
+        let decoded = Object::decode_inner(*kind, value);
+        let mut object = decoded.map_err(|source| ApiError::Corrupt { kind: kind.name(), key: key.clone(), source })?;
+        if *revision != 0 {
+            commit::stamp(&mut object, *revision);
+        }
+        Ok(object)
+    }
+}
+
 /// The registry. Shared by all services.
 pub struct Registry {
     /// The store.
@@ -77,6 +110,8 @@ pub struct Registry {
     pub writers: Writers,
     /// Whether the store has room for more.
     pub space: Arc<Space>,
+    /// What writes go through.
+    gatherer: Arc<gather::Gatherer>,
     /// The wall clock, for what users read.
     clock: fn() -> Time,
     conflicts: Arc<minipod_daemon::metrics::Counter>,
@@ -88,7 +123,8 @@ impl Registry {
         let conflicts =
             metrics.counter("minipod_write_conflicts_total", &[], "Writes repeated because the object had changed.");
         let clock = || Time::from(std::time::SystemTime::now());
-        Registry { storage, cache, writers: Writers::default(), space: Arc::default(), clock, conflicts }
+        let gatherer = gather::Gatherer::new(storage.clone(), metrics);
+        Registry { storage, cache, writers: Writers::default(), space: Arc::default(), gatherer, clock, conflicts }
     }
 
     /// The wall clock.
@@ -101,15 +137,27 @@ impl Registry {
     /// # Errors
     /// When it is wrong, its name is taken, its namespace is not there, or the store has no room for more.
     pub async fn create(&self, request: CreateRequest) -> Result<Object, ApiError> {
+        self.create_stored(request).await?.object()
+    }
+
+    /// As [`Registry::create`]; what comes back is not decoded.
+    ///
+    /// # Errors
+    /// As [`Registry::create`].
+    pub async fn create_stored(&self, request: CreateRequest) -> Result<Stored, ApiError> {
         if !request.dry_run {
             self.space.admit()?;
         }
-        self.create_while(request, None).await
+        self.create_named(request, None).await
     }
 
     /// Makes a new object in a transaction that holds only while another key is as it was seen; [`ApiError::Stale`] when it is
     /// not any more. For objects without namespace.
     pub(crate) async fn create_while(&self, request: CreateRequest, guard: Option<Guard>) -> Result<Object, ApiError> {
+        self.create_named(request, guard).await?.object()
+    }
+
+    async fn create_named(&self, request: CreateRequest, guard: Option<Guard>) -> Result<Stored, ApiError> {
         let given = request.object.ok_or_else(|| ApiError::Invalid("object: missing".into()))?;
         let generated = given.meta().name.is_empty() && !given.meta().generate_name.is_empty();
         if !generated {
@@ -128,7 +176,7 @@ impl Registry {
     }
 
     /// Defaults, validates and writes an object; a name that is to be made is made anew with each call.
-    async fn create_once(&self, mut object: Object, dry_run: bool, guard: Option<Guard>) -> Result<Object, ApiError> {
+    async fn create_once(&self, mut object: Object, dry_run: bool, guard: Option<Guard>) -> Result<Stored, ApiError> {
         let kind = admission::prepare(&mut object, self.now())?;
         if kind == Kind::Pod {
             admission::resolve_priority(&mut object, &self.cache)?;
@@ -136,8 +184,8 @@ impl Registry {
         admission::validate(&object)?;
         let key = keys::object_key(kind, &object.meta().namespace, &object.meta().name)?;
         if dry_run {
-            self.namespace(kind, &object.meta().namespace).await?;
-            return Ok(object);
+            self.namespace(kind, &key).await?;
+            return Ok(Stored { kind, key, value: object.encode_inner(), revision: 0 });
         }
         self.insert(kind, &key, object, guard).await
     }

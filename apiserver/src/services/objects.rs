@@ -19,7 +19,7 @@ use crate::{
     keys,
     registry::Registry,
     storage::{self, StoreError},
-    wire::{self, EncodedEvent, EncodedList},
+    wire::{self, EncodedEvent, EncodedList, EncodedObject},
 };
 
 /// A list is split before it is larger than this: clients take messages of 4 MiB unless they ask for more.
@@ -43,6 +43,15 @@ impl ObjectsApi {
     /// Over a registry.
     pub fn new(registry: Arc<Registry>) -> ObjectsApi {
         ObjectsApi { registry }
+    }
+
+    /// Makes an object.
+    ///
+    /// # Errors
+    /// As [`Registry::create`].
+    pub async fn create_encoded(&self, request: CreateRequest) -> Result<EncodedObject, ApiError> {
+        let stored = self.registry.create_stored(request).await?;
+        Ok(EncodedObject { kind: stored.kind, inner: stored.inner() })
     }
 
     /// One page of a list.
@@ -233,7 +242,7 @@ impl objects_server::Objects for ObjectsApi {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchEvent, Status>> + Send>>;
 
     async fn create(&self, request: Request<CreateRequest>) -> Result<Response<Object>, Status> {
-        Ok(Response::new(self.registry.create(request.into_inner()).await?))
+        Ok(Response::new(wire::decoded(&self.create_encoded(request.into_inner()).await?)?))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<Object>, Status> {

@@ -90,6 +90,10 @@ impl Etcd {
         ask().is_ok_and(|answer: String| answer.contains("\"health\":\"true\""))
     }
 
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();

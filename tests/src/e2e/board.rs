@@ -3,8 +3,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use minipod_proto::Resource;
-use minipod_proto::v1::Pod;
+use minipod_proto::v1::ObjectMeta;
 use tokio::sync::Notify;
 
 /// Written by all sessions and creators at once, without a lock.
@@ -57,8 +56,8 @@ impl Board {
     }
 
     /// A node's session has brought a pod.
-    pub fn seen(&self, pod: &Pod, node: usize) {
-        let index = pod.name().strip_prefix(self.prefix).and_then(|rest| rest.strip_prefix('-')?.parse::<usize>().ok());
+    pub fn seen(&self, pod: &ObjectMeta, node: usize) {
+        let index = pod.name.strip_prefix(self.prefix).and_then(|rest| rest.strip_prefix('-')?.parse::<usize>().ok());
         let Some(slot) = index.and_then(|index| self.slots.get(index)) else { return };
         match slot.node.compare_exchange(0, node + 1, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => {
@@ -148,10 +147,9 @@ pub fn percentile(sorted: &[f64], percent: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::pod;
 
-    fn named(name: &str) -> Pod {
-        pod(&super::super::workload::Shape::Default.manifest(name, 0, "default-scheduler"))
+    fn named(name: &str) -> ObjectMeta {
+        ObjectMeta { name: name.to_owned(), ..ObjectMeta::default() }
     }
 
     #[tokio::test]

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use minipod_client::{Client, DeleteOptions, Options};
-use minipod_proto::v1::Pod;
+use minipod_client::{Client, DeleteOptions};
+use minipod_proto::v1::{CreateRequest, Object, Pod};
+use prost::Message;
 use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
 
@@ -11,6 +12,7 @@ use super::board::Board;
 use super::workload::{Shape, Workload, ZONE};
 use crate::cluster::pod;
 use crate::hollow::{self, HollowNode};
+use crate::wire::{self, Unread};
 
 /// Sessions on one connection: servers take 200 streams of one (hyper's default), and each node has one open for ever.
 const SESSIONS: usize = 150;
@@ -67,21 +69,30 @@ pub async fn join(server: &str, workload: &Workload, boards: &[Arc<Board>]) -> R
 /// When the API server refuses one.
 pub async fn create(server: &str, board: &Arc<Board>, shape: Shape, scheduler: &'static str) -> Result<(), String> {
     // The text is parsed before the clock starts; a pod of each colour is enough.
-    let templates: Arc<Vec<Pod>> = Arc::new((0..4).map(|index| pod(&shape.manifest("x", index, scheduler))).collect());
+    let templates: Arc<Vec<CreateRequest>> =
+        Arc::new((0..4).map(|index| request(pod(&shape.manifest("x", index, scheduler)))).collect());
+    let endpoint = endpoint(server)?;
     let mut creators = JoinSet::new();
     let workers = CONNECTIONS * STREAMS;
     for connection in 0..CONNECTIONS {
-        let client = Client::new(&Options::servers(server)).map_err(|error| error.to_string())?;
+        let channel = endpoint.connect_lazy();
         for stream in 0..STREAMS {
-            let (client, board, templates) = (client.clone(), Arc::clone(board), Arc::clone(&templates));
+            let (channel, board, templates) = (channel.clone(), Arc::clone(board), Arc::clone(&templates));
             let first = connection * STREAMS + stream;
             creators.spawn(async move {
+                // The colours that this one's pods have, in turn: its own copies, to write names into.
+                let mut own: Vec<CreateRequest> = templates.to_vec();
                 for index in (first..board.pods()).step_by(workers) {
-                    let mut pod = templates[index % templates.len()].clone();
-                    pod.metadata.get_or_insert_default().name = board.name(index);
-                    board.created(index);
+                    let count = own.len();
+                    let Some(request) = own.get_mut(index % count) else { continue };
                     let name = board.name(index);
-                    client.create(pod).await.map_err(|error| format!("create {name}: {error}"))?;
+                    if let Some(meta) = request.object.as_mut().and_then(Object::meta_mut) {
+                        meta.name.clone_from(&name);
+                    }
+                    let request = request.encode_to_vec().into();
+                    board.created(index);
+                    let created = wire::unary::<Unread>(channel.clone(), "/minipod.v1.Objects/Create", request).await;
+                    created.map_err(|status| format!("create {name}: {status}"))?;
                 }
                 Ok::<(), String>(())
             });
@@ -91,6 +102,16 @@ pub async fn create(server: &str, board: &Arc<Board>, shape: Shape, scheduler: &
         done.map_err(|error| error.to_string())??;
     }
     Ok(())
+}
+
+fn request(pod: Pod) -> CreateRequest {
+    CreateRequest { object: Some(pod.into()), dry_run: false }
+}
+
+/// A server as clients dial it.
+fn endpoint(server: &str) -> Result<Endpoint, String> {
+    let endpoint = Endpoint::from_shared(server.to_owned()).map_err(|error| format!("{server}: {error}"))?;
+    Ok(endpoint.tcp_nodelay(true).initial_stream_window_size(1 << 20).initial_connection_window_size(4 << 20))
 }
 
 /// Creates what a manifest has.
