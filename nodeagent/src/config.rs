@@ -62,7 +62,7 @@ pub struct Config {
     /// A file with the node's credentials for registries, as docker's config.json.
     #[arg(long)]
     pub registry_credentials: Option<PathBuf>,
-    /// Whom to trust as a registry beside the system's authorities: HOST[:PORT]/*.crt in this directory; NAME.cert and NAME.key there are
+    /// Whom to trust as a registry beside the system's authorities: `HOST[:PORT]/*.crt` in this directory; `NAME.cert` and `NAME.key` there are
     /// what the node shows of itself. Read for each pull.
     #[arg(long, default_value = CERTS)]
     pub registry_certs: PathBuf,
