@@ -120,7 +120,7 @@ async fn refuses(node: &Node) {
         let status = node.wait(uid, "the refusal", |status| status.phase == "Failed").await;
         assert_eq!(status.reason, "AppArmor");
         assert_eq!(status.message, "Cannot enforce AppArmor: AppArmor is not enabled on the host");
-        assert!(node.api.events(uid).iter().any(|reason| reason == "AppArmor"));
+        node.wait_event(uid, "AppArmor").await;
         assert!(!node.api.events(uid).iter().any(|reason| reason == "Started"));
     }
     let free = "{appArmorProfile: {type: Unconfined}}";

@@ -143,8 +143,7 @@ fn a_volume_shows_an_image_and_keeps_it() {
         let mut missing = scripts("uid-missing", "Always", 1, &[("a:app", "sleep 1000")]);
         missing.spec_mut().volumes.push(volume("gone", source("minipod.local/nothing:1", "Never")));
         node.api.put(missing).await;
-        let told = || node.api.events("uid-missing").iter().any(|reason| reason == "FailedMount").then_some(());
-        node.api.wait_for("that the image is missing", told, || node.agent_log()).await;
+        node.wait_event("uid-missing", "FailedMount").await;
         assert_ne!(node.api.status("uid-missing").map(|status| status.phase), Some("Running".to_owned()));
         for uid in [uid, "uid-image-volume", "uid-missing"] {
             node.api.delete(uid, 1).await;

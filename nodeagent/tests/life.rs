@@ -100,7 +100,7 @@ fn a_container_that_keeps_failing_backs_off() {
         let ended = last(container(&status, "bad")).expect("last state");
         assert_eq!((ended.exit_code, ended.message.as_str()), (3, "last words\n"));
         assert_eq!((status.phase.as_str(), container(&status, "good").restart_count), ("Running", 0));
-        assert!(node.api.events("uid-crash").iter().any(|reason| reason == "BackOff"));
+        node.wait_event("uid-crash", "BackOff").await;
         let missing = scripts("uid-missing", "Never", 1, &[("a:x", "true")]);
         let mut missing = missing;
         missing.spec_mut().containers[0].command = vec!["/nonsense".into()];
@@ -345,8 +345,7 @@ fn values_of_config_maps_and_secrets_reach_containers_and_follow_changes() {
         let mut node = Node::with_agent().await;
         let uid = "uid-configured";
         node.api.put(pod(CONFIGURED, uid)).await;
-        let refused = || node.api.events(uid).iter().any(|reason| reason == "FailedMount").then_some(());
-        node.api.wait_for("the volume's absence is told", refused, || node.agent_log()).await;
+        node.wait_event(uid, "FailedMount").await;
         node.api.put_source("settings", config_map("settings", &[("colour", "red")])).await;
         node.api.put_source("keys", secret("keys", "token", "one")).await;
         node.wait_running(uid).await;

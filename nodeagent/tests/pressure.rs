@@ -20,7 +20,7 @@ async fn evicted(node: &Node, uid: &str) -> PodStatus {
     let condition = status.conditions.iter().find(|condition| condition.r#type == "DisruptionTarget");
     let condition = condition.unwrap_or_else(|| panic!("{status:#?}"));
     assert_eq!((condition.reason.as_str(), &condition.message), ("TerminationByKubelet", &status.message));
-    assert!(node.api.events(uid).iter().any(|reason| reason == "Evicted"));
+    node.wait_event(uid, "Evicted").await;
     status
 }
 

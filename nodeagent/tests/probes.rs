@@ -129,7 +129,7 @@ fn tcp_and_grpc_and_an_exec_that_hangs() {
         for uid in ["uid-shut", "uid-unknown"] {
             let status = node.wait_running(uid).await;
             assert!(!is_ready(&status), "{uid}");
-            assert!(node.api.events(uid).iter().any(|event| event == "Unhealthy"), "{uid}");
+            node.wait_event(uid, "Unhealthy").await;
         }
         remove(&node, &["uid-open", "uid-shut", "uid-hangs", "uid-serving", "uid-unknown"]).await;
     });

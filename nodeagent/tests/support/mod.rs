@@ -238,6 +238,12 @@ impl Node {
         self.api.wait_for("the end of the pod", wanted, || self.describe(uid)).await;
     }
 
+    /// Waits until the agent has told of this: events go their own way, before or after the status.
+    pub async fn wait_event(&self, uid: &str, reason: &str) {
+        let told = || self.api.events(uid).iter().any(|told| told == reason).then_some(());
+        self.api.wait_for(&format!("the event {reason} of {uid}"), told, || self.agent_log()).await;
+    }
+
     /// The first process of each running container, with its start time.
     pub fn processes(&self, uid: &str) -> Vec<(String, u32, u64)> {
         let state = cleanup::kept_state(&self.run_dir().join("pods").join(uid)).expect("the supervisor's state");
