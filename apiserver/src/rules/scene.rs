@@ -1,8 +1,9 @@
 //! The pods of a batch, the rules that concern them, and what the domains hold: whether each may go where it was proposed.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use minipod_proto::{
+    Resource,
     rules::{Bounds, Spread, Term, Who},
     selector::LabelSelector,
     v1::Pod,
@@ -13,6 +14,7 @@ use super::{
     counter::{Counted, Counts},
     tally::{Around, Survey, Tallies},
 };
+use crate::cache::Entry;
 
 /// A pod of the batch.
 #[derive(Debug, Clone, Copy)]
@@ -46,11 +48,10 @@ struct Part {
 
 /// A batch among the pods that are bound already. Pods of the batch that are placed count for those after them.
 pub struct Scene {
-    /// Positions of the nodes that were asked for.
-    nodes: HashMap<String, usize>,
+    /// Positions of the nodes that were asked for, and the nodes by position.
+    positions: HashMap<String, usize>,
+    nodes: Vec<Option<Arc<Entry>>>,
     counters: Vec<Counts>,
-    /// Names of the nodes' domains, by the same label and position.
-    names: HashMap<String, Vec<Option<String>>>,
     parts: Vec<Part>,
 }
 
@@ -80,7 +81,7 @@ impl Scene {
         let near = part.checks.iter().filter(|(_, rule)| matches!(rule, Rule::Near));
         let nobody = near.into_iter().all(|(id, _)| self.counters.get(*id).is_none_or(|counter| counter.total() == 0));
         let is_first = part.likes_itself && nobody;
-        let place = self.nodes.get(node).copied();
+        let place = self.positions.get(node).copied();
         for (id, rule) in &part.checks {
             let Some(counter) = self.counters.get(*id) else { continue };
             let bounds = match rule {
@@ -93,17 +94,21 @@ impl Scene {
             };
             let count = place.and_then(|place| counter.of(place));
             if !bounds.admit(count) {
-                let names = self.names.get(&counter.key);
-                let name = place.and_then(|place| names?.get(place)?.as_deref());
-                return Err(why(counter, rule, name.zip(count), bounds.most));
+                let domain = place.and_then(|place| self.domain(place, &counter.key));
+                return Err(why(counter, rule, domain.zip(count), bounds.most));
             }
         }
         Ok(())
     }
 
+    fn domain(&self, place: usize, key: &str) -> Option<&str> {
+        let node = self.nodes.get(place)?.as_ref()?.object.as_node()?;
+        node.meta().labels.get(key).map(String::as_str)
+    }
+
     /// The pod at a position goes to a node.
     pub fn place(&mut self, position: usize, node: &str) {
-        let (Some(part), Some(place)) = (self.parts.get(position), self.nodes.get(node)) else { return };
+        let (Some(part), Some(place)) = (self.parts.get(position), self.positions.get(node)) else { return };
         for id in &part.counted_by {
             if let Some(counter) = self.counters.get_mut(*id) {
                 counter.place(*place);
@@ -205,13 +210,8 @@ impl Making<'_> {
     }
 
     fn scene(self, nodes: &[&str], parts: Vec<Part>) -> Scene {
-        let mut names = HashMap::new();
-        for counter in &self.counters {
-            let name = |position| self.survey.labels(position)?.get(&counter.key).cloned();
-            names.entry(counter.key.clone()).or_insert_with(|| (0..nodes.len()).map(name).collect());
-        }
-        let nodes = nodes.iter().enumerate().map(|(position, node)| ((*node).to_owned(), position)).collect();
-        Scene { nodes, counters: self.counters, names, parts }
+        let positions = nodes.iter().enumerate().map(|(position, node)| ((*node).to_owned(), position)).collect();
+        Scene { positions, nodes: self.survey.nodes(), counters: self.counters, parts }
     }
 }
 

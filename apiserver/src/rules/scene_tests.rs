@@ -7,9 +7,8 @@ use minipod_proto::{
 };
 
 use super::*;
-use crate::{cache::Entry, dice::Dice, rules::counter::News};
-use minipod_proto::{Resource, rules::Labels, v1::Node};
-use std::sync::Arc;
+use crate::{dice::Dice, rules::counter::News};
+use minipod_proto::{rules::Labels, v1::Node};
 
 /// The scheduler's reference: it shares no code with what is tested here.
 #[path = "../../../scheduler/tests/reference/mod.rs"]

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     rc::Rc,
+    sync::Arc,
 };
 
 use minipod_proto::{
@@ -15,6 +16,7 @@ use super::{
     counter::{Change, Counted, Counter, Counts, News, placed, speaks_of},
     terrain::Terrain,
 };
+use crate::cache::Entry;
 
 /// Counters that are kept; the one that was asked for longest ago is forgotten for a new one.
 const COUNTERS_LIMIT: usize = 512;
@@ -110,10 +112,9 @@ impl Survey<'_> {
         self.tallies.holders.keys()
     }
 
-    /// A node by its position.
-    pub fn labels(&self, position: usize) -> Option<&Labels> {
-        let id = self.nodes.get(position)?;
-        self.tallies.terrain.node(*id).map(|node| &node.meta().labels)
+    /// The nodes that are looked at; `None`: there is no node of that name.
+    pub fn nodes(&self) -> Vec<Option<Arc<Entry>>> {
+        self.nodes.iter().map(|id| self.tallies.terrain.entry(*id).cloned()).collect()
     }
 
     /// What is counted in the domains of the nodes.
@@ -183,13 +184,15 @@ impl Survey<'_> {
 /// Whether a pod has the same anti-affinity in the same place as before: most changes are of its status.
 fn is_alike((before, after): &Change) -> bool {
     let (Some(before), Some(after)) = (before, after) else { return false };
-    let (Some((old_node, old)), Some((new_node, new))) = (placed(Some(before)), placed(Some(after))) else {
-        // Neither here nor there counts.
-        return placed(Some(before)).is_none() && placed(Some(after)).is_none();
-    };
-    let same = before.spec_revision == after.spec_revision && old.meta().uid == new.meta().uid;
-    // Terms may take over values of the pod's own labels.
-    same && old_node == new_node && old.meta().labels == new.meta().labels
+    match (placed(Some(before)), placed(Some(after))) {
+        (None, None) => true,
+        (Some((old_node, old)), Some((new_node, new))) => {
+            let same = before.spec_revision == after.spec_revision && old.meta().uid == new.meta().uid;
+            // Terms may take over values of the pod's own labels.
+            same && old_node == new_node && old.meta().labels == new.meta().labels
+        }
+        _ => false,
+    }
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@ use minipod_proto::{
     selector::LabelSelector,
     v1::{Affinity, LabelSelector as Message, Node, Object, PodAffinityTerm, PodAntiAffinity, Taint, Time},
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use super::*;
-use crate::{cache::Entry, dice::Dice};
+use crate::dice::Dice;
 
 fn entry(kind: ObjectKind, object: Object) -> Arc<Entry> {
     let key = if kind == ObjectKind::Node { object.meta().name.clone() } else { object.key() };

@@ -114,7 +114,12 @@ impl Terrain {
 
     /// A node by its number.
     pub fn node(&self, id: usize) -> Option<&Node> {
-        self.nodes.get(id)?.as_deref().and_then(as_node)
+        self.entry(id).and_then(|entry| as_node(entry))
+    }
+
+    /// The same as the cache has it.
+    pub fn entry(&self, id: usize) -> Option<&Arc<Entry>> {
+        self.nodes.get(id)?.as_ref()
     }
 
     /// How many numbers were given.
