@@ -26,6 +26,7 @@ use crate::paths::Paths;
 use crate::pods::{Desired, Pods, Spawn};
 use crate::pressure::plan::{Conditions, Rules};
 use crate::seccomp::Profiles;
+use crate::shim::Spare;
 use crate::sources::Sources;
 use crate::users::{Book, UsersError};
 use crate::want::{Uid, key_of};
@@ -39,6 +40,8 @@ const NETWORK_PATIENCE: Duration = Duration::from_secs(5);
 /// Steps that may be performed at a time: more than a full node's 110 pods have at once in the slowest of them (an end that
 /// waits for the kernel), so that no pod waits for another one's.
 const MAX_STEPS: usize = 512;
+/// How long after a pod's start a new supervisor is looked for to wait for the next one.
+const SPARE_REST: Duration = Duration::from_millis(100);
 
 /// The agent cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +122,7 @@ pub struct Agent {
     pub podshim: PathBuf,
     /// The infra container's binary.
     pub pause: PathBuf,
+    spare: Arc<Spare>,
     node_ip: Mutex<IpAddr>,
     network: watch::Sender<Option<(Cidr, Arc<Network>)>>,
     node_status: Mutex<Option<(u64, NodeStatus)>>,
@@ -198,6 +202,7 @@ impl Agent {
             has_worked: AtomicBool::new(false),
             podshim,
             pause,
+            spare: Arc::default(),
             node_ip: Mutex::new(node_ip),
             network: watch::Sender::new(None),
             node_status: Mutex::new(None),
@@ -221,6 +226,19 @@ impl Agent {
             dir: self.paths.pod(uid).run,
             uid: uid.0.clone(),
             cgroup_root: self.config.cgroup_root.clone(),
+            spare: self.spare.clone(),
+        }
+    }
+
+    /// Keeps a supervisor in waiting, and looks for a replacement only when nothing is being done: a start that is under way is not to share
+    /// the processor with one that nobody needs yet.
+    pub async fn keep_spare(&self) {
+        loop {
+            if self.steps.available_permits() == MAX_STEPS {
+                self.spare.fill(&self.podshim, &self.paths.pods_run()).await;
+                self.spare.wanted().await;
+            }
+            tokio::time::sleep(SPARE_REST).await;
         }
     }
 

@@ -56,6 +56,8 @@ async fn run(config: Config) -> Result<(), String> {
         () = session::run(agent.clone()) => {}
         // Returns with the runtime.
         () = pressure::run(agent.clone()) => {}
+        // Never returns.
+        () = agent.keep_spare() => {}
         // Cancel safe: a level.
         () = shutdown.asked() => {}
     }

@@ -2,18 +2,25 @@
 //!
 //! Statuses are levels: of each pod only the newest waits here, and it waits until it is acknowledged. So the size is bounded
 //! by the pods of the node, whatever the length of an outage. Events are edges: they wait in a short queue whose oldest
-//! entries are dropped, and counted, when the API server is away for long.
+//! entries are dropped, and counted, when the API server is away for long. Nobody waits for them as for a status, so they go a moment
+//! later, together: a pod that starts has the processor, the API server and its disk to itself.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use minipod_proto::v1::{EventReport, NodeStatus, PodStatusAck, PodStatusReport, agent_message};
 use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
 
 use crate::want::Uid;
 
 /// Events that wait at most: a few restarts of each of a full node's 110 pods.
 pub const MAX_EVENTS: usize = 512;
+/// How long the first event that waits is held back, so that others can join it.
+const EVENTS_PAUSE: Duration = Duration::from_millis(100);
+/// So many events that wait are sent at once.
+const MANY_EVENTS: usize = 64;
 
 /// Shared by all pod workers (who put in) and the session (which takes out).
 #[derive(Debug, Default)]
@@ -29,6 +36,8 @@ struct Inner {
     /// Counts over all pods, which also counts up per pod.
     sequence: u64,
     events: VecDeque<EventReport>,
+    /// When they may go.
+    events_due: Option<Instant>,
     dropped_events: u64,
     node: Option<NodeStatus>,
 }
@@ -74,6 +83,10 @@ impl Outbox {
             inner.dropped_events += 1;
         }
         inner.events.push_back(event);
+        if inner.events.len() >= MANY_EVENTS {
+            inner.events_due = Some(Instant::now());
+        }
+        inner.events_due.get_or_insert_with(|| Instant::now() + EVENTS_PAUSE);
         drop(inner);
         self.changed.notify_one();
     }
@@ -86,7 +99,17 @@ impl Outbox {
 
     /// Waits until there may be something to send. Cancel safe.
     pub async fn changed(&self) {
-        self.changed.notified().await;
+        let events_due = self.lock().events_due;
+        let due = async {
+            match events_due {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.changed.notified() => {}
+            () = due => {}
+        }
     }
 
     /// A new session: everything that was not acknowledged is sent again.
@@ -114,7 +137,14 @@ impl Outbox {
             tracing::warn!(dropped = inner.dropped_events, "events were dropped while the API server was away");
             inner.dropped_events = 0;
         }
-        inner.events.pop_front().map(agent_message::Message::Event)
+        if inner.events_due.is_none_or(|at| at > Instant::now()) {
+            return None;
+        }
+        let event = inner.events.pop_front();
+        if inner.events.is_empty() {
+            inner.events_due = None;
+        }
+        event.map(agent_message::Message::Event)
     }
 
     /// Takes an acknowledgement; `None` when it is about an older report.
@@ -190,5 +220,24 @@ mod tests {
         }
         let left = drain(&outbox);
         assert_eq!((left.len(), left[0].as_str()), (MAX_EVENTS, "3"));
+    }
+
+    #[tokio::test]
+    async fn events_go_together_behind_the_statuses() {
+        let outbox = Outbox::default();
+        let event = |reason: &str| outbox.event(EventReport { reason: reason.into(), ..EventReport::default() });
+        let put_in = Instant::now();
+        event("Created");
+        assert_eq!(drain(&outbox), [""; 0]);
+        event("Started");
+        outbox.report(&uid("a"), report("a", "Running"));
+        assert_eq!(drain(&outbox), ["a Running 1"]);
+        let mut sent = Vec::new();
+        while sent.is_empty() {
+            outbox.changed().await;
+            sent = drain(&outbox);
+        }
+        assert_eq!(sent, ["Created", "Started"]);
+        assert!(put_in.elapsed() >= EVENTS_PAUSE);
     }
 }

@@ -307,6 +307,11 @@ fn unescape(field: &[u8]) -> PathBuf {
 /// # Errors
 /// When something is still mounted, or a file cannot be removed. A directory that is not there is no error.
 pub fn remove_tree(dir: &Path) -> Result<(), VolumeError> {
+    // The list of the node's mounts is long where there are many pods.
+    match dir.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        _ => {}
+    }
     for mount in mounts_below(dir)?.iter().rev() {
         umount2(mount, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
             .map_err(|errno| io_error("unmount", mount)(errno.into()))?;

@@ -847,7 +847,7 @@ impl Worker {
                 self.minor_report_at_ms = None;
                 return;
             }
-            Some(reported) if !due && !matters(reported, &status) => {
+            reported if !due && self.is_minor(reported.as_ref(), &status) => {
                 self.minor_report_at_ms.get_or_insert(now_ms + MINOR_REPORT_DELAY_MS);
                 return;
             }
@@ -870,6 +870,17 @@ impl Worker {
             finished: plan.finished,
         };
         self.agent.outbox.report(&self.uid, report);
+    }
+
+    /// Whether nobody waits for this news, or better news will follow it in a moment: of a pod that begins, and of one that runs in part.
+    fn is_minor(&self, reported: Option<&PodStatus>, status: &PodStatus) -> bool {
+        let begins = reported.is_none_or(|reported| reported.phase == "Pending");
+        let starting = || self.seen.in_flight.iter().any(|step| matches!(step, Step::StartContainer { .. }));
+        match reported {
+            None if status.phase == "Pending" => self.arrived.is_some(),
+            Some(reported) if !matters(reported, status) => true,
+            _ => begins && status.phase == "Running" && starting(),
+        }
     }
 
     fn pod_event(&self, severity: Severity, reason: &str, message: String) {

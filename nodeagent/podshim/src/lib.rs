@@ -4,6 +4,7 @@
 //! The supervisor itself is the binary `minipod-podshim`; it has one thread, no runtime and no HTTP stack, because every
 //! pod of a node pays for its memory.
 
+pub mod call;
 pub mod cgroup;
 pub mod cleanup;
 pub mod process;

@@ -1,7 +1,7 @@
 //! The supervisor of one pod.
 //!
-//! The agent starts it with the pod's socket as stdin and the locked lock file as stdout (see the agent's `shim/spawn.rs`). It
-//! goes on without the agent and ends when it is told to stop. One thread runs the loop in `supervisor`; a second one, in
+//! The agent starts it with the pod's socket as stdin and the locked lock file as stdout (see the agent's `shim/spawn.rs`), or without
+//! a pod and hands it one later (`spare`). It goes on without the agent and ends when it is told to stop. One thread runs the loop in `supervisor`; a second one, in
 //! `logs`, writes the containers' output. Children take the way in `child` from clone3 to exec.
 
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -10,13 +10,14 @@ mod child;
 mod client;
 mod journal;
 mod logs;
+mod spare;
 mod supervisor;
 mod sys;
 mod tap;
 mod terminal;
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,9 +48,14 @@ pub struct Inherited {
 
 fn main() -> ExitCode {
     let run = || -> Result<(), String> {
-        let args = parse(std::env::args().skip(1))?;
-        let inherited = take_inherited()?;
+        let words: Vec<String> = std::env::args().skip(1).collect();
         settle().map_err(|error| format!("set up the process: {error}"))?;
+        let (args, inherited) = if spare::is_asked_for(&words) {
+            let Some(pod) = spare::wait()? else { return Ok(()) };
+            pod
+        } else {
+            (parse(words.into_iter())?, take_inherited()?)
+        };
         let mut supervisor = supervisor::Supervisor::begin(args, inherited)?;
         supervisor.run()
     };
@@ -82,19 +88,33 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, String> {
     Ok(args)
 }
 
+impl Inherited {
+    fn of(listener: UnixListener, lock: File) -> Result<Self, String> {
+        listener.local_addr().map_err(|error| format!("what should be the pod's socket is none: {error}"))?;
+        listener.set_nonblocking(true).map_err(|error| format!("set up the socket: {error}"))?;
+        Ok(Self { listener, lock })
+    }
+}
+
 /// Takes socket and lock from stdin and stdout, and leaves the null device there.
 fn take_inherited() -> Result<Inherited, String> {
-    let take = |fd: std::os::fd::BorrowedFd<'_>| fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(10)).map(sys::file_of);
-    let wrong = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
-    let socket: OwnedFd = take(std::io::stdin().as_fd()).map_err(|e| wrong("take the socket")(e.into()))?.into();
-    let lock = take(std::io::stdout().as_fd()).map_err(|e| wrong("take the lock")(e.into()))?;
-    let null = File::options().read(true).write(true).open("/dev/null").map_err(wrong("open /dev/null"))?;
-    nix::unistd::dup2_stdin(&null).map_err(|e| wrong("release stdin")(e.into()))?;
-    nix::unistd::dup2_stdout(&null).map_err(|e| wrong("release stdout")(e.into()))?;
-    let listener = UnixListener::from(socket);
-    listener.local_addr().map_err(wrong("stdin is not a socket"))?;
-    listener.set_nonblocking(true).map_err(wrong("set up the socket"))?;
-    Ok(Inherited { listener, lock })
+    let socket: OwnedFd = take_descriptor(std::io::stdin().as_fd(), "take the socket")?.into();
+    let lock = take_descriptor(std::io::stdout().as_fd(), "take the lock")?;
+    release_standard_streams()?;
+    Inherited::of(UnixListener::from(socket), lock)
+}
+
+/// A second handle on a standard stream, that no program started later inherits.
+fn take_descriptor(stream: BorrowedFd<'_>, what: &str) -> Result<File, String> {
+    fcntl(stream, FcntlArg::F_DUPFD_CLOEXEC(10)).map(sys::file_of).map_err(|errno| format!("{what}: {errno}"))
+}
+
+/// Puts the null device in the place of stdin and stdout.
+fn release_standard_streams() -> Result<(), String> {
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let null = null.map_err(|error| format!("open /dev/null: {error}"))?;
+    nix::unistd::dup2_stdin(&null).map_err(|errno| format!("release stdin: {errno}"))?;
+    nix::unistd::dup2_stdout(&null).map_err(|errno| format!("release stdout: {errno}"))
 }
 
 /// A session of its own, at no directory of the agent's, parent of all orphans, hidden from its containers.

@@ -5,6 +5,7 @@
 
 mod connection;
 mod exec;
+mod spare;
 mod spawn;
 
 use std::fmt;
@@ -25,6 +26,7 @@ use crate::paths::PodPaths;
 use crate::plan::model::{Ended, Run, RunState, SandboxState};
 
 pub use exec::{ExecInput, ExecInputs, ExecOutput, ExecOutputs, ExecProcess, ExecStreams};
+pub use spare::Spare;
 
 /// Requests between steps and the connection: the planner has a few steps of a pod in flight at a time.
 const CALL_QUEUE: usize = 16;
@@ -48,6 +50,8 @@ pub struct Launch {
     pub uid: String,
     /// Name of the cgroup that holds all pods.
     pub cgroup_root: String,
+    /// Where one may be waiting.
+    pub spare: Arc<Spare>,
 }
 
 /// A request to a supervisor failed.

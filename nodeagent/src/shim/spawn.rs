@@ -1,10 +1,11 @@
 //! Starting a supervisor so that there is never a moment in which it lives unseen.
 //!
-//! The agent takes the lock and binds the socket, and hands both to the supervisor as its stdout and stdin. So the lock is
-//! held from before the supervisor's birth to its death, and a connection can be made at once: it waits in the backlog.
+//! The agent takes the lock and binds the socket, and hands both to the supervisor: to the spare in a message, to a new one as its stdout
+//! and stdin. So the lock is held from before the supervisor is the pod's to its death, on the way as well, and a connection can be
+//! made at once: it waits in the backlog. A spare that dies before it has read the message lets go of both: then there is no supervisor.
 
 use std::fs::{OpenOptions, TryLockError};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -12,6 +13,7 @@ use minipod_podshim::protocol::files;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 
+use super::spare::Handed;
 use super::{Launch, ShimError};
 
 /// Connections that wait to be taken: the agent's own, and exec'd processes.
@@ -37,16 +39,14 @@ pub(super) async fn ensure(launch: &Launch) -> Result<(), ShimError> {
     let listener = listen_at(launch.dir.join(files::SOCKET))?;
     let log = launch.dir.join(COMPLAINTS);
     let complaints = OpenOptions::new().create(true).append(true).open(&log).map_err(failed("create", log))?;
+    let words = words_of(launch);
+    let handed = Handed { listener: listener.as_fd(), lock: file.as_fd(), complaints: complaints.as_fd() };
+    if launch.spare.call(&words, handed) {
+        return Ok(());
+    }
     // Nothing is asked for that posix_spawn cannot do, such as another directory: a fork would copy the page tables of this process.
     let child = tokio::process::Command::new(&launch.podshim)
-        .arg("--dir")
-        .arg(&launch.dir)
-        .arg("--uid")
-        .arg(&launch.uid)
-        .arg("--cgroup-root")
-        .arg(&launch.cgroup_root)
-        .arg("--pause")
-        .arg(&launch.pause)
+        .args(words)
         .env_clear()
         .stdin(Stdio::from(listener))
         .stdout(Stdio::from(file))
@@ -54,6 +54,18 @@ pub(super) async fn ensure(launch: &Launch) -> Result<(), ShimError> {
         .spawn();
     // The runtime reaps it when it ends; it is not to end with this handle.
     child.map(drop).map_err(failed("start", launch.podshim.clone()))
+}
+
+/// A supervisor's command line.
+fn words_of(launch: &Launch) -> Vec<String> {
+    let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    let pairs = [
+        ("--dir", path(&launch.dir)),
+        ("--uid", launch.uid.clone()),
+        ("--cgroup-root", launch.cgroup_root.clone()),
+        ("--pause", path(&launch.pause)),
+    ];
+    pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
 }
 
 fn listen_at(path: PathBuf) -> Result<OwnedFd, ShimError> {

@@ -16,10 +16,11 @@ use minipod_tests::hands;
 use minipod_tests::kernel::{self, Process};
 use minipod_tests::podman::Podman;
 
-/// Pods that are started before measuring: page cache, allocators and connections are warm in any running system.
-const WARM_UP: usize = 5;
-/// Pods measured, each beside one of podman's, so that a slow moment of the machine meets both.
-const ROUNDS: usize = 30;
+/// Pods of one kind that are started in a row, before as many of the other kind: a node that starts pods has its own programs in the
+/// processor's caches, and not another system's.
+const BLOCK: usize = 5;
+/// Blocks of each kind; the first one does not count.
+const BLOCKS: usize = 7;
 /// Pods that are there while the footprint is taken.
 const RESTING_PODS: usize = 20;
 /// How long CPU time at rest is counted.
@@ -148,6 +149,9 @@ spec:
     ))
 }
 
+/// Before each start.
+const SETTLE: Duration = Duration::from_millis(500);
+
 /// From the acknowledgement of the create to what a watcher sees.
 struct Start {
     bound: Duration,
@@ -175,6 +179,12 @@ async fn start_one(cluster: &Cluster, name: &str) -> Start {
     }
 }
 
+/// Lets the kernel end what a pod's removal leaves it to do in the background, its network namespace above all: it is the former
+/// pod's, ours or podman's, and not to count for the next one.
+async fn settle() {
+    tokio::time::sleep(SETTLE).await;
+}
+
 async fn delete(cluster: &Cluster, name: &str) {
     let now = DeleteOptions { grace_seconds: Some(0), ..DeleteOptions::default() };
     let deleted = cluster.client().delete::<Pod>("default", name, &now).await;
@@ -185,23 +195,31 @@ async fn podstart() {
     let cluster = one_node().await;
     let podman = Podman::prepare();
     let (mut end_to_end, mut bound, mut node, mut theirs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for round in 0..WARM_UP + ROUNDS {
-        let name = format!("bench-{round}");
-        let start = start_one(&cluster, &name).await;
-        delete(&cluster, &name).await;
-        let podmans = podman.start_pod(&name);
-        podman.remove_pod(&name);
-        if round >= WARM_UP {
-            end_to_end.push(millis(start.running));
-            bound.push(millis(start.bound));
-            node.push(millis(start.running - start.bound));
-            theirs.push(millis(podmans));
+    for block in 0..BLOCKS {
+        let names: Vec<String> = (0..BLOCK).map(|pod| format!("bench-{block}-{pod}")).collect();
+        for name in &names {
+            settle().await;
+            let start = start_one(&cluster, name).await;
+            delete(&cluster, name).await;
+            if block > 0 {
+                end_to_end.push(millis(start.running));
+                bound.push(millis(start.bound));
+                node.push(millis(start.running - start.bound));
+            }
+        }
+        for name in &names {
+            settle().await;
+            let podmans = podman.start_pod(name);
+            podman.remove_pod(name);
+            if block > 0 {
+                theirs.push(millis(podmans));
+            }
         }
     }
     eprintln!(
         "podman's pod is infra and two containers, without the init container (podman 4.3 may wait 20 s for its exit)"
     );
-    figure("pods", ROUNDS as f64);
+    figure("pods", end_to_end.len() as f64);
     for (key, sample) in [("e2e", &mut end_to_end), ("bound", &mut bound), ("node", &mut node), ("podman", &mut theirs)]
     {
         figure(&format!("{key}_p50_ms"), percentile(sample, 50));

@@ -1,0 +1,110 @@
+//! A supervisor in waiting. The start of a process is a good part of a pod's start: it is paid before there is a pod.
+//!
+//! One at a time, and a new one only when the node rests: pods that come in a crowd start supervisors of their own, as they would
+//! without any of this. A spare ends when the agent's end of its socket closes, with the agent at the latest.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use minipod_podshim::call::{self, READY, SPARE};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair};
+use tokio::sync::Notify;
+
+/// How long a new one may take until it waits.
+const READY_PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of a pod's uid that a spare's command line has room for, twice: in the directory and by itself.
+const UID_BYTES: usize = 64;
+
+/// What a supervisor is handed to be a pod's.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Handed<'a> {
+    /// The pod's socket, listening.
+    pub listener: BorrowedFd<'a>,
+    /// The pod's lock, held.
+    pub lock: BorrowedFd<'a>,
+    /// Where it complains.
+    pub complaints: BorrowedFd<'a>,
+}
+
+/// The place of the one that waits.
+#[derive(Debug, Default)]
+pub struct Spare {
+    /// The agent's end of its stdin.
+    socket: Mutex<Option<OwnedFd>>,
+    wanted: Notify,
+}
+
+impl Spare {
+    fn place(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns when a pod has asked for it since the last time.
+    pub async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// Lets the spare be a pod's supervisor; false: there is none, or it does not come.
+    pub(super) fn call(&self, words: &[String], handed: Handed<'_>) -> bool {
+        self.wanted.notify_one();
+        let Some(socket) = self.place().take() else { return false };
+        let Some(bytes) = call::bytes_of(words) else { return false };
+        let descriptors = [handed.listener.as_raw_fd(), handed.lock.as_raw_fd(), handed.complaints.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&bytes)], &rights, MsgFlags::MSG_NOSIGNAL, None);
+        if let Err(errno) = sent {
+            tracing::warn!(%errno, "the spare supervisor has ended");
+        }
+        sent.is_ok()
+    }
+
+    /// Starts one for a pod in a directory of `pods`, unless one waits. A failure is told and leaves none: the pods' own starts say what is wrong.
+    pub async fn fill(&self, podshim: &Path, pods: &Path) {
+        if self.place().is_some() {
+            return;
+        }
+        match start(podshim, pods).await {
+            Ok(socket) => *self.place() = Some(socket),
+            Err(error) => tracing::warn!(%error, podshim = %podshim.display(), "start a spare supervisor"),
+        }
+    }
+}
+
+/// Starts one and waits until it waits.
+async fn start(podshim: &Path, pods: &Path) -> std::io::Result<OwnedFd> {
+    let (ours, its) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    // A pod's command line takes the place of this one: nothing but blanks, as long as that may be.
+    let room = pods.as_os_str().len() + 2 * UID_BYTES + 256;
+    let child = tokio::process::Command::new(podshim)
+        .arg(SPARE)
+        .arg(" ".repeat(room))
+        .env_clear()
+        .stdin(Stdio::from(its))
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .spawn()?;
+    // The runtime reaps it when it ends; it is not to end with this handle.
+    drop(child);
+    let waits = tokio::task::spawn_blocking(move || {
+        hear_ready(&ours)?;
+        Ok(ours)
+    });
+    waits.await.map_err(std::io::Error::other)?
+}
+
+fn hear_ready(socket: &OwnedFd) -> std::io::Result<()> {
+    let patience = PollTimeout::try_from(READY_PATIENCE).unwrap_or(PollTimeout::MAX);
+    if poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], patience)? == 0 {
+        return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "it does not say that it waits"));
+    }
+    let mut byte = [0];
+    match recv(socket.as_raw_fd(), &mut byte, MsgFlags::MSG_DONTWAIT)? {
+        1 if byte == [READY] => Ok(()),
+        _ => Err(std::io::Error::other("it ended: is it older than this agent?")),
+    }
+}
