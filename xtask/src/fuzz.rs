@@ -5,8 +5,12 @@ use crate::run;
 use std::process::Command;
 
 /// The targets, each with a directory of good inputs to begin with, if the project has one.
-const TARGETS: [(&str, Option<&str>); 4] =
-    [("manifest", Some("deploy/examples")), ("layer", None), ("image_config", Some("fuzz/seeds/image_config")), ("shim_protocol", None)];
+const TARGETS: [(&str, Option<&str>); 4] = [
+    ("manifest", Some("deploy/examples")),
+    ("layer", None),
+    ("image_config", Some("fuzz/seeds/image_config")),
+    ("shim_protocol", None),
+];
 
 /// The version that the targets were written for.
 const CARGO_FUZZ: &str = "0.13.2";

@@ -365,6 +365,29 @@ mod tests {
     }
 
     #[test]
+    fn blank_numbers_of_a_header_are_zero() {
+        // Found by fuzzing: the tar crate takes them for no numbers, GNU tar and Go for 0.
+        for blank in [0, b' '] {
+            let mut header = Header::new_gnu();
+            header.as_old_mut().name[0] = b'a';
+            let old = header.as_old_mut();
+            for field in [&mut old.uid[..], &mut old.gid, &mut old.mode, &mut old.mtime, &mut old.size] {
+                field.fill(blank);
+            }
+            header.set_cksum();
+            let archive = [header.as_bytes().as_slice(), &[0; 2 * BLOCK]].concat();
+            let mut tar = Tar::new(archive.as_slice(), 1 << 20);
+            let entry = tar.next().expect("read").expect("an entry");
+            let numbers = (entry.uid, entry.gid, entry.mode, entry.mtime, entry.size);
+            assert_eq!((entry.path.as_slice(), numbers), (b"a".as_slice(), (0, 0, 0, (0, 0), 0)));
+            assert!(tar.next().expect("read").is_none() && tar.is_complete());
+            header.as_old_mut().uid.copy_from_slice(b"  12x\0  ");
+            header.set_cksum();
+            assert!(Tar::new(header.as_bytes().as_slice(), 1 << 20).next().is_err(), "what is no number is none");
+        }
+    }
+
+    #[test]
     fn reads_pax_records_by_length() {
         let mut extra = Extra::default();
         let value = b"\x01\n\0=x";
