@@ -142,9 +142,9 @@ fn a_node_that_is_short_takes_only_who_it_must_and_keeps_whom_it_has() {
     on_a_node(|| async {
         let mut node = Node::with_agent().await;
         let sleeper = |uid: &str| scripts(uid, "Always", 0, &[("a:app", "sleep 1000")]);
-        node.api.put(sleeper("uid-early")).await;
-        node.wait_running("uid-early").await;
-        let before = node.processes("uid-early");
+        node.api.put(sleeper("uid-admit-early")).await;
+        node.wait_running("uid-admit-early").await;
+        let before = node.processes("uid-admit-early");
         node.end(Signal::SIGTERM);
         // Short in any case, because some of the memory is always in use. The agent looks at its start, and then not again while this
         // test lasts: nobody is evicted.
@@ -152,17 +152,17 @@ fn a_node_that_is_short_takes_only_who_it_must_and_keeps_whom_it_has() {
         let flags = ["--eviction-hard=memory.available<100%", "--housekeeping-interval-ms=3600000"];
         node.flags.extend(flags.map(str::to_owned));
         node.start(&[]);
-        let mut asks = sleeper("uid-asks");
+        let mut asks = sleeper("uid-admit-asks");
         let requests = [("memory".to_owned(), "4Ki".to_owned())].into();
         asks.spec_mut().containers[0].resources =
             Some(ResourceRequirements { requests, ..ResourceRequirements::default() });
-        let mut critical = sleeper("uid-critical");
+        let mut critical = sleeper("uid-admit-critical");
         critical.spec_mut().priority = Some(2_000_000_000);
-        for pod in [sleeper("uid-plain"), asks, critical] {
+        for pod in [sleeper("uid-admit-plain"), asks, critical] {
             node.api.put(pod).await;
         }
-        refused(&node, "uid-plain", "MemoryPressure").await;
-        for uid in ["uid-asks", "uid-critical"] {
+        refused(&node, "uid-admit-plain", "MemoryPressure").await;
+        for uid in ["uid-admit-asks", "uid-admit-critical"] {
             node.wait_running(uid).await;
         }
         // The disk is everybody's: who asks for memory is refused as well.
@@ -170,16 +170,17 @@ fn a_node_that_is_short_takes_only_who_it_must_and_keeps_whom_it_has() {
         node.flags.push("--eviction-soft=nodefs.available<100%".to_owned());
         node.flags.push("--eviction-soft-grace-period=nodefs.available=1h".to_owned());
         node.start(&[]);
-        let mut late = sleeper("uid-late");
+        let mut late = sleeper("uid-admit-late");
         late.spec_mut().containers[0].resources = requirements("1", "64Mi");
         node.api.put(late).await;
-        refused(&node, "uid-late", "MemoryPressure DiskPressure").await;
+        refused(&node, "uid-admit-late", "MemoryPressure DiskPressure").await;
         // They were there before: an agent that starts on a node that is short takes nobody's place away.
-        for uid in ["uid-early", "uid-asks", "uid-critical"] {
+        for uid in ["uid-admit-early", "uid-admit-asks", "uid-admit-critical"] {
             assert_eq!(node.api.status(uid).expect("known").phase, "Running", "{uid}");
         }
-        assert_eq!(node.processes("uid-early"), before);
-        let all = ["uid-early", "uid-plain", "uid-asks", "uid-critical", "uid-late"];
+        assert_eq!(node.processes("uid-admit-early"), before);
+        // The names are this test's alone: others of this program look for theirs among all processes.
+        let all = ["uid-admit-early", "uid-admit-plain", "uid-admit-asks", "uid-admit-critical", "uid-admit-late"];
         for uid in all {
             node.api.delete(uid, 0).await;
             node.wait_finished(uid).await;

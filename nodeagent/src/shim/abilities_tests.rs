@@ -58,9 +58,7 @@ async fn ask(shim: &Shim, what: &str) -> ShimError {
     let said = match what {
         "sandbox" => shim.create_sandbox(sandbox).await.err(),
         "hostUsers: false" => shim.create_sandbox(SandboxSpec { users, ..sandbox }).await.err(),
-        "/dev/shm" => {
-            shim.create_sandbox(SandboxSpec { shared_memory: "mode=1777".to_owned(), ..sandbox }).await.err()
-        }
+        "/dev/shm" => shim.create_sandbox(SandboxSpec { shared_memory: "mode=1777".to_owned(), ..sandbox }).await.err(),
         "container" => shim.start(container).await.err(),
         "subPath" => shim.start(ContainerSpec { mounts: vec![mount], ..container }).await.err(),
         "tty" => shim.start(ContainerSpec { terminal, ..container }).await.err(),
