@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::io::Write as _;
+
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use minipod_nodeagent::image::LoadKind;
@@ -29,25 +31,76 @@ impl Name {
     }
 }
 
+/// What pax headers may say; the last is cut short.
+const KEYS: [&str; 14] = [
+    "path",
+    "linkpath",
+    "size",
+    "uid",
+    "gid",
+    "mtime",
+    "SCHILY.xattr.user.a",
+    "SCHILY.xattr.security.capability",
+    "SCHILY.xattr.trusted.overlay.opaque",
+    "SCHILY.xattr.",
+    "GNU.sparse.major",
+    "comment",
+    "hdrcharset",
+    "",
+];
+
+#[derive(Debug, Arbitrary)]
+enum Content {
+    Free(Vec<u8>),
+    /// Records in their form, which the engine would not find: each has its own length in it.
+    Pax(Vec<(u8, Name)>),
+}
+
+impl Content {
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Free(bytes) => bytes.clone(),
+            Self::Pax(records) => records.iter().flat_map(|(key, value)| record(*key, &value.bytes())).collect(),
+        }
+    }
+}
+
+/// `<length> <key>=<value>\n`, where the length counts the record as a whole.
+fn record(key: u8, value: &[u8]) -> Vec<u8> {
+    let key = KEYS[usize::from(key) % KEYS.len()];
+    let rest = key.len() + value.len() + 3;
+    // The number's own digits may make it a digit longer.
+    let digits = (1..).find(|digits| (rest + digits).to_string().len() == *digits).unwrap_or(1);
+    let mut record = format!("{} {key}=", rest + digits).into_bytes();
+    record.extend_from_slice(value);
+    record.push(b'\n');
+    record
+}
+
 #[derive(Debug, Arbitrary)]
 struct Item {
     kind: u8,
     name: Name,
     link: Name,
     mode: u16,
-    /// As the header says it, if not the content's own.
-    size: Option<u32>,
-    content: Vec<u8>,
-    /// A checksum that is wrong.
-    damaged: bool,
+    content: Content,
+    /// As the header says it, where that is its flaw.
+    size: u32,
+    /// One in some: most items are to get as far as the unpacker.
+    flaw: u8,
 }
+
+/// What is wrong with an item's header, by the flaw's number.
+const WRONG_CHECKSUM: u8 = 255;
+const WRONG_SIZE: [u8; 2] = [253, 254];
 
 #[derive(Debug, Arbitrary)]
 struct Layer {
     items: Vec<Item>,
     /// After the items.
     rest: Vec<u8>,
-    cut: Option<u16>,
+    cut: u16,
+    zipped: bool,
 }
 
 impl Layer {
@@ -67,23 +120,37 @@ impl Layer {
         let mut out = Vec::new();
         for item in &self.items {
             let mut header = Header::new_gnu();
-            header.set_entry_type(KINDS.get(usize::from(item.kind)).copied().unwrap_or(EntryType::new(item.kind)));
+            header.set_entry_type(match item.kind {
+                kind @ 0..200 => KINDS[usize::from(kind) % KINDS.len()],
+                other => EntryType::new(other),
+            });
             let old = header.as_old_mut();
             copy(&mut old.name, &item.name.bytes());
             copy(&mut old.linkname, &item.link.bytes());
             header.set_mode(u32::from(item.mode));
-            header.set_size(item.size.map_or(item.content.len() as u64, u64::from));
+            header.set_uid(u64::from(item.mode));
+            header.set_gid(0);
+            header.set_mtime(u64::from(item.mode));
+            let content = item.content.bytes();
+            let size = if WRONG_SIZE.contains(&item.flaw) { u64::from(item.size) } else { content.len() as u64 };
+            header.set_size(size);
             header.set_cksum();
-            if item.damaged {
+            if item.flaw == WRONG_CHECKSUM {
                 header.as_mut_bytes()[0] ^= 1;
             }
             out.extend_from_slice(header.as_bytes());
-            out.extend_from_slice(&item.content);
+            out.extend_from_slice(&content);
             out.resize(out.len().next_multiple_of(512), 0);
         }
         out.extend_from_slice(&self.rest);
         out.resize(out.len() + 1024, 0);
-        if let Some(cut) = self.cut {
+        if self.zipped {
+            let mut zipped = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            zipped.write_all(&out).expect("in memory");
+            out = zipped.finish().expect("in memory");
+        }
+        // Half of them are whole.
+        if let Some(cut) = self.cut.checked_sub(1 << 15) {
             out.truncate(usize::from(cut));
         }
         out

@@ -30,10 +30,12 @@ use crate::shim::Spare;
 use crate::sources::Sources;
 use crate::users::{Book, UsersError};
 use crate::want::{Uid, key_of};
-use crate::worker::PodView;
+use crate::worker::{PodView, Worker};
 
 /// How often the machine is measured.
 const MEASURE_EVERY_MS: u64 = 10_000;
+/// How long a request waits for a pod that this agent has not met yet: as long as a supervisor may take to answer.
+const MEETING_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a pod's network waits for the node's: within it the first registration is over.
 const NETWORK_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -145,7 +147,7 @@ struct Spawner(Weak<Agent>);
 impl Spawn for Spawner {
     fn spawn(&self, uid: Uid, desired: watch::Receiver<Desired>) {
         if let Some(agent) = self.0.upgrade() {
-            tokio::spawn(crate::worker::run(agent, uid, desired));
+            tokio::spawn(Worker::new(agent, uid, desired).run());
         }
     }
 }
@@ -353,6 +355,12 @@ impl Agent {
         }
     }
 
+    /// What thresholds say of the node.
+    #[must_use]
+    pub fn conditions(&self) -> Conditions {
+        *unpoisoned(&self.pressure)
+    }
+
     /// Takes note of what thresholds say, and tells the API server if that is news.
     pub fn set_pressure(&self, conditions: Conditions) {
         let before = std::mem::replace(&mut *unpoisoned(&self.pressure), conditions);
@@ -492,6 +500,18 @@ impl Agent {
     #[must_use]
     pub fn view(&self, uid: &Uid) -> Option<PodView> {
         unpoisoned(&self.views).get(uid).map(|view| view.borrow().clone())
+    }
+
+    /// A pod as it is once this agent has looked at it: after a start that takes until its supervisor has answered. `None` for one that is not
+    /// here; one whose supervisor is silent for too long is answered as it is.
+    pub async fn view_once_met(&self, uid: &Uid) -> Option<PodView> {
+        let mut view = unpoisoned(&self.views).get(uid).cloned()?;
+        if !view.borrow().is_met {
+            tracing::debug!(%uid, "a request waits until the pod's supervisor has answered");
+            // An error means that the worker is gone, and with it the pod; too late means that it is told so.
+            let _ = tokio::time::timeout(MEETING_PATIENCE, view.wait_for(|view| view.is_met)).await;
+        }
+        Some(view.borrow().clone())
     }
 
     /// Completes when that run of the container is over, or the pod is.

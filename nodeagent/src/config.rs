@@ -77,7 +77,7 @@ pub struct Config {
     #[arg(long, default_value_t)]
     pub pod_user_ids: Span,
     /// When to evict pods at once, such as memory.available<100Mi,nodefs.available<10%; signals: memory.available,
-    /// nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree. Empty: never.
+    /// nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree, pid.available. Empty: never.
     #[arg(long, default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%")]
     pub eviction_hard: Limits,
     /// When to evict pods after a while and with their grace.
@@ -89,7 +89,7 @@ pub struct Config {
     /// The longest grace of a pod that a soft threshold evicts, seconds.
     #[arg(long, default_value_t = 0)]
     pub eviction_max_pod_grace_period: u64,
-    /// How long MemoryPressure and DiskPressure hold after the last threshold was met, such as 5m.
+    /// How long MemoryPressure, DiskPressure and PIDPressure hold after the last threshold was met, such as 5m.
     #[arg(long = "eviction-pressure-transition-period", default_value = "5m", value_parser = parse_duration_ms)]
     pub eviction_pressure_transition_period_ms: u64,
     /// From this share of the disk on unused images are removed, percent; 100: never.

@@ -459,7 +459,8 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
     let choice = seccomp::choice(&job.pod, &container, job.agent.config.seccomp_default);
     let set = process::capabilities(container.security_context.as_ref())?;
     let filter = job.agent.seccomp.filter(&choice, set).map_err(ConfigError::from)?;
-    let profile = apparmor::profile(&job.pod, &container, &job.agent.apparmor).map_err(ConfigError::from)?;
+    let can_set = shim(job)?.knows_apparmor();
+    let profile = apparmor::profile(&job.pod, &container, &job.agent.apparmor, can_set).map_err(ConfigError::from)?;
     if !profile.is_empty() {
         apparmor::must_be_loaded(&profile).map_err(ConfigError::from)?;
     }

@@ -49,13 +49,14 @@ async fn run(config: Config) -> Result<(), String> {
     let agent = Agent::new(config).map_err(|error| report::chain(&error))?;
     serve_metrics(&agent, shutdown.clone()).await.map_err(|error| report::chain(&error))?;
     agent.use_kept_pod_cidr().await;
+    let keeper = pressure::look(&agent);
     let adopted = recover::adopt_pods(&agent);
     tracing::info!(node = agent.name, adopted, "the agent is up");
     tokio::select! {
         // Never returns.
         () = session::run(agent.clone()) => {}
         // Returns with the runtime.
-        () = pressure::run(agent.clone()) => {}
+        () = pressure::run(agent.clone(), keeper) => {}
         // Never returns.
         () = agent.keep_spare() => {}
         // Cancel safe: a level.

@@ -45,6 +45,8 @@ pub struct Pressure {
     pub memory_available_bytes: u64,
     /// Free share of the data directory's file system.
     pub disk_free_percent: u64,
+    /// Free share of the ids of processes and threads, in steps of ten: what comes and goes all the time is no news.
+    pub pids_free_percent: u64,
     /// The pod network works (its range is known and the bridge stands).
     pub network_ready: bool,
     /// What thresholds say.
@@ -69,6 +71,17 @@ fn meminfo_bytes(key: &str) -> u64 {
 #[must_use]
 pub fn memory() -> (u64, u64) {
     (meminfo_bytes("MemTotal"), meminfo_bytes("MemAvailable"))
+}
+
+/// Processes and threads: how many there can be (the kernel's limits on ids and on threads), and how many there are.
+#[must_use]
+pub fn tasks() -> Option<(u64, u64)> {
+    let limits = ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"].map(|path| read(path).parse().ok());
+    let most = limits.into_iter().flatten().min()?;
+    // `0.20 0.18 0.12 1/80 11206`: the fourth is what runs now of what there is (proc(5)).
+    let load = read("/proc/loadavg");
+    let (_, all) = load.split_ascii_whitespace().nth(3)?.split_once('/')?;
+    Some((most, all.parse().ok()?))
 }
 
 /// A file system.
@@ -162,6 +175,7 @@ impl Pressure {
         Self {
             memory_available_bytes: meminfo_bytes("MemAvailable"),
             disk_free_percent: disk.free_bytes * 100 / disk.bytes.max(1),
+            pids_free_percent: tasks().map_or(100, |(most, all)| most.saturating_sub(all) * 10 / most.max(1) * 10),
             network_ready,
             short,
         }
@@ -197,7 +211,7 @@ pub fn node_status(
 }
 
 fn conditions(pressure: Pressure, previous: Option<&NodeStatus>, now_wall_ms: u64) -> Vec<NodeCondition> {
-    let Conditions { memory: low_memory, disk: low_disk } = pressure.short;
+    let Conditions { memory: low_memory, disk: low_disk, pids: low_pids } = pressure.short;
     let memory = format!("{} MiB of memory available", pressure.memory_available_bytes >> 20);
     let disk = format!("{} % of the disk free", pressure.disk_free_percent);
     let ready = if pressure.network_ready {
@@ -213,6 +227,12 @@ fn conditions(pressure: Pressure, previous: Option<&NodeStatus>, now_wall_ms: u6
             memory,
         ),
         ("DiskPressure", low_disk, if low_disk { "NodeHasDiskPressure" } else { "NodeHasNoDiskPressure" }, disk),
+        (
+            "PIDPressure",
+            low_pids,
+            if low_pids { "NodeHasInsufficientPID" } else { "NodeHasSufficientPID" },
+            format!("{} % of the process ids free", pressure.pids_free_percent),
+        ),
         ("Ready", pressure.network_ready, ready.0, ready.1.to_owned()),
     ];
     let condition = |(kind, status, reason, message): (&str, bool, &str, String)| {
@@ -290,6 +310,8 @@ mod tests {
         let status = node_status(&machine, "192.0.2.1".parse().expect("ip"), pressure, &[], (None, 5_000));
         assert_eq!(status.allocatable["memory"], "1280Mi");
         assert!(machine.memory_bytes() > 0);
+        let (most, all) = tasks().expect("counted");
+        assert!(0 < all && all <= most, "{all} of {most}");
         let info = status.node_info.as_ref().expect("info");
         assert!(!info.boot_id.is_empty() && !info.kernel_version.is_empty() && !info.os_image.is_empty());
         let ready = status.conditions.iter().find(|condition| condition.r#type == "Ready").expect("Ready");
@@ -299,7 +321,7 @@ mod tests {
         let down = Pressure { network_ready: false, ..pressure };
         let down = node_status(&machine, "192.0.2.1".parse().expect("ip"), down, &[], (Some(&later), 9_000));
         assert!(differs(&later, &down));
-        let short = Pressure { short: Conditions { memory: true, disk: false }, ..pressure };
+        let short = Pressure { short: Conditions { memory: true, ..Conditions::default() }, ..pressure };
         let short = node_status(&machine, "192.0.2.1".parse().expect("ip"), short, &[], (Some(&later), 9_000));
         let told = short.conditions.iter().find(|condition| condition.r#type == "MemoryPressure").expect("told");
         assert_eq!((told.status.as_str(), told.last_transition_time), ("True", Some(time(9_000))));

@@ -103,14 +103,14 @@ async fn serve(agent: &Arc<Agent>, server: &str, open: OpenStream) -> Result<(),
             Some(Request::Logs(request)) => logs(agent, &mut tunnel, &open.pod_uid, &request).await,
             Some(Request::Exec(start)) => exec(agent, &mut tunnel, &open.pod_uid, start).await,
             Some(Request::Attach(start)) => attach(agent, &mut tunnel, &open.pod_uid, start).await,
-            Some(Request::Copy(start)) => match running(agent, &open.pod_uid, &start.container) {
+            Some(Request::Copy(start)) => match running(agent, &open.pod_uid, &start.container).await {
                 Ok((shim, container, attempt)) => {
                     let users = Uid::parse(&open.pod_uid).and_then(|uid| agent.users_of(&uid));
                     copy::copy(&mut tunnel, (&shim, &container, attempt), users, start).await
                 }
                 Err(status) => Err(status),
             },
-            Some(Request::Port(start)) => match find_pod(agent, &open.pod_uid) {
+            Some(Request::Port(start)) => match find_pod(agent, &open.pod_uid).await {
                 Ok((_, view)) => ports::forward(&mut tunnel, &view, &start).await,
                 Err(status) => Err(status),
             },
@@ -138,16 +138,21 @@ fn limit(streams: &Arc<Semaphore>) -> Result<tokio::sync::OwnedSemaphorePermit, 
 }
 
 /// The pod with its runs and supervisor.
-fn find_pod(agent: &Agent, uid: &str) -> Result<(Uid, PodView), Status> {
+async fn find_pod(agent: &Agent, uid: &str) -> Result<(Uid, PodView), Status> {
     let gone = || Status::not_found("the pod is not on its node (any more)");
     let uid = Uid::parse(uid).ok_or_else(gone)?;
-    let view = agent.view(&uid).ok_or_else(gone)?;
+    let view = agent.view_once_met(&uid).await.ok_or_else(gone)?;
+    if !view.is_met {
+        return Err(Status::unavailable(
+            "the node's agent has just started, and the pod's supervisor does not answer it",
+        ));
+    }
     Ok((uid, view))
 }
 
 /// The same, and the container that is meant.
-fn find(agent: &Agent, uid: &str, container: &str) -> Result<(Uid, PodView, String), Status> {
-    let (uid, view) = find_pod(agent, uid)?;
+async fn find(agent: &Agent, uid: &str, container: &str) -> Result<(Uid, PodView, String), Status> {
+    let (uid, view) = find_pod(agent, uid).await?;
     if !container.is_empty() {
         let known = any_container(&view.pod, container).is_some();
         let unknown = || Status::invalid_argument(format!("the pod has no container {container:?}"));
@@ -164,7 +169,7 @@ fn find(agent: &Agent, uid: &str, container: &str) -> Result<(Uid, PodView, Stri
 // ------------------------------------------------------------------------------------------------------------ logs
 
 async fn logs(agent: &Agent, tunnel: &mut Tunnel, uid: &str, request: &LogsRequest) -> Result<(), Status> {
-    let (uid, view, container) = find(agent, uid, &request.container)?;
+    let (uid, view, container) = find(agent, uid, &request.container).await?;
     let run = view.runs.get(&container);
     let waiting = || Status::failed_precondition(format!("container {container:?} has not started yet"));
     let newest = run.ok_or_else(waiting)?.attempt;
@@ -218,8 +223,8 @@ fn moment(time: Time) -> SystemTime {
 // ------------------------------------------------------------------------------------------------------------ exec
 
 /// The supervisor and the run of a container that runs.
-fn running(agent: &Agent, uid: &str, container: &str) -> Result<(Shim, String, u32), Status> {
-    let (_, view, container) = find(agent, uid, container)?;
+async fn running(agent: &Agent, uid: &str, container: &str) -> Result<(Shim, String, u32), Status> {
+    let (_, view, container) = find(agent, uid, container).await?;
     let run = view.runs.get(&container).filter(|run| run.running);
     let not_running = || Status::failed_precondition(format!("container {container:?} is not running"));
     let attempt = run.ok_or_else(not_running)?.attempt;
@@ -228,7 +233,7 @@ fn running(agent: &Agent, uid: &str, container: &str) -> Result<(Shim, String, u
 }
 
 async fn exec(agent: &Agent, tunnel: &mut Tunnel, uid: &str, start: ExecStart) -> Result<(), Status> {
-    let (shim, container, attempt) = running(agent, uid, &start.container)?;
+    let (shim, container, attempt) = running(agent, uid, &start.container).await?;
     if start.command.is_empty() {
         return Err(Status::invalid_argument("no command"));
     }
@@ -236,7 +241,7 @@ async fn exec(agent: &Agent, tunnel: &mut Tunnel, uid: &str, start: ExecStart) -
 }
 
 async fn attach(agent: &Agent, tunnel: &mut Tunnel, uid: &str, start: AttachStart) -> Result<(), Status> {
-    let (shim, container, attempt) = running(agent, uid, &start.container)?;
+    let (shim, container, attempt) = running(agent, uid, &start.container).await?;
     let streams = ExecStreams { stdin: start.stdin, terminal: start.size.map(window) };
     carry(tunnel, shim.attach(&container, attempt, streams).await).await
 }

@@ -18,8 +18,8 @@ use crate::execute::{Came, Done, Job, StepError, perform};
 use crate::image::ImageRecord;
 use crate::plan::backoff::{Backoff, note_ended, note_started};
 use crate::plan::model::{
-    Condemned, ContainerWant, Deletion, Ended, Health, Image, PodWant, Resources, Run, RunState, SandboxState, Seen,
-    Shim as ShimState, Step,
+    Condemned, ContainerWant, Deletion, Ended, Health, Image, PodWant, Refused, Resources, Run, RunState, SandboxState,
+    Seen, Shim as ShimState, Step,
 };
 use crate::plan::resize::{Change, change};
 use crate::plan::view::Phase;
@@ -48,6 +48,8 @@ pub struct PodView {
     pub shim: Option<Shim>,
     /// The newest run of each container that ever started.
     pub runs: BTreeMap<String, RunView>,
+    /// What the node had of it was looked at, by this agent: until then the rest of this says nothing.
+    pub is_met: bool,
     /// Ids of the images that it uses.
     pub images: BTreeSet<String>,
 }
@@ -86,6 +88,8 @@ pub struct Worker {
     probing: JoinSet<Probed>,
     reported: Option<PodStatus>,
     minor_report_at_ms: Option<u64>,
+    /// The node was short when the pod came, and does not take it.
+    not_admitted: Option<Refused>,
     /// The API knew the pod as done before this node knew anything of it: its status is the API's, not ours.
     done_elsewhere: bool,
     /// When the pod arrived, until all of it runs; `None` for one that was here before.
@@ -111,24 +115,16 @@ struct Probed {
     outcome: Outcome,
 }
 
-/// Runs the pod's task until nothing of the pod is left.
-pub async fn run(agent: Arc<Agent>, uid: Uid, desired: watch::Receiver<Desired>) {
-    let mut worker = Worker::new(agent, uid, desired);
-    worker.look().await;
-    if worker.work().await {
-        worker.agent.hide(&worker.uid);
-        worker.agent.pods.ended(&worker.uid);
-    }
-}
-
 impl Worker {
-    fn new(agent: Arc<Agent>, uid: Uid, mut desired: watch::Receiver<Desired>) -> Self {
+    /// Shows the pod to other tasks: from now on who asks for it waits for what [`Worker::run`] finds.
+    pub fn new(agent: Arc<Agent>, uid: Uid, mut desired: watch::Receiver<Desired>) -> Self {
         let pod = desired.borrow_and_update().pod.clone();
         let want = pod_want(&pod);
         let shown = watch::Sender::new(PodView {
             pod: pod.clone(),
             shim: None,
             runs: BTreeMap::new(),
+            is_met: false,
             images: BTreeSet::new(),
         });
         agent.show(&uid, shown.subscribe());
@@ -152,9 +148,19 @@ impl Worker {
             probing: JoinSet::new(),
             reported: None,
             minor_report_at_ms: None,
+            not_admitted: None,
             done_elsewhere: false,
             arrived: Some(Instant::now()),
             shown,
+        }
+    }
+
+    /// Runs the pod's task until nothing of the pod is left.
+    pub async fn run(mut self) {
+        self.look().await;
+        if self.work().await {
+            self.agent.hide(&self.uid);
+            self.agent.pods.ended(&self.uid);
         }
     }
 
@@ -171,12 +177,13 @@ impl Worker {
             .collect();
         let images = self.images_in_use();
         self.shown.send_if_modified(|view| {
-            let same = view.runs == runs
+            let same = view.is_met
+                && view.runs == runs
                 && view.images == images
                 && Arc::ptr_eq(&view.pod, &self.pod)
                 && view.shim.as_ref().map(Shim::id) == self.shim.as_ref().map(Shim::id);
             if !same {
-                *view = PodView { pod: self.pod.clone(), shim: self.shim.clone(), runs, images };
+                *view = PodView { pod: self.pod.clone(), shim: self.shim.clone(), runs, is_met: true, images };
             }
             !same
         });
@@ -208,6 +215,8 @@ impl Worker {
         } else {
             record::adopt_from_api(&self.pod, &mut self.seen, (boot_ms(), wall_ms()));
             self.done_elsewhere = self.seen.terminal.is_some();
+            // Once: what is taken stays, however short the node becomes while its images are pulled.
+            self.not_admitted = crate::pressure::admit::refusal(&self.pod, self.agent.conditions());
         }
         if self.record.start_wall_ms == 0 {
             let stored = self.pod.status.as_ref().and_then(|status| status.start_time);
@@ -497,7 +506,8 @@ impl Worker {
             self.pod_event(Severity::Warning, crate::plan::EVICTED, message);
         }
         self.want.evicted = desired.evicted;
-        self.want.refused = crate::apparmor::refusal(&self.pod, &self.agent.apparmor);
+        let lacks = || crate::apparmor::refusal(&self.pod, &self.agent.apparmor);
+        self.want.refused = self.not_admitted.clone().or_else(lacks);
         let deadline_s = self.pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
         self.want.deadline_ms = deadline_s.and_then(|seconds| u64::try_from(seconds).ok()).map(|seconds| {
             (now_ms + self.record.start_wall_ms.saturating_add(seconds.saturating_mul(1000)))

@@ -119,7 +119,8 @@ async fn refuses(node: &Node) {
         node.api.put(pod_of(uid, more, &[("app", context, "true")])).await;
         let status = node.wait(uid, "the refusal", |status| status.phase == "Failed").await;
         assert_eq!(status.reason, "AppArmor");
-        assert_eq!(status.message, "Cannot enforce AppArmor: AppArmor is not enabled on the host");
+        let message = "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host";
+        assert_eq!(status.message, message);
         node.wait_event(uid, "AppArmor").await;
         assert!(!node.api.events(uid).iter().any(|reason| reason == "Started"));
     }

@@ -3,6 +3,7 @@
 mod support;
 
 use minipod_proto::v1::{Pod, PodStatus, ResourceRequirements};
+use nix::sys::signal::Signal;
 use support::*;
 
 const FAST: &str = "--housekeeping-interval-ms=300";
@@ -134,6 +135,71 @@ fn a_node_short_of_memory_ends_who_uses_more_than_asked_for() {
             node.wait_gone(uid).await;
         }
     });
+}
+
+#[test]
+fn a_node_that_is_short_takes_only_who_it_must_and_keeps_whom_it_has() {
+    on_a_node(|| async {
+        let mut node = Node::with_agent().await;
+        let sleeper = |uid: &str| scripts(uid, "Always", 0, &[("a:app", "sleep 1000")]);
+        node.api.put(sleeper("uid-admit-early")).await;
+        node.wait_running("uid-admit-early").await;
+        let before = node.processes("uid-admit-early");
+        node.end(Signal::SIGTERM);
+        // Short in any case, because some of the memory is always in use. The agent looks at its start, and then not again while this
+        // test lasts: nobody is evicted.
+        node.flags.retain(|flag| flag != "--eviction-hard=");
+        let flags = ["--eviction-hard=memory.available<100%", "--housekeeping-interval-ms=3600000"];
+        node.flags.extend(flags.map(str::to_owned));
+        node.start(&[]);
+        let mut asks = sleeper("uid-admit-asks");
+        let requests = [("memory".to_owned(), "4Ki".to_owned())].into();
+        asks.spec_mut().containers[0].resources =
+            Some(ResourceRequirements { requests, ..ResourceRequirements::default() });
+        let mut critical = sleeper("uid-admit-critical");
+        critical.spec_mut().priority = Some(2_000_000_000);
+        for pod in [sleeper("uid-admit-plain"), asks, critical] {
+            node.api.put(pod).await;
+        }
+        refused(&node, "uid-admit-plain", "MemoryPressure").await;
+        for uid in ["uid-admit-asks", "uid-admit-critical"] {
+            node.wait_running(uid).await;
+        }
+        // The disk is everybody's: who asks for memory is refused as well.
+        node.end(Signal::SIGTERM);
+        node.flags.push("--eviction-soft=nodefs.available<100%".to_owned());
+        node.flags.push("--eviction-soft-grace-period=nodefs.available=1h".to_owned());
+        node.start(&[]);
+        let mut late = sleeper("uid-admit-late");
+        late.spec_mut().containers[0].resources = requirements("1", "64Mi");
+        node.api.put(late).await;
+        refused(&node, "uid-admit-late", "MemoryPressure DiskPressure").await;
+        // They were there before: an agent that starts on a node that is short takes nobody's place away.
+        for uid in ["uid-admit-early", "uid-admit-asks", "uid-admit-critical"] {
+            assert_eq!(node.api.status(uid).expect("known").phase, "Running", "{uid}");
+        }
+        assert_eq!(node.processes("uid-admit-early"), before);
+        // The names are this test's alone: others of this program look for theirs among all processes.
+        let all = ["uid-admit-early", "uid-admit-plain", "uid-admit-asks", "uid-admit-critical", "uid-admit-late"];
+        for uid in all {
+            node.api.delete(uid, 0).await;
+            node.wait_finished(uid).await;
+        }
+        for uid in all {
+            node.wait_gone(uid).await;
+        }
+    });
+}
+
+/// The pod was not taken: it says so as the kubelet does, and nothing of it was ever made.
+async fn refused(node: &Node, uid: &str, conditions: &str) {
+    let status = node.wait(uid, "the refusal", |status| status.phase == "Failed").await;
+    let message = format!("Pod was rejected: The node had condition: [{conditions}]. ");
+    assert_eq!((status.reason.as_str(), status.message), ("Evicted", message));
+    assert!(!status.conditions.iter().any(|condition| condition.r#type == "DisruptionTarget"), "it was never here");
+    node.wait_event(uid, "Evicted").await;
+    assert!(!node.api.events(uid).iter().any(|reason| ["Pulled", "Created", "Started"].contains(&reason.as_str())));
+    assert!(!node.run_dir().join("pods").join(uid).exists());
 }
 
 #[test]

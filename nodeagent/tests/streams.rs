@@ -8,6 +8,8 @@ use minipod_proto::v1::{
     AttachStart, ExecFrame, ExecStart, ImageListRequest, LogsRequest, PortFrame, PortStart, TerminalSize, TunnelEnd,
     exec_frame, port_frame,
 };
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::fake_api::Tunnel;
 use support::*;
 
@@ -144,6 +146,38 @@ fn users_take_part_in_a_containers_streams() {
         let mut late = node.api.open(uid, attach(false)).await;
         let (_, _, end) = output(&mut late).await;
         assert!(end.as_ref().is_err_and(|error| error.contains("not running")), "{end:?}");
+    });
+}
+
+#[test]
+fn a_request_waits_until_a_new_agent_has_met_the_pod() {
+    on_a_node(|| async {
+        let mut node = Node::with_agent().await;
+        let uid = "uid-met";
+        node.api.put(scripts(uid, "Always", 0, &[("a:app", "sleep 1000")])).await;
+        node.wait_running(uid).await;
+        let shim = Pid::from_raw(node.shim_pid(uid).cast_signed());
+        node.end(Signal::SIGTERM);
+        // The supervisor has not answered the new agent yet, however long that takes.
+        kill(shim, Signal::SIGSTOP).expect("stop the supervisor");
+        node.start(&[]);
+        let sessions = || (node.api.sessions() >= 2).then_some(());
+        node.api.wait_for("a second session", sessions, || node.agent_log()).await;
+        let mut asked = Vec::new();
+        for word in ["one", "two"] {
+            asked.push((word, node.api.open(uid, exec_request("app", &["echo", word], false)).await));
+        }
+        let waiting = "a request waits until the pod's supervisor has answered";
+        let both = || (node.agent_log().matches(waiting).count() >= asked.len()).then_some(());
+        node.api.wait_for("both requests to wait", both, || node.agent_log()).await;
+        kill(shim, Signal::SIGCONT).expect("continue the supervisor");
+        for (word, tunnel) in &mut asked {
+            let (stdout, _, end) = output(tunnel).await;
+            assert_eq!((stdout, end), (format!("{word}\n"), Ok(0)));
+        }
+        node.api.delete(uid, 0).await;
+        node.wait_finished(uid).await;
+        node.wait_gone(uid).await;
     });
 }
 

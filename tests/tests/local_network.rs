@@ -1,5 +1,6 @@
-//! The network of a cluster on one machine, where the machine has Docker's packet rules.
+//! Clusters on one machine: their network, where the machine has Docker's packet rules, and what two of them must not share.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -99,6 +100,34 @@ async fn pods_of_two_nodes_meet() {
         cluster.delete_completely(name).await;
     }
     cluster.local.stop().expect("taken down");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_two_pods_of_a_machine_have_the_same_users() {
+    let nodes = [("node-a", "1Gi"), ("node-b", "1Gi")];
+    let clusters = [Cluster::start(&nodes).await, Cluster::start(&nodes).await];
+    let mut firsts = BTreeSet::new();
+    for cluster in &clusters {
+        for (node, _) in nodes {
+            let own = manifest(node, node).replace("spec:\n", "spec:\n  hostUsers: false\n");
+            cluster.create(pod(&own)).await;
+            cluster.until_phase(node, "Running").await;
+            // First id in the pod, first id on the machine, how many.
+            let map = cluster.exec(node, "app", &["cat", "/proc/self/uid_map"]).await.expect("its users");
+            let numbers: Vec<u32> = map.split_whitespace().map(|word| word.parse().expect("a number")).collect();
+            assert!(numbers.len() == 3 && numbers[0] == 0 && numbers[2] == 65_536, "{map}");
+            firsts.insert(numbers[1]);
+        }
+    }
+    assert_eq!(firsts.len(), 4, "{firsts:?}");
+    let apart = |(one, next): (&u32, &u32)| next - one >= 65_536;
+    assert!(firsts.iter().zip(firsts.iter().skip(1)).all(apart), "{firsts:?}");
+    for cluster in clusters {
+        for (node, _) in nodes {
+            cluster.delete_completely(node).await;
+        }
+        cluster.local.stop().expect("taken down");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

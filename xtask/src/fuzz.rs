@@ -5,8 +5,12 @@ use crate::run;
 use std::process::Command;
 
 /// The targets, each with a directory of good inputs to begin with, if the project has one.
-const TARGETS: [(&str, Option<&str>); 4] =
-    [("manifest", Some("deploy/examples")), ("layer", None), ("image_config", None), ("shim_protocol", None)];
+const TARGETS: [(&str, Option<&str>); 4] = [
+    ("manifest", Some("deploy/examples")),
+    ("layer", None),
+    ("image_config", Some("fuzz/seeds/image_config")),
+    ("shim_protocol", None),
+];
 
 /// The version that the targets were written for.
 const CARGO_FUZZ: &str = "0.13.2";
@@ -34,8 +38,8 @@ pub fn run(name: &str, flags: &[&str]) -> Result<(), String> {
     fuzz.current_dir(root.join("fuzz")).args(["fuzz", "run", "--sanitizer", "none", name]).arg(&corpus);
     fuzz.args(seeds.iter().map(|seeds| root.join(seeds)));
     fuzz.env("CARGO_TARGET_DIR", run::target().join("fuzz"));
-    // Far more than any such input should take.
-    fuzz.args(["--", "-timeout=20", "-rss_limit_mb=1024", "-print_final_stats=1"]);
+    // Far more time and memory than any such input should take. Long inputs from the beginning: a short one has one file in its layer.
+    fuzz.args(["--", "-timeout=20", "-rss_limit_mb=1024", "-print_final_stats=1", "-len_control=0"]);
     fuzz.arg(format!("-max_total_time={}", minutes * 60));
     run::command(&mut fuzz)
 }

@@ -3,8 +3,11 @@
 use minipod_proto::v1::{Node, Taint, Time};
 
 /// Conditions, and the taints that they bring (Kubernetes' names).
-const TAINTS: [(&str, &str); 2] =
-    [("MemoryPressure", "node.kubernetes.io/memory-pressure"), ("DiskPressure", "node.kubernetes.io/disk-pressure")];
+const TAINTS: [(&str, &str); 3] = [
+    ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
+    ("DiskPressure", "node.kubernetes.io/disk-pressure"),
+    ("PIDPressure", "node.kubernetes.io/pid-pressure"),
+];
 
 /// Makes the taints those that the conditions call for; all others stay.
 pub fn follow_pressure(node: &mut Node, now: Time) {
@@ -36,8 +39,13 @@ mod tests {
         let own = Taint { key: "example.com/x".into(), effect: "NoSchedule".into(), ..Taint::default() };
         node.spec_mut().taints.push(own);
         let mut keys = Vec::new();
-        for (memory, disk) in [("True", "False"), ("True", "True"), ("Unknown", "True"), ("False", "False")] {
-            for (kind, status) in [("MemoryPressure", memory), ("DiskPressure", disk)] {
+        for (memory, disk, pids) in [
+            ("True", "False", "False"),
+            ("True", "True", "False"),
+            ("Unknown", "True", "True"),
+            ("False", "False", "False"),
+        ] {
+            for (kind, status) in [("MemoryPressure", memory), ("DiskPressure", disk), ("PIDPressure", pids)] {
                 node.status_mut().set_condition(kind, status, "", "", Time::default());
             }
             follow_pressure(&mut node, Time::default());
@@ -45,6 +53,6 @@ mod tests {
                 node.spec().taints.iter().map(|taint| taint.key.rsplit('/').next().unwrap_or_default().to_owned());
             keys.push(names.collect::<Vec<_>>().join(" "));
         }
-        assert_eq!(keys, ["x memory-pressure", "x memory-pressure disk-pressure", "x disk-pressure", "x"]);
+        assert_eq!(keys, ["x memory-pressure", "x memory-pressure disk-pressure", "x disk-pressure pid-pressure", "x"]);
     }
 }

@@ -16,6 +16,14 @@ pub enum LocalError {
     /// Too many clusters.
     #[error("all {0} places for clusters on this machine are taken; end one with: minictl down")]
     Full(u8),
+    /// More nodes than there are user ids for.
+    #[error("{nodes} nodes: a cluster on one machine can have {most}, each with user ids of its own for its pods")]
+    TooManyNodes {
+        /// How many were asked for.
+        nodes: usize,
+        /// How many there can be.
+        most: u32,
+    },
     /// A file or directory.
     #[error("{operation} {}", path.display())]
     Io {

@@ -191,6 +191,7 @@ impl LocalCluster {
             "--eviction-hard=memory.available<50Mi".to_owned(),
             "--image-gc-high-threshold=100".to_owned(),
             format!("--node-ip={}", slot.node_ip(index)),
+            format!("--pod-user-ids={}", slot.node_pod_user_ids(index, self.options.nodes.len())?),
         ];
         if !node.allocatable.is_empty() {
             arguments.push(format!("--allocatable={}", node.allocatable));

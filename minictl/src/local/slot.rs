@@ -11,6 +11,10 @@ use super::remove;
 
 /// Clusters on one machine at a time; the number is part of addresses (172.29.N.0/24, 10.(100+N).0.0/16).
 const SLOTS: u8 = 100;
+/// User ids of this machine for pods with users of their own: those that an agent takes if nobody says otherwise. All clusters share them.
+const POD_USER_IDS: (u32, u32) = (0x7000_0000, 0x7ffd_ffff);
+/// How many of them a pod has.
+const IDS_PER_POD: u32 = 65_536;
 /// Locks, PIDs and sockets; the path is short because it holds sockets (unix(7): 108 bytes).
 const RUN: &str = "/run/mp";
 /// Logs, the store and the nodes' images and volumes.
@@ -166,6 +170,16 @@ impl Slot {
         format!("10.{}.0.0/16", 100 + self.number)
     }
 
+    /// The agent's `--pod-user-ids`: agents that share a machine must not give the same ids to two pods.
+    ///
+    /// # Errors
+    /// When there are more nodes than the cluster has ranges.
+    pub fn node_pod_user_ids(&self, index: usize, nodes: usize) -> Result<String, LocalError> {
+        let ids = pod_user_ids(self.number, index, nodes);
+        let (first, last) = ids.ok_or(LocalError::TooManyNodes { nodes, most: ranges_per_cluster() })?;
+        Ok(format!("{first}-{last}"))
+    }
+
     fn processes_file(&self) -> PathBuf {
         self.run().join("processes")
     }
@@ -212,6 +226,21 @@ pub fn kept() -> Vec<(u8, String)> {
     Slot::used().into_iter().filter_map(server).collect()
 }
 
+/// How many pods with users of their own a cluster has ids for, and so how many nodes it may have.
+fn ranges_per_cluster() -> u32 {
+    let (first, last) = POD_USER_IDS;
+    (last - first + 1) / IDS_PER_POD / u32::from(SLOTS)
+}
+
+/// First and last id of a node's part of its cluster's part; `None` where nothing is left for it.
+fn pod_user_ids(cluster: u8, index: usize, nodes: usize) -> Option<(u32, u32)> {
+    let (index, nodes) = (u32::try_from(index).ok()?, u32::try_from(nodes).ok()?);
+    let ranges = ranges_per_cluster().checked_div(nodes).filter(|ranges| *ranges > 0 && index < nodes)?;
+    let number = u32::from(cluster) * ranges_per_cluster() + index * ranges;
+    let first = POD_USER_IDS.0 + number * IDS_PER_POD;
+    Some((first, first + (ranges * IDS_PER_POD - 1)))
+}
+
 fn same_file(a: &fs::Metadata, b: &fs::Metadata) -> bool {
     use std::os::unix::fs::MetadataExt;
     (a.dev(), a.ino()) == (b.dev(), b.ino())
@@ -224,4 +253,35 @@ fn make_dir(dir: &Path) -> Result<(), LocalError> {
 fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_nodes_of_a_machine_have_a_user_id_in_common() {
+        let (mut next, mut all) = (POD_USER_IDS.0, 0);
+        for cluster in 0..SLOTS {
+            // Whatever number of nodes each cluster has.
+            let nodes = 1 + usize::from(cluster) % 40;
+            for index in 0..nodes {
+                let (first, last) = pod_user_ids(cluster, index, nodes).expect("enough for each");
+                let what = format!("node {index} of {nodes} of cluster {cluster}: {first}-{last}");
+                assert!(next <= first && first < last && last <= POD_USER_IDS.1, "{what}, {next} is free");
+                assert_eq!(
+                    ((first - POD_USER_IDS.0) % IDS_PER_POD, (last - first + 1) % IDS_PER_POD),
+                    (0, 0),
+                    "{what}"
+                );
+                (next, all) = (last + 1, all + 1);
+            }
+        }
+        assert!(all > 100, "{all}");
+        assert_eq!(pod_user_ids(0, 0, 40), Some((0x7000_0000, 0x7000_ffff)));
+        assert_eq!(pod_user_ids(1, 1, 2), Some((0x703c_0000, 0x704f_ffff)));
+        for (index, nodes) in [(0, 41), (3, 3), (0, 0)] {
+            assert_eq!(pod_user_ids(0, index, nodes), None, "node {index} of {nodes}");
+        }
+    }
 }

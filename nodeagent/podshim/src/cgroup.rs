@@ -242,6 +242,14 @@ impl Group {
         used.saturating_sub(rested)
     }
 
+    /// Processes and threads in the group and below it; 0 where nothing counts them.
+    #[must_use]
+    pub fn tasks(&self) -> u64 {
+        let dir = self.dirs.iter().find(|(controller, _)| self.v2 || *controller == "pids").map(|(_, dir)| dir);
+        let text = dir.and_then(|dir| fs::read_to_string(dir.join("pids.current")).ok());
+        text.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
+
     /// The memory limit; none where there is none.
     #[must_use]
     pub fn memory_limit_bytes(&self) -> Option<u64> {

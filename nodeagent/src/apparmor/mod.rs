@@ -61,16 +61,19 @@ pub fn said<'a>(pod: &'a Pod, container: &'a Container) -> Option<&'a AppArmorPr
 
 /// The name of a container's profile; empty: none.
 ///
-/// A privileged container has that of RuntimeDefault never, as in the field, and one that it names itself always.
+/// A privileged container has that of RuntimeDefault never, as in the field, and one that it names itself always. `can_set`: the pod's
+/// supervisor knows profiles.
 ///
 /// # Errors
-/// When the node has not what is asked for. What nobody asks for is given where it is there.
-pub fn profile(pod: &Pod, container: &Container, node: &Support) -> Result<String, AppArmorError> {
+/// When the node has not what is asked for. What nobody asks for is given where it is there, and where it can be: in a pod of an older
+/// supervisor no container has had one, and must start again all the same.
+pub fn profile(pod: &Pod, container: &Container, node: &Support, can_set: bool) -> Result<String, AppArmorError> {
     let said = said(pod, container);
     let kind = said.map(|said| said.r#type.as_str());
     let privileged = container.security_context.as_ref().is_some_and(is_privileged);
     match (kind, node) {
         (Some("Unconfined"), _) | (None, Support::None) => Ok(String::new()),
+        (None, _) if !can_set => Ok(String::new()),
         (Some(_), Support::None) => Err(AppArmorError::NotEnabled),
         (Some("Localhost"), _) => Ok(said.map(|said| said.localhost_profile.clone()).unwrap_or_default()),
         // A word that a newer API server may know is not a reason to confine less.
@@ -212,10 +215,16 @@ mod tests {
             let pod = pod(of_pod, own, privileged);
             for (node, wanted) in [(&Support::None, without), (&enabled, with), (&bare, unloaded)] {
                 let what = format!("pod {of_pod:?}, container {own:?}, privileged {privileged}, {node:?}");
-                match profile(&pod, &pod.spec().containers[0], node) {
+                let container = &pod.spec().containers[0];
+                match profile(&pod, container, node, true) {
                     Ok(name) => assert_eq!(name, wanted, "{what}"),
                     Err(error) => assert!(error.to_string().contains(wanted) && !wanted.is_empty(), "{what}: {error}"),
                 }
+                // Of an older supervisor nothing is asked that nobody has asked for; what somebody has is not left out.
+                let old = profile(&pod, container, node, false);
+                let asked = said(&pod, container).is_some();
+                let new = profile(&pod, container, node, true);
+                assert_eq!(old, if asked { new } else { Ok(String::new()) }, "{what}, an older supervisor");
             }
         }
     }

@@ -3,11 +3,18 @@
 use std::collections::BTreeMap;
 
 use minipod_proto::quantity::Quantity;
-use minipod_proto::v1::ResourceRequirements;
+use minipod_proto::resources::{self as pod_resources, QosClass};
+use minipod_proto::v1::{Container, PodSpec, ResourceRequirements};
 use serde::{Deserialize, Serialize};
+
+use crate::pressure::plan::CRITICAL_PRIORITY;
 
 /// Period of the CPU quota, microseconds.
 pub const CPU_PERIOD_US: u64 = 100_000;
+/// Of who is killed last among all pods.
+const GUARANTEED_OOM_SCORE_ADJ: i32 = -997;
+/// The priority class of pods without which a node is none.
+const NODE_CRITICAL: &str = "system-node-critical";
 /// Smallest quota that the kernel takes, microseconds.
 const MIN_QUOTA_US: u64 = 1_000;
 
@@ -104,17 +111,43 @@ impl Resources {
     }
 }
 
-/// Kubernetes' oom_score_adj by quality of service.
+/// Kubernetes' oom_score_adj of a container (pkg/kubelet/qos/policy.go): by the pod's quality of service, and of a Burstable pod by the share of
+/// the node's memory that the container asks for. A pod that its node needs is killed as late as a Guaranteed one.
 #[must_use]
-pub fn oom_score_adj(qos_class: &str, memory_request_bytes: u64, node_memory_bytes: u64) -> i32 {
-    match qos_class {
-        "Guaranteed" => -997,
-        "BestEffort" => 1000,
-        _ => {
-            let share = u128::from(memory_request_bytes) * 1000 / u128::from(node_memory_bytes.max(1));
+pub fn oom_score_adj(spec: &PodSpec, container: &Container, node_memory_bytes: u64) -> i32 {
+    if spec.priority_class_name == NODE_CRITICAL && spec.priority.unwrap_or(0) >= CRITICAL_PRIORITY {
+        return GUARANTEED_OOM_SCORE_ADJ;
+    }
+    match pod_resources::qos_class(spec).unwrap_or(QosClass::BestEffort) {
+        QosClass::Guaranteed => GUARANTEED_OOM_SCORE_ADJ,
+        QosClass::BestEffort => 1000,
+        QosClass::Burstable => {
+            let asked_bytes = asked_memory_bytes(spec, container);
+            let share = u128::from(asked_bytes) * 1000 / u128::from(node_memory_bytes.max(1));
             1000 - i32::try_from(share.clamp(1, 997)).unwrap_or(997)
         }
     }
+}
+
+/// What a container's OOM score counts as its request. A sidecar's score is no higher than that of the app which asks for the least (KEP-753), so
+/// that the helper does not die for those that it helps; what the pod asks for beyond its containers is shared by all (KEP-2837).
+fn asked_memory_bytes(spec: &PodSpec, container: &Container) -> u64 {
+    let request = |container: &Container| Resources::of(container.resources.as_ref()).memory_request_bytes.unwrap_or(0);
+    let mut sidecars = spec.init_containers.iter().filter(|one| one.is_sidecar());
+    let least = match sidecars.any(|sidecar| sidecar.name == container.name) {
+        true => spec.containers.iter().map(request).min().unwrap_or(0),
+        false => 0,
+    };
+    request(container).max(least).saturating_add(unclaimed_memory_bytes(spec))
+}
+
+/// A container's part of the memory that the pod as a whole asks for and no container does.
+fn unclaimed_memory_bytes(spec: &PodSpec) -> u64 {
+    let Some(of_pod) = Resources::of(spec.resources.as_ref()).memory_request_bytes else { return 0 };
+    let alone = PodSpec { resources: None, overhead: BTreeMap::new(), ..spec.clone() };
+    let claimed = pod_resources::pod_requests(&alone).unwrap_or_default().memory_bytes;
+    let sharers = spec.containers.len() + spec.init_containers.len();
+    of_pod.saturating_sub(u64::try_from(claimed).unwrap_or(0)) / u64::try_from(sharers).unwrap_or(1).max(1)
 }
 
 /// The value of a resourceFieldRef: rounded up to the divisor. `node` answers for a limit that the container has not.
@@ -184,12 +217,68 @@ mod tests {
     }
 
     #[test]
-    fn oom_scores_follow_the_quality_of_service() {
-        assert_eq!(oom_score_adj("Guaranteed", 1, 1), -997);
-        assert_eq!(oom_score_adj("BestEffort", 0, 1), 1000);
-        assert_eq!(oom_score_adj("Burstable", 4 << 30, 8 << 30), 500);
-        assert_eq!(oom_score_adj("Burstable", 0, 8 << 30), 999);
-        assert_eq!(oom_score_adj("Burstable", 8 << 30, 8 << 30), 3);
+    fn oom_scores_follow_the_pod_and_the_request() {
+        // Of a node with 8 GiB: `KIND:REQUEST` of each container, what the pod asks for as a whole, and the scores in the same order.
+        for (containers, of_pod, scores) in [
+            ("app:-", "", "1000"),
+            ("sidecar:- app:-", "", "1000 1000"),
+            ("app:=1Gi", "", "-997"),
+            ("sidecar:=1Gi app:=1Gi", "", "-997 -997"),
+            ("app:4Gi", "", "500"),
+            ("app:8Gi", "", "3"),
+            ("app:4Gi app:-", "", "500 999"),
+            // A sidecar is killed no sooner than the app that asks for the least; and later if it asks for more itself.
+            ("sidecar:- app:4Gi", "", "500 500"),
+            ("sidecar:1Gi app:4Gi app:2Gi", "", "750 500 750"),
+            ("sidecar:6Gi app:4Gi", "", "250 500"),
+            ("sidecar:- sidecar:2Gi app:1Gi", "", "875 750 875"),
+            ("sidecar:- app:4Gi app:-", "", "999 500 999"),
+            // An init container that ends is nobody's helper, and an app that always runs again is no sidecar.
+            ("init:- app:4Gi", "", "999 500"),
+            ("always:- app:4Gi", "", "999 500"),
+            // What the pod asks for beyond its containers counts for each.
+            ("app:1Gi app:1Gi", "4Gi", "750 750"),
+            ("sidecar:- app:2Gi", "4Gi", "625 625"),
+        ] {
+            let (mut spec, mut made) = (PodSpec::default(), Vec::new());
+            if !of_pod.is_empty() {
+                spec.resources = Some(requirements(&[("memory", of_pod)], &[]));
+            }
+            for (index, word) in containers.split(' ').enumerate() {
+                let (kind, amount) = word.split_once(':').expect("KIND:REQUEST");
+                let amounts = [("memory", amount.trim_start_matches('=')), ("cpu", "1")];
+                let resources = match amount {
+                    "-" => None,
+                    _ if amount.starts_with('=') => Some(requirements(&amounts, &amounts)),
+                    _ => Some(requirements(&amounts[..1], &[])),
+                };
+                let always = ["sidecar", "always"].contains(&kind);
+                let restart_policy = if always { "Always" } else { "" }.to_owned();
+                let name = format!("c{index}");
+                let container = Container { name, restart_policy, resources, ..Container::default() };
+                made.push(container.clone());
+                let list =
+                    if ["sidecar", "init"].contains(&kind) { &mut spec.init_containers } else { &mut spec.containers };
+                list.push(container);
+            }
+            let score = |container| oom_score_adj(&spec, container, 8 << 30).to_string();
+            assert_eq!(made.iter().map(score).collect::<Vec<_>>().join(" "), scores, "{containers} of {of_pod:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_node_needs_is_killed_last() {
+        let container = Container::default();
+        for (class, priority, score) in [
+            ("system-node-critical", Some(2_000_001_000), -997),
+            ("system-cluster-critical", Some(2_000_000_000), 1000),
+            ("system-node-critical", None, 1000),
+        ] {
+            let priority_class_name = class.to_owned();
+            let containers = vec![container.clone()];
+            let spec = PodSpec { priority_class_name, priority, containers, ..PodSpec::default() };
+            assert_eq!(oom_score_adj(&spec, &container, 1), score, "{class}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use minipod_podshim::protocol::{
     Capabilities, ContainerSpec, IdRange, Limits, LogSpec, Rootfs, SandboxSpec, Sysctl, User, Window,
 };
-use minipod_proto::resources::{self as pod_resources, QosClass};
+use minipod_proto::resources as pod_resources;
 use minipod_proto::v1::{Container, Pod, PodSpec, SecurityContext};
 
 use super::ConfigError;
@@ -197,14 +197,12 @@ pub fn container(input: &Input<'_>) -> Result<ContainerSpec, ConfigError> {
         if privileged || unmasked { Vec::new() } else { paths.iter().map(|path| (*path).to_owned()).collect() }
     };
     let resources = Resources::of(container.resources.as_ref());
-    let qos = pod_resources::qos_class(spec).unwrap_or(QosClass::BestEffort);
     let readonly_root = context.and_then(|context| context.read_only_root_filesystem).unwrap_or(false);
     let argv = arguments(container, input.image, &environment)?;
     let mut env: Vec<String> = environment.all.iter().map(|(name, value)| format!("{name}={value}")).collect();
     if !environment.all.iter().any(|(name, _)| name == "HOME") {
         env.push(format!("HOME={}", user.home));
     }
-    let memory = resources.memory_request_bytes.unwrap_or(0);
     Ok(ContainerSpec {
         name: container.name.clone(),
         attempt: input.attempt,
@@ -227,7 +225,7 @@ pub fn container(input: &Input<'_>) -> Result<ContainerSpec, ConfigError> {
         // Stricter than Kubernetes, where only an explicit `false` sets it.
         no_new_privs: !context.and_then(|context| context.allow_privilege_escalation).unwrap_or(privileged),
         rlimits: Vec::new(),
-        oom_score_adj: oom_score_adj(qos.as_str(), memory, input.node_memory_bytes),
+        oom_score_adj: oom_score_adj(spec, container, input.node_memory_bytes),
         root: Some(Rootfs { devices: privileged, ..root(input, readonly_root) }),
         mounts: super::mounts::all(input, &environment, readonly_root)?,
         masked_paths: unless_open(&MASKED_PATHS),

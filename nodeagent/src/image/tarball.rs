@@ -73,7 +73,7 @@ impl<R: Read> Tar<R> {
                 };
             };
             let kind = header.entry_type();
-            let size = if has_content(kind) { header.entry_size().map_err(ImageError::Archive)? } else { 0 };
+            let size = if has_content(kind) { number_of(&header, header.entry_size(), |old| &old.size)? } else { 0 };
             if kind.is_pax_local_extensions() {
                 let records = self.header_content(size, &mut left)?;
                 extra.read_pax(&records)?;
@@ -102,15 +102,15 @@ impl<R: Read> Tar<R> {
         }
         let size = if has_content(kind) { extra.size.unwrap_or(size) } else { 0 };
         let link = extra.link.or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
-        let seconds = i64::try_from(header.mtime().map_err(ImageError::Archive)?).unwrap_or(0);
+        let seconds = i64::try_from(number_of(header, header.mtime(), |old| &old.mtime)?).unwrap_or(0);
         let entry = Entry {
             path,
             link: link.unwrap_or_default(),
             kind,
             size,
-            mode: header.mode().map_err(ImageError::Archive)?,
-            uid: extra.uid.map_or_else(|| header.uid(), Ok).map_err(ImageError::Archive)?,
-            gid: extra.gid.map_or_else(|| header.gid(), Ok).map_err(ImageError::Archive)?,
+            mode: number_of(header, header.mode(), |old| &old.mode)?,
+            uid: extra.uid.map_or_else(|| number_of(header, header.uid(), |old| &old.uid), Ok)?,
+            gid: extra.gid.map_or_else(|| number_of(header, header.gid(), |old| &old.gid), Ok)?,
             mtime: extra.mtime.unwrap_or((seconds, 0)),
             xattrs: extra.xattrs,
             offset: self.position,
@@ -264,6 +264,16 @@ fn time(text: &[u8]) -> Option<(i64, u32)> {
     Some((whole, nanos))
 }
 
+/// A number of a header as the tar crate reads it. Blank is zero, as everybody else's readers have it.
+fn number_of<T: Default>(
+    header: &Header,
+    read: io::Result<T>,
+    field: fn(&tar::OldHeader) -> &[u8],
+) -> Result<T, ImageError> {
+    let blank = || field(header.as_old()).iter().all(|byte| matches!(byte, 0 | b' '));
+    read.or_else(|error| if blank() { Ok(T::default()) } else { Err(ImageError::Archive(error)) })
+}
+
 /// Links, directories, devices and pipes have none, whatever their header says.
 fn has_content(kind: EntryType) -> bool {
     !(kind.is_hard_link()
@@ -351,6 +361,29 @@ mod tests {
             ("99999999999999999999", None),
         ] {
             assert_eq!(time(text.as_bytes()), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn blank_numbers_of_a_header_are_zero() {
+        // Found by fuzzing: the tar crate takes them for no numbers, GNU tar and Go for 0.
+        for blank in [0, b' '] {
+            let mut header = Header::new_gnu();
+            header.as_old_mut().name[0] = b'a';
+            let old = header.as_old_mut();
+            for field in [&mut old.uid[..], &mut old.gid, &mut old.mode, &mut old.mtime, &mut old.size] {
+                field.fill(blank);
+            }
+            header.set_cksum();
+            let archive = [header.as_bytes().as_slice(), &[0; 2 * BLOCK]].concat();
+            let mut tar = Tar::new(archive.as_slice(), 1 << 20);
+            let entry = tar.next().expect("read").expect("an entry");
+            let numbers = (entry.uid, entry.gid, entry.mode, entry.mtime, entry.size);
+            assert_eq!((entry.path.as_slice(), numbers), (b"a".as_slice(), (0, 0, 0, (0, 0), 0)));
+            assert!(tar.next().expect("read").is_none() && tar.is_complete());
+            header.as_old_mut().uid.copy_from_slice(b"  12x\0  ");
+            header.set_cksum();
+            assert!(Tar::new(header.as_bytes().as_slice(), 1 << 20).next().is_err(), "what is no number is none");
         }
     }
 

@@ -35,6 +35,8 @@ pub struct Plan {
     pub finished: bool,
 }
 
+/// What the status of a pod that its node does not take begins with, as the kubelet's.
+pub const REJECTED: &str = "Pod was rejected: ";
 /// Reason of a pod that its node could not keep.
 pub const EVICTED: &str = "Evicted";
 /// Kubernetes gives every container at least this long between TERM and KILL.
@@ -132,7 +134,7 @@ impl Planner<'_> {
         }
         let never_ran = self.seen.containers.values().all(|container| container.run.is_none());
         if let Some(refused) = self.want.refused.as_ref().filter(|_| never_ran) {
-            return terminal(false, refused.reason, &refused.message);
+            return terminal(false, refused.reason, &format!("{REJECTED}{}", refused.message));
         }
         if let Some(deadline_ms) = self.want.deadline_ms {
             if deadline_ms <= self.now_ms {

@@ -149,7 +149,7 @@ pub struct Condemned {
 pub struct Refused {
     /// Pod reason, the kubelet's.
     pub reason: &'static str,
-    /// Pod message.
+    /// The event's message, and what the pod's ends with.
     pub message: String,
 }
 
@@ -179,7 +179,7 @@ pub struct PodWant {
     pub deadline_ms: Option<u64>,
     /// Set when the node cannot keep the pod.
     pub evicted: Option<Evicted>,
-    /// Set when the node has not what the pod needs: it never starts. One that has started before stays.
+    /// Set when the node does not take the pod: it never starts. One that has started before stays.
     pub refused: Option<Refused>,
     /// No sandbox network of its own.
     pub host_network: bool,

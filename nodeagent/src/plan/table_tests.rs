@@ -63,7 +63,11 @@ fn parse_pod(words: &[&str]) -> PodWant {
                 want.evicted = Some(Evicted { message: "the node is full".into(), grace_ms: millis(grace) });
             }
             ("refused", reason) => {
-                let reason = if reason.is_empty() { "AppArmor" } else { panic!("unknown reason {reason}") };
+                let reason = match reason {
+                    "" => "AppArmor",
+                    "pressure" => super::EVICTED,
+                    other => panic!("unknown reason {other}"),
+                };
                 want.refused = Some(Refused { reason, message: "the node has not what it needs".into() });
             }
             ("hostnet", _) => want.host_network = true,

@@ -127,7 +127,9 @@ pub fn pod_view(want: &PodWant, seen: &Seen, terminal: Option<&Terminal>, now_ms
         _ => Default::default(),
     };
     let mut conditions = conditions(want, seen, phase, &containers);
-    if let Some(evicted) = terminal.filter(|terminal| terminal.reason == super::EVICTED) {
+    // One that was never taken is not disrupted.
+    let taken = |terminal: &&Terminal| !terminal.message.starts_with(super::REJECTED);
+    if let Some(evicted) = terminal.filter(|terminal| terminal.reason == super::EVICTED).filter(taken) {
         let message = evicted.message.clone();
         conditions.push(ConditionView { message, ..truth("DisruptionTarget", "TerminationByKubelet") });
     }

@@ -1,8 +1,9 @@
 //! The node's own health: pods that take more disk than their manifests allow, and what happens when the machine runs short.
 //!
 //! One task measures every few seconds, asks the pure parts ([`local`], [`plan`]) and carries out what they say: a condition of the
-//! node, or the end of one pod, which its worker brings about like any other.
+//! node, or the end of one pod, which its worker brings about like any other. New pods meet the conditions in [`admit`].
 
+pub mod admit;
 pub mod local;
 pub mod plan;
 pub mod thresholds;
@@ -24,7 +25,7 @@ use crate::agent::Agent;
 use crate::clock::boot_ms;
 use crate::config::Config;
 use crate::image::gc;
-use crate::node::{disk, memory};
+use crate::node::{disk, memory, tasks};
 use crate::want::{DEFAULT_GRACE_S, Uid, grace_ms, key_of};
 
 /// What the flags say.
@@ -56,9 +57,16 @@ pub fn image_rules(config: &Config) -> Result<gc::Rules, String> {
     })
 }
 
-/// Looks after the node until the agent ends.
-pub async fn run(agent: Arc<Agent>) {
+/// A first look, before any pod comes: the pods of a node that is short when its agent starts are to meet that.
+#[must_use]
+pub fn look(agent: &Agent) -> Keeper {
     let mut keeper = Keeper { memory: Memory::default(), cgroups: Cgroups::detect().ok() };
+    keeper.observe(agent);
+    keeper
+}
+
+/// Looks after the node until the agent ends.
+pub async fn run(agent: Arc<Agent>, mut keeper: Keeper) {
     let pause = Duration::from_millis(agent.config.housekeeping_interval_ms);
     loop {
         tokio::time::sleep(pause).await;
@@ -76,15 +84,22 @@ pub async fn run(agent: Arc<Agent>) {
     }
 }
 
-struct Keeper {
+/// What is remembered of the node from round to round.
+#[derive(Debug)]
+pub struct Keeper {
     memory: Memory,
     cgroups: Option<Cgroups>,
 }
 
 impl Keeper {
-    fn round(&mut self, agent: &Agent) {
+    fn observe(&mut self, agent: &Agent) -> Option<plan::Short> {
         let (conditions, short) = plan::observe(&agent.eviction, &mut self.memory, &signals(agent), boot_ms());
         agent.set_pressure(conditions);
+        short
+    }
+
+    fn round(&mut self, agent: &Agent) {
+        let short = self.observe(agent);
         let pods = agent.pods.evictable();
         let mut evicted = false;
         for (uid, pod) in pods.iter().filter(|(_, pod)| local::is_limited(pod)) {
@@ -130,6 +145,7 @@ impl Keeper {
             memory: use_of(group.as_ref().map_or(0, used), asked.memory_bytes),
             disk: use_of(disk.total_bytes(), asked.ephemeral_bytes),
             inodes: disk.inodes,
+            tasks: group.as_ref().map_or(0, Group::tasks),
             containers: spec.all_containers().map(of_container).collect(),
         }
     }
@@ -165,6 +181,9 @@ fn signals(agent: &Agent) -> BTreeMap<Signal, Observed> {
     let (total, available) = memory();
     if total > 0 {
         all.insert(Signal::MemoryAvailable, Observed { available, capacity: total });
+    }
+    if let Some((most, running)) = tasks() {
+        all.insert(Signal::PidAvailable, Observed { available: most.saturating_sub(running), capacity: most });
     }
     if let Some(disk) = disk(&agent.config.data_dir) {
         let bytes = Observed { available: disk.free_bytes, capacity: disk.bytes };

@@ -47,6 +47,8 @@ pub struct PodUse {
     pub disk: Use,
     /// Files.
     pub inodes: u64,
+    /// Processes and threads.
+    pub tasks: u64,
     /// By container: memory and disk.
     pub containers: Vec<(String, Use, Use)>,
 }
@@ -56,9 +58,26 @@ pub struct PodUse {
 pub struct Memory {
     /// Since when each threshold is met without a break, by its place in the list.
     met_since_ms: BTreeMap<usize, u64>,
-    /// When memory, and when disk, was last found short.
-    memory_short_ms: Option<u64>,
-    disk_short_ms: Option<u64>,
+    /// When each was last found short.
+    short_ms: BTreeMap<Shortage, u64>,
+}
+
+/// What a node can run short of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Shortage {
+    Memory,
+    Disk,
+    Pids,
+}
+
+impl Shortage {
+    fn of(signal: Signal) -> Self {
+        match signal {
+            Signal::MemoryAvailable => Self::Memory,
+            Signal::PidAvailable => Self::Pids,
+            _ => Self::Disk,
+        }
+    }
 }
 
 /// What the node says of itself.
@@ -68,6 +87,17 @@ pub struct Conditions {
     pub memory: bool,
     /// DiskPressure.
     pub disk: bool,
+    /// PIDPressure.
+    pub pids: bool,
+}
+
+impl Conditions {
+    /// The names of those that hold.
+    #[must_use]
+    pub fn names(self) -> Vec<&'static str> {
+        let all = [(self.memory, "MemoryPressure"), (self.disk, "DiskPressure"), (self.pids, "PIDPressure")];
+        all.into_iter().filter(|(holds, _)| *holds).map(|(_, name)| name).collect()
+    }
 }
 
 /// The pod to end.
@@ -122,14 +152,15 @@ pub fn observe(
             continue;
         };
         let since_ms = *memory.met_since_ms.entry(place).or_insert(now_ms);
-        let last = if threshold.signal.is_disk() { &mut memory.disk_short_ms } else { &mut memory.memory_short_ms };
-        *last = Some(now_ms);
+        memory.short_ms.insert(Shortage::of(threshold.signal), now_ms);
         if now_ms - since_ms >= threshold.grace_ms.unwrap_or(0) {
             due.push(Short { threshold: *threshold, observed: now });
         }
     }
-    let holds = |last: Option<u64>| last.is_some_and(|at_ms| now_ms - at_ms < rules.transition_ms.max(1));
-    let conditions = Conditions { memory: holds(memory.memory_short_ms), disk: holds(memory.disk_short_ms) };
+    let last = |shortage| memory.short_ms.get(&shortage);
+    let holds = |shortage| last(shortage).is_some_and(|at_ms| now_ms - at_ms < rules.transition_ms.max(1));
+    let conditions =
+        Conditions { memory: holds(Shortage::Memory), disk: holds(Shortage::Disk), pids: holds(Shortage::Pids) };
     // Memory first, and of one signal the hard threshold.
     due.sort_by_key(|short| (short.threshold.signal, short.threshold.grace_ms.is_some()));
     (conditions, due.into_iter().next())
@@ -143,13 +174,14 @@ pub fn choose(rules: &Rules, short: &Short, pods: &BTreeMap<Uid, PodUse>) -> Opt
         Signal::MemoryAvailable => pod.memory,
         Signal::NodefsAvailable | Signal::ImagefsAvailable => pod.disk,
         Signal::NodefsInodesFree | Signal::ImagefsInodesFree => Use { used: pod.inodes, requested: 0 },
+        Signal::PidAvailable => Use { used: pod.tasks, requested: 0 },
     };
     let mut candidates: Vec<(&Uid, &PodUse)> =
         pods.iter().filter(|(_, pod)| pod.priority < CRITICAL_PRIORITY).collect();
     candidates.sort_by_key(|(_, pod)| {
         let Use { used, requested } = of(pod);
-        // Nobody asks for files: there, no one is over.
-        let within = used <= requested && signal.resource() != "inodes";
+        // Nobody asks for files or process ids: there, no one is over.
+        let within = used <= requested && !matches!(signal.resource(), "inodes" | "pids");
         (within, pod.priority, std::cmp::Reverse(i128::from(used) - i128::from(requested)), &pod.name)
     });
     let (uid, pod) = candidates.first()?;
@@ -165,7 +197,7 @@ fn message(short: &Short, pod: &PodUse) -> String {
     let Short { threshold, observed } = short;
     let resource = threshold.signal.resource();
     let text = |amount: u64| match resource {
-        "inodes" => amount.to_string(),
+        "inodes" | "pids" => amount.to_string(),
         _ => Quantity::from_size(amount).to_string(),
     };
     let (limit, left) = (text(threshold.amount.of(observed.capacity)), text(observed.available));
@@ -234,6 +266,24 @@ mod tests {
     }
 
     #[test]
+    fn each_shortage_has_a_condition_of_its_own() {
+        let rules = rules("memory.available<100,pid.available<100,imagefs.inodesFree<100", "", "");
+        let of = |available| Observed { available, capacity: 1000 };
+        for (signal, names) in [
+            (Signal::MemoryAvailable, "MemoryPressure"),
+            (Signal::PidAvailable, "PIDPressure"),
+            (Signal::ImagefsInodesFree, "DiskPressure"),
+        ] {
+            let observed = [(signal, of(99))].into();
+            let (conditions, short) = observe(&rules, &mut Memory::default(), &observed, 0);
+            assert_eq!(
+                (conditions.names().join(" ").as_str(), short.map(|short| short.signal())),
+                (names, Some(signal))
+            );
+        }
+    }
+
+    #[test]
     fn a_signal_that_was_not_measured_is_not_short() {
         let rules = rules("imagefs.available<100%", "", "");
         let (conditions, short) = observe(&rules, &mut Memory::default(), &observed(0, 0), 0);
@@ -244,7 +294,8 @@ mod tests {
         let of = |(used, requested)| Use { used, requested };
         let (memory, disk) = (of(memory), of(disk));
         let containers = vec![("app".to_owned(), memory, disk)];
-        let pod = PodUse { name: name.into(), priority, grace_ms: 30_000, memory, disk, inodes, containers };
+        let tasks = 10 - inodes.min(10);
+        let pod = PodUse { name: name.into(), priority, grace_ms: 30_000, memory, disk, inodes, tasks, containers };
         (Uid(name.into()), pod)
     }
 
@@ -276,6 +327,7 @@ mod tests {
         assert_eq!(order(Signal::MemoryAvailable), "over-much over-little over-high within-low");
         assert_eq!(order(Signal::NodefsAvailable), "over-much within-low over-little over-high");
         assert_eq!(order(Signal::ImagefsInodesFree), "within-low over-little over-much over-high");
+        assert_eq!(order(Signal::PidAvailable), "within-low over-much over-little over-high");
     }
 
     #[test]

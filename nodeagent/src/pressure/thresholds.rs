@@ -19,16 +19,19 @@ pub enum Signal {
     ImagefsAvailable,
     /// Files that can still be made there.
     ImagefsInodesFree,
+    /// Processes and threads that can still be started.
+    PidAvailable,
 }
 
 impl Signal {
     /// All of them; memory is looked after first.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::MemoryAvailable,
         Self::NodefsAvailable,
         Self::NodefsInodesFree,
         Self::ImagefsAvailable,
         Self::ImagefsInodesFree,
+        Self::PidAvailable,
     ];
 
     /// As flags name it.
@@ -40,6 +43,7 @@ impl Signal {
             Self::NodefsInodesFree => "nodefs.inodesFree",
             Self::ImagefsAvailable => "imagefs.available",
             Self::ImagefsInodesFree => "imagefs.inodesFree",
+            Self::PidAvailable => "pid.available",
         }
     }
 
@@ -50,13 +54,14 @@ impl Signal {
             Self::MemoryAvailable => "memory",
             Self::NodefsAvailable | Self::ImagefsAvailable => "ephemeral-storage",
             Self::NodefsInodesFree | Self::ImagefsInodesFree => "inodes",
+            Self::PidAvailable => "pids",
         }
     }
 
     /// Whether it is about the disk.
     #[must_use]
     pub fn is_disk(self) -> bool {
-        self != Self::MemoryAvailable
+        !matches!(self, Self::MemoryAvailable | Self::PidAvailable)
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -74,14 +79,14 @@ impl fmt::Display for Signal {
 /// Below this much the node is short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Amount {
-    /// Bytes, or files.
+    /// Bytes, files, or processes.
     Units(u64),
     /// Thousandths of a percent of what there is.
     MilliPercent(u64),
 }
 
 impl Amount {
-    /// In bytes or files, of `capacity`.
+    /// In bytes, files or processes, of `capacity`.
     #[must_use]
     pub fn of(self, capacity: u64) -> u64 {
         match self {

@@ -431,6 +431,12 @@ impl Shim {
         if known < since { Err(ShimError::TooOld { field }) } else { Ok(()) }
     }
 
+    /// Whether it can give a container an AppArmor profile.
+    #[must_use]
+    pub fn knows_apparmor(&self) -> bool {
+        self.must_know(APPARMOR_SINCE, "AppArmor profiles").is_ok()
+    }
+
     /// Runs a program in a container.
     ///
     /// # Errors
@@ -573,6 +579,9 @@ fn event_of(event: protocol::Event) -> Option<ShimEvent> {
     };
     Some(ShimEvent { sequence: Some(event.sequence), what })
 }
+
+#[cfg(test)]
+mod abilities_tests;
 
 #[cfg(test)]
 mod tests {
