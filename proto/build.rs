@@ -129,6 +129,25 @@ const ALWAYS: &[&str] = &[
     "Event.reportingInstance",
 ];
 
+/// Fields that few objects have and that are large: without a box those that do not have them pay for their size all the same, in every
+/// state of every pod that a cache holds.
+const BOXED: &[&str] = &[
+    "Container.livenessProbe",
+    "Container.readinessProbe",
+    "Container.startupProbe",
+    "Container.lifecycle",
+    "Container.securityContext",
+    "EphemeralContainer.livenessProbe",
+    "EphemeralContainer.readinessProbe",
+    "EphemeralContainer.startupProbe",
+    "EphemeralContainer.lifecycle",
+    "EphemeralContainer.securityContext",
+    "PodSpec.affinity",
+    "PodSpec.dnsConfig",
+    "PodSpec.resources",
+    "PodStatus.resources",
+];
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=proto");
@@ -153,7 +172,10 @@ fn main() {
         );
         for field in &message.field {
             let path = format!("{PACKAGE}.{}.{}", message.name(), rust_name(field.name()));
-            builder = builder.field_attribute(path, serde_attribute(message, field));
+            builder = builder.field_attribute(&path, serde_attribute(message, field));
+            if BOXED.contains(&format!("{}.{}", message.name(), field.name()).as_str()) {
+                builder = builder.boxed(&path);
+            }
         }
     }
     builder.compile_fds(set).expect("generate the types");
@@ -190,7 +212,7 @@ fn fail(message: &str) -> ! {
 
 /// A typing error in a table above must not go unnoticed.
 fn check_tables(messages: &[DescriptorProto]) {
-    for entry in QUANTITIES.iter().chain(ALWAYS) {
+    for entry in QUANTITIES.iter().chain(ALWAYS).chain(BOXED) {
         let (message, field) = entry.split_once('.').expect("Message.field");
         let known = messages.iter().any(|m| m.name() == message && m.field.iter().any(|f| f.name() == field));
         if !known {

@@ -12,7 +12,7 @@ use minipod_apiserver::{
     cache::Limits,
     nodes::cidr::ClusterCidr,
     serve::{self, Config, Replica, ServeError, StartError, StoreAt, StoreListen},
-    storage::DEFAULT_MAX_OPS,
+    storage::{DEFAULT_MAX_OPS, EMBEDDED_MAX_OPS},
 };
 use minipod_daemon::{
     shutdown::Shutdown,
@@ -71,9 +71,10 @@ struct Args {
     /// twentieths on nothing new is taken, when it is full nothing is written.
     #[arg(long, env = "MINIPOD_STORE_QUOTA", default_value = "2Gi", value_parser = quota)]
     store_quota: u64,
-    /// Operations that the store takes in one transaction (etcd's --max-txn-ops), at least 32.
-    #[arg(long, env = "MINIPOD_STORE_MAX_TXN_OPS", default_value_t = DEFAULT_MAX_OPS, value_parser = txn_ops)]
-    store_max_txn_ops: usize,
+    /// Operations that the store takes in one transaction (etcd's --max-txn-ops), at least 32. Default: 128, as etcd's; 1024 with an
+    /// embedded store.
+    #[arg(long, env = "MINIPOD_STORE_MAX_TXN_OPS", value_parser = txn_ops)]
+    store_max_txn_ops: Option<usize>,
     /// Where to serve the API; port 0 takes a free one.
     #[arg(long, env = "MINIPOD_LISTEN", default_value = "127.0.0.1:7650")]
     listen: SocketAddr,
@@ -251,7 +252,10 @@ async fn serve(args: Args) -> Result<(), MainError> {
         store: args.store_at()?,
         store_listen: args.store_listen()?,
         store_quota_bytes: args.store_quota,
-        max_txn_ops: args.store_max_txn_ops,
+        max_txn_ops: args.store_max_txn_ops.unwrap_or(match args.store {
+            StoreArg::Etcd(_) => DEFAULT_MAX_OPS,
+            StoreArg::Embedded => EMBEDDED_MAX_OPS,
+        }),
         listen: args.listen,
         advertise: args.advertise,
         metrics_listen: args.metrics_listen,

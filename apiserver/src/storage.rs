@@ -17,6 +17,10 @@ pub const PREFIX: &str = "/minipod/";
 /// Compares or operations in one transaction: etcd's default `--max-txn-ops`.
 pub const DEFAULT_MAX_OPS: usize = 128;
 
+/// The same for a store of this process's own: a scheduler's whole batch of bindings, each with a pod and a ledger, and the turns of
+/// rules between pods. A transaction costs an entry of the log, a sync and three wake-ups, whether it binds one pod or hundreds.
+pub const EMBEDDED_MAX_OPS: usize = 1_024;
+
 /// A read or a write may take this long before it counts as failed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -309,6 +313,21 @@ impl Storage {
         let answer = patient("write", true, kv.txn(transaction(Part { guards, writes }))).await?;
         let revision = answer.header().map_or(0, |header| header.revision());
         Ok(outcome(&answer, revision))
+    }
+
+    /// Writes everything whatever there is; the revision of the writes.
+    ///
+    /// # Errors
+    /// As [`Storage::txn`].
+    pub async fn put(&self, writes: Vec<Write>) -> Result<i64, StoreError> {
+        match self.txn(Vec::new(), writes).await? {
+            Outcome::Done { revision } => Ok(revision),
+            // Without a guard there is nothing to lose.
+            Outcome::Lost { .. } => {
+                let detail = "a transaction without a condition did not hold".to_owned();
+                Err(StoreError::Refused { operation: "write", detail })
+            }
+        }
     }
 
     /// Several transactions as one of the store: one entry of its log, one revision, one answer. Each holds or is lost by itself, by what

@@ -83,7 +83,7 @@ impl Pair {
         let second = Server::start(config).await;
         let mut made = Vec::new();
         for (name, zone) in nodes {
-            let mut node = node(name, "16", "65536Mi", "500");
+            let mut node = node(name, "16", "65536Mi", "5000");
             let labels = &mut node.metadata.get_or_insert_default().labels;
             labels.insert("zone".into(), (*zone).into());
             labels.insert("kubernetes.io/hostname".into(), (*name).into());
@@ -435,4 +435,54 @@ async fn announcements_come_and_go_and_no_rule_is_forgotten() {
     assert_eq!(told.code(), Code::RuleBroken, "{}", told.message);
     let told = bind_one(&mut servers[1], &victim, "b2").await;
     assert_eq!(told.code(), Code::Bound, "{}", told.message);
+}
+
+/// A server that learns of a turn only when the next one has been taken gets its own all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_far_behind_is_not_starved() {
+    /// More than the others bind while the late one loses as often as it may.
+    const OTHERS: usize = 4_000;
+    let pair = Pair::start(LATE, &NODES[..2]).await;
+    let [mut prompt, mut late] = pair.schedulings().await;
+    let flock = |name: String| {
+        let mut pod = near(labelled(&name, "flock"), "flock", "zone");
+        pod.spec_mut().containers[0].resources = None;
+        pod
+    };
+    let first = pair.create(flock("first".into())).await;
+    assert_eq!(bind_one(&mut prompt, &first, "a1").await.code(), Code::Bound);
+    let slow = pair.create(flock("slow".into())).await;
+    let objects = pair.cluster.server.objects().await;
+    let make = |n: usize| {
+        let mut objects = objects.clone();
+        let pod = flock(format!("other{n}"));
+        async move { Pod::try_from(objects.create(create(pod)).await.expect("created").into_inner()).expect("a pod") }
+    };
+    let others: Vec<Pod> = futures_util::StreamExt::collect(futures_util::StreamExt::buffered(
+        futures_util::stream::iter((0..OTHERS).map(make)),
+        64,
+    ))
+    .await;
+    // Both servers know the pods, and the rule is announced.
+    tokio::time::sleep(LATE * 3).await;
+    let (told, mut taken) = tokio::sync::watch::channel(false);
+    let taking = tokio::spawn(async move {
+        // One after the other, without a pause: as many turns as the store takes.
+        let mut bound = 0;
+        for pod in &others {
+            let result = bind_one(&mut prompt, pod, "a2").await;
+            assert_eq!(result.code(), Code::Bound, "{}: {}", pod.name(), result.message);
+            bound += 1;
+            if *taken.borrow_and_update() {
+                break;
+            }
+        }
+        bound
+    });
+    let result = bind_one(&mut late, &slow, "a1").await;
+    let _ = told.send(true);
+    let bound = taking.await.expect("the others go on");
+    assert_eq!(result.code(), Code::Bound, "{} while others took {bound} turns", result.message);
+    assert!((20..OTHERS).contains(&bound), "{bound} turns were taken meanwhile: this proves nothing");
+    assert_eq!(pair.check_history().await, 2 + bound);
 }

@@ -457,7 +457,7 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
     let pod_paths = job.agent.paths.pod(&job.uid);
     let log = job.agent.paths.log_file(&job.pod, &job.uid, name, attempt);
     let choice = seccomp::choice(&job.pod, &container, job.agent.config.seccomp_default);
-    let set = process::capabilities(container.security_context.as_ref())?;
+    let set = process::capabilities(container.security_context.as_deref())?;
     let filter = job.agent.seccomp.filter(&choice, set).map_err(ConfigError::from)?;
     let can_set = shim(job)?.knows_apparmor();
     let profile = apparmor::profile(&job.pod, &container, &job.agent.apparmor, can_set).map_err(ConfigError::from)?;

@@ -165,7 +165,7 @@ fn resize_policy(container: &Container) -> ResizePolicy {
 }
 
 fn gates(container: &Container) -> Gates {
-    let hook = |pick: fn(&Lifecycle) -> bool| container.lifecycle.as_ref().is_some_and(pick);
+    let hook = |pick: fn(&Lifecycle) -> bool| container.lifecycle.as_deref().is_some_and(pick);
     Gates {
         post_start: hook(|lifecycle| lifecycle.post_start.is_some()),
         pre_stop: hook(|lifecycle| lifecycle.pre_stop.is_some()),

@@ -183,7 +183,8 @@ fn an_agent_that_dies_at_a_hook_runs_it_again_and_restarts_nothing() {
                 Some(LifecycleHandler { exec: Some(ExecAction { command }), ..LifecycleHandler::default() })
             };
             let (post_start, pre_stop) = (hook("post"), hook("pre"));
-            pod.spec_mut().containers[0].lifecycle = Some(Lifecycle { post_start, pre_stop, ..Lifecycle::default() });
+            let lifecycle = Lifecycle { post_start, pre_stop, ..Lifecycle::default() };
+            pod.spec_mut().containers[0].lifecycle = Some(Box::new(lifecycle));
             node.api.put(pod).await;
             let started = |status: &PodStatus| {
                 status.container_statuses.iter().all(|app| app.started == Some(true)) && runs(status)

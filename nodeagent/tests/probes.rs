@@ -9,19 +9,19 @@ use minipod_proto::v1::{
 use nix::sys::signal::Signal;
 use support::*;
 
-fn every_second(probe: Probe) -> Probe {
-    Probe { period_seconds: 1, timeout_seconds: 1, success_threshold: 1, failure_threshold: 2, ..probe }
+fn every_second(probe: Probe) -> Box<Probe> {
+    Box::new(Probe { period_seconds: 1, timeout_seconds: 1, success_threshold: 1, failure_threshold: 2, ..probe })
 }
 
 fn exec(script: &str) -> Option<ExecAction> {
     Some(ExecAction { command: vec!["sh".into(), "-c".into(), script.into()] })
 }
 
-fn exec_probe(script: &str) -> Option<Probe> {
+fn exec_probe(script: &str) -> Option<Box<Probe>> {
     Some(every_second(Probe { exec: exec(script), ..Probe::default() }))
 }
 
-fn http_probe(path: &str) -> Option<Probe> {
+fn http_probe(path: &str) -> Option<Box<Probe>> {
     let header = HttpHeader { name: "X-Test".into(), value: "1".into() };
     let http_get = HttpGetAction {
         path: path.into(),
@@ -142,11 +142,12 @@ fn startup_gates_and_hooks_are_in_order() {
         let set = |pod: &mut Pod| {
             let spec = pod.spec_mut();
             spec.init_containers[0].startup_probe = exec_probe("test -e /v/go");
-            spec.containers[0].lifecycle = Some(Lifecycle {
+            let lifecycle = Lifecycle {
                 post_start: hook("sleep 1; echo posted >> /v/order"),
                 pre_stop: hook("echo prestop >> /v/order; sleep 1"),
                 ..Lifecycle::default()
-            });
+            };
+            spec.containers[0].lifecycle = Some(Box::new(lifecycle));
         };
         let app = "trap 'echo term >> /v/order; cat /v/order; exit 0' TERM; while :; do sleep 0.05; done";
         let second = "echo second >> /v/order; while :; do sleep 0.05; done";
@@ -169,7 +170,7 @@ fn startup_gates_and_hooks_are_in_order() {
         std::fs::remove_file(kept).expect("remove");
         let fails = |pod: &mut Pod| {
             let lifecycle = Lifecycle { post_start: hook("exit 3"), ..Lifecycle::default() };
-            pod.spec_mut().containers[0].lifecycle = Some(lifecycle);
+            pod.spec_mut().containers[0].lifecycle = Some(Box::new(lifecycle));
         };
         node.api.put(pod("uid-fails", fails, &[("a:app", LIVE)])).await;
         node.wait("uid-fails", "a restart", |status| container(status, "app").restart_count >= 1).await;
@@ -178,7 +179,7 @@ fn startup_gates_and_hooks_are_in_order() {
             let sleep = LifecycleHandler { sleep: Some(SleepAction { seconds: 600 }), ..LifecycleHandler::default() };
             let lifecycle =
                 Lifecycle { post_start: Some(sleep.clone()), pre_stop: Some(sleep), ..Lifecycle::default() };
-            pod.spec_mut().containers[0].lifecycle = Some(lifecycle);
+            pod.spec_mut().containers[0].lifecycle = Some(Box::new(lifecycle));
         };
         node.api.put(pod("uid-sleeps", sleeps, &[("a:app", LIVE)])).await;
         node.wait_running("uid-sleeps").await;

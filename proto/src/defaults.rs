@@ -166,7 +166,7 @@ fn container(container: &mut Container, host_network: bool) {
     }
     container.env.iter_mut().for_each(variable);
     let probes = [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe];
-    probes.into_iter().flatten().for_each(probe);
+    probes.into_iter().flatten().for_each(|one| probe(one));
     if let Some(lifecycle) = &mut container.lifecycle {
         let handlers = [&mut lifecycle.post_start, &mut lifecycle.pre_stop];
         handlers.into_iter().flatten().filter_map(|handler| handler.http_get.as_mut()).for_each(http_get);

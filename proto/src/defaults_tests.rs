@@ -30,7 +30,7 @@ fn probes_and_hooks() {
     let mut object = Object::empty(Kind::Pod);
     let Some(object::Kind::Pod(pod)) = &mut object.kind else { panic!("a pod") };
     let probe = Probe { http_get: Some(HttpGetAction::default()), period_seconds: 5, ..Probe::default() };
-    pod.spec_mut().containers.push(Container { readiness_probe: Some(probe), ..Container::default() });
+    pod.spec_mut().containers.push(Container { readiness_probe: Some(Box::new(probe)), ..Container::default() });
     apply(&mut object);
     let probe = object.as_pod().unwrap().spec().containers[0].readiness_probe.as_ref().unwrap();
     let numbers = (probe.timeout_seconds, probe.period_seconds, probe.success_threshold, probe.failure_threshold);

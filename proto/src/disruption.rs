@@ -62,6 +62,42 @@ impl Amount {
     }
 }
 
+/// The pods that a budget speaks of, counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counted {
+    /// Those that have not ended.
+    pub expected: i32,
+    /// Those of them that are ready and not being ended.
+    pub healthy: i32,
+}
+
+impl Counted {
+    /// These pods.
+    pub fn of<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Counted {
+        pods.into_iter().fold(Counted::default(), |all, pod| all.plus(&Counted::one(pod)))
+    }
+
+    /// One pod.
+    pub fn one(pod: &Pod) -> Counted {
+        Counted { expected: i32::from(!pod.is_terminal()), healthy: i32::from(is_healthy(pod)) }
+    }
+
+    /// With others.
+    #[must_use]
+    pub fn plus(self, others: &Counted) -> Counted {
+        Counted {
+            expected: self.expected.saturating_add(others.expected),
+            healthy: self.healthy.saturating_add(others.healthy),
+        }
+    }
+
+    /// Without some of them.
+    #[must_use]
+    pub fn minus(self, some: &Counted) -> Counted {
+        Counted { expected: self.expected - some.expected, healthy: self.healthy - some.healthy }
+    }
+}
+
 /// How a budget stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Standing {
@@ -133,12 +169,8 @@ pub fn goes_freely(pod: &Pod) -> bool {
 
 impl Standing {
     /// How a budget with these pods stands; amounts that cannot be read allow nothing.
-    pub fn of<'a>(spec: &PodDisruptionBudgetSpec, pods: impl IntoIterator<Item = &'a Pod>) -> Standing {
-        let (mut expected, mut healthy) = (0_i32, 0_i32);
-        for pod in pods.into_iter().filter(|pod| !pod.is_terminal()) {
-            expected = expected.saturating_add(1);
-            healthy += i32::from(is_healthy(pod));
-        }
+    pub fn of(spec: &PodDisruptionBudgetSpec, pods: Counted) -> Standing {
+        let Counted { expected, healthy } = pods;
         let read = |amount: &Option<IntOrString>| amount.as_ref().map(Amount::read);
         let desired = match (read(&spec.min_available), read(&spec.max_unavailable)) {
             (Some(Ok(least)), _) => least.of(expected),

@@ -67,7 +67,7 @@ fn the_table_of_standings() {
             selector: None,
         };
         let all = if words[3] == "-" { Vec::new() } else { pods(words[3]) };
-        let standing = Standing::of(&spec, &all);
+        let standing = Standing::of(&spec, Counted::of(&all));
         let Standing { expected, healthy, desired, allowed } = standing;
         assert_eq!(format!("{expected}/{healthy}/{desired}/{allowed}"), words[4], "{line}");
         let said = |letter: &str| format!("{:?}", standing.judge(&spec, &pods(letter)[0])).to_lowercase();
@@ -80,7 +80,7 @@ fn the_table_of_standings() {
 fn one_eviction_takes_one() {
     let spec = PodDisruptionBudgetSpec { min_available: amount("1"), ..Default::default() };
     let all = pods("rrr");
-    let mut standing = Standing::of(&spec, &all);
+    let mut standing = Standing::of(&spec, Counted::of(&all));
     for want in [(2, 1), (1, 0), (0, 0)] {
         standing = standing.without(&all[0]);
         assert_eq!((standing.healthy, standing.allowed), want);

@@ -22,6 +22,7 @@ pub mod quantity;
 pub mod references;
 pub mod resize;
 pub mod resources;
+mod room;
 pub mod rules;
 pub mod scalar;
 pub mod scheduling;

@@ -225,7 +225,7 @@ pub(crate) fn requests_by(
     of: &dyn Fn(&Container) -> Result<Resources, ResourceError>,
 ) -> Result<Resources, ResourceError> {
     let mut all = aggregate(spec, of)?;
-    replace_by_pod_level(&mut all, requirement(spec.resources.as_ref(), true)?);
+    replace_by_pod_level(&mut all, requirement(spec.resources.as_deref(), true)?);
     all = all.checked_add(&Resources::from_map(&spec.overhead)?)?;
     all.pods = 1;
     Ok(all)
@@ -234,7 +234,7 @@ pub(crate) fn requests_by(
 /// The most that a pod may use; 0 where nothing limits it.
 pub fn pod_limits(spec: &PodSpec) -> Result<Resources, ResourceError> {
     let mut all = aggregate(spec, &container_limits)?;
-    replace_by_pod_level(&mut all, requirement(spec.resources.as_ref(), false)?);
+    replace_by_pod_level(&mut all, requirement(spec.resources.as_deref(), false)?);
     let overhead = Resources::from_map(&spec.overhead)?;
     for (name, amount) in overhead.iter() {
         let limit = all.get(name);

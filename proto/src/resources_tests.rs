@@ -50,7 +50,7 @@ fn limits_stand_in_for_requests_and_pod_level_replaces() {
     let all = pod_requests(&spec).unwrap();
     assert_eq!((all.cpu_milli, all.get("example.com/gpu")), (1000, 1));
     let requests = [("cpu", "4"), ("ephemeral-storage", "1")].map(|(name, text)| (name.to_owned(), text.to_owned()));
-    spec.resources = Some(ResourceRequirements { requests: requests.into(), ..Default::default() });
+    spec.resources = Some(Box::new(ResourceRequirements { requests: requests.into(), ..Default::default() }));
     spec.overhead = [("memory".to_owned(), "1Mi".to_owned())].into();
     let all = pod_requests(&spec).unwrap();
     assert_eq!((all.cpu_milli, all.memory_bytes, all.ephemeral_bytes), (4000, 1025 << 20, 0));

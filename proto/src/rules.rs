@@ -207,7 +207,7 @@ impl Placement {
         Placement::new(PodSpec {
             node_selector: spec.node_selector.clone(),
             affinity: node_affinity
-                .map(|node_affinity| Affinity { node_affinity: Some(node_affinity), ..Affinity::default() }),
+                .map(|node_affinity| Affinity { node_affinity: Some(node_affinity), ..Affinity::default() }.into()),
             tolerations: spec.tolerations.clone(),
             ..PodSpec::default()
         })

@@ -70,7 +70,7 @@ fn terms_speak_of_namespaces_and_labels() {
 fn rules_are_those_that_are_required() {
     let mut pod = pod(&[]);
     let required_during_scheduling_ignored_during_execution = vec![term(|_| ())];
-    pod.spec_mut().affinity = Some(Affinity {
+    pod.spec_mut().affinity = Some(Box::new(Affinity {
         pod_affinity: Some(PodAffinity {
             required_during_scheduling_ignored_during_execution: required_during_scheduling_ignored_during_execution
                 .clone(),
@@ -81,7 +81,7 @@ fn rules_are_those_that_are_required() {
             ..PodAntiAffinity::default()
         }),
         ..Affinity::default()
-    });
+    }));
     let constraint = |when: &str| TopologySpreadConstraint {
         max_skew: 1,
         topology_key: "zone".into(),
@@ -139,14 +139,14 @@ fn spreads_count_some_nodes() {
     let mut pod = pod(&[]);
     let zone_a = NodeSelectorRequirement { key: "zone".into(), operator: "In".into(), values: vec!["a".into()] };
     let terms = vec![NodeSelectorTerm { match_expressions: vec![zone_a], ..NodeSelectorTerm::default() }];
-    pod.spec_mut().affinity = Some(Affinity {
+    pod.spec_mut().affinity = Some(Box::new(Affinity {
         node_affinity: Some(NodeAffinity {
             required_during_scheduling_ignored_during_execution: Some(NodeSelector { node_selector_terms: terms }),
             ..NodeAffinity::default()
         }),
         pod_affinity: Some(PodAffinity::default()),
         ..Affinity::default()
-    });
+    }));
     pod.spec_mut().tolerations =
         vec![Toleration { key: "gpu".into(), operator: "Exists".into(), ..Toleration::default() }];
     let placement = Placement::of(pod.spec());

@@ -1,4 +1,4 @@
-//! Questions of the API servers: one stream to each of them, kept open by a task of its own; the loop answers between two turns.
+//! Questions of the API servers: one stream to each of them, kept open by a task of its own; the loop answers between its turns, slice by slice.
 //!
 //! ```text
 //!  API server ──SchedulerQuestion──▶ task ──Question (bounded)──▶ loop ──oneshot──▶ task ──SchedulerMessage──▶ API server
@@ -19,10 +19,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
-use crate::plan::{self, Planner, PodInfo, Reason, Standing};
+use crate::plan::{self, Inquiry, Planner, PodInfo, Progress, Reason, Standing};
 
-/// Questions that wait for the loop, of all API servers; each takes it milliseconds.
+/// Questions that wait for the loop, of all API servers.
 const QUESTIONS: usize = 16;
+/// Verdicts that are put in words before the loop turns: about a millisecond.
+const SLICE: usize = 500;
 /// Answers that wait for the network, per API server.
 const ANSWERS: usize = 16;
 /// First and longest pause before a lost stream is opened again.
@@ -104,51 +106,92 @@ fn failure(code: Code, message: impl Into<String>) -> Message {
     Message::Failure(Failure { code: code.into(), message: message.into() })
 }
 
-/// Answers from what the planner knows now.
-pub fn answer(planner: &mut Planner, name: &str, question: Question) {
-    let message = match question.asked {
-        Asked::Explain(explain) => match planner.standing(&explain.uid) {
-            Some(standing) => Message::Explanation(explained(planner, name, standing)),
-            None => failure(
-                Code::NotFound,
-                format!(
-                    "pod {} (uid {}) is not known to scheduler {name} yet, or not any more",
-                    explain.key, explain.uid
-                ),
-            ),
-        },
-        Asked::Fit(request) => fit(planner, name, &request),
-    };
-    // Whoever asked may have gone.
-    let _ = question.reply.send(message);
+/// A question on the way to its answer.
+#[derive(Debug)]
+pub struct Answering {
+    work: Work,
+    /// Of the pod that is asked about, as people know it.
+    key: String,
+    reply: oneshot::Sender<Message>,
 }
 
-fn explained(planner: &Planner, name: &str, standing: Standing) -> Explanation {
-    match standing {
-        Standing::Placed(state) => {
-            Explanation { scheduler: name.to_owned(), summary: state.clone(), state, ..Explanation::default() }
+#[derive(Debug)]
+enum Work {
+    /// The planner looks at nodes.
+    Looking(Inquiry),
+    /// What it has found is put in the words of the API.
+    Telling { found: Box<Found>, told: Vec<NodeVerdict> },
+    /// Places for pods that are not there.
+    Fitting(Box<FitRequest>),
+}
+
+#[derive(Debug)]
+struct Found {
+    why: plan::Explanation,
+    remedies: Vec<plan::Remedy>,
+    tried: usize,
+    note: String,
+}
+
+impl Answering {
+    /// Takes up a question. It has cost nothing yet.
+    pub fn begin(planner: &Planner, question: Question) -> Answering {
+        let Question { asked, reply } = question;
+        match asked {
+            Asked::Explain(explain) => {
+                let key = format!("{} (uid {})", explain.key, explain.uid);
+                Answering { work: Work::Looking(planner.inquire(&explain.uid)), key, reply }
+            }
+            Asked::Fit(request) => Answering { work: Work::Fitting(Box::new(request)), key: String::new(), reply },
         }
-        Standing::Waits { why, remedies, tried, note } => {
-            let mut wire = explanation(planner, name, &why, &remedies, tried);
-            wire.state = note;
-            wire
+    }
+
+    /// Does the next slice, from what the planner knows now; `None`: it is answered.
+    pub fn proceed(self, planner: &mut Planner, name: &str) -> Option<Answering> {
+        let Answering { work, key, reply } = self;
+        if reply.is_closed() {
+            return None;
         }
+        let message = match work {
+            Work::Looking(inquiry) => match planner.pursue(inquiry) {
+                Progress::More(inquiry) => return Some(Answering { work: Work::Looking(inquiry), key, reply }),
+                Progress::Done(None) => {
+                    let unknown = format!("pod {key} is not known to scheduler {name} yet, or not any more");
+                    failure(Code::NotFound, unknown)
+                }
+                Progress::Done(Some(Standing::Placed(state))) => {
+                    let (scheduler, summary) = (name.to_owned(), state.clone());
+                    Message::Explanation(Explanation { scheduler, summary, state, ..Explanation::default() })
+                }
+                Progress::Done(Some(Standing::Waits { why, remedies, tried, note })) => {
+                    let found = Box::new(Found { why, remedies, tried, note });
+                    let told = Vec::with_capacity(found.why.nodes.len());
+                    return Some(Answering { work: Work::Telling { found, told }, key, reply });
+                }
+            },
+            Work::Telling { found, mut told } => {
+                let nodes = found.why.nodes.iter().enumerate().skip(told.len()).take(SLICE);
+                told.extend(nodes.map(|(at, node)| verdict(planner, node, found.remedies.get(at))));
+                if told.len() < found.why.nodes.len() {
+                    return Some(Answering { work: Work::Telling { found, told }, key, reply });
+                }
+                let Found { why, tried, note, .. } = *found;
+                Message::Explanation(Explanation { state: note, ..explanation(name, &why, told, tried) })
+            }
+            Work::Fitting(request) => fit(planner, name, &request),
+        };
+        // Whoever asked may have gone.
+        let _ = reply.send(message);
+        None
     }
 }
 
-fn explanation(
-    planner: &Planner,
-    name: &str,
-    why: &plan::Explanation,
-    remedies: &[plan::Remedy],
-    tried: usize,
-) -> Explanation {
-    let nodes = why.nodes.iter().enumerate().map(|(at, node)| verdict(planner, node, remedies.get(at)));
+fn explanation(name: &str, why: &plan::Explanation, nodes: Vec<NodeVerdict>, tried: usize) -> Explanation {
     Explanation {
         scheduler: name.to_owned(),
         summary: why.to_string(),
         gates: why.gates.clone(),
-        nodes: nodes.collect(),
+        nodes,
         state: String::new(),
         remedies_tried: i64::try_from(tried).unwrap_or(i64::MAX),
     }
@@ -216,7 +259,9 @@ fn fit(planner: &mut Planner, name: &str, request: &FitRequest) -> Message {
     if let Some(unplaced) = fit.unplaced {
         answer.unplaced = pod(unplaced.pod);
         answer.unplaced_copy = copy(unplaced.copy);
-        answer.why = Some(explanation(planner, name, &unplaced.why, &unplaced.remedies, unplaced.tried));
+        let nodes = unplaced.why.nodes.iter().enumerate();
+        let nodes = nodes.map(|(at, node)| verdict(planner, node, unplaced.remedies.get(at))).collect();
+        answer.why = Some(explanation(name, &unplaced.why, nodes, unplaced.tried));
     }
     Message::Fit(answer)
 }

@@ -369,11 +369,11 @@ fn only_pod(plugin: &str, pod: &mut Pod) {
         spec.node_selector.clear();
     }
     let affinity = spec.affinity.take().unwrap_or_default();
-    spec.affinity = Some(Affinity {
+    spec.affinity = Some(Box::new(Affinity {
         node_affinity: affinity.node_affinity.filter(|_| by_node),
         pod_affinity: affinity.pod_affinity.filter(|_| plugin == "InterPodAffinity"),
         pod_anti_affinity: affinity.pod_anti_affinity.filter(|_| plugin == "InterPodAffinity"),
-    });
+    }));
     if plugin != "PodTopologySpread" {
         spec.topology_spread_constraints.clear();
     }

@@ -6,7 +6,7 @@
 //!                                                     └────────── results ◀──────┘
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,16 +24,19 @@ use minipod_proto::v1::{
 };
 use tokio::task::JoinSet;
 
-use crate::answer;
+use crate::answer::{self, Answering};
 use crate::plan::needs::NeedsError;
 use crate::plan::{
     BATCH, Binding, Budget, Event, Eviction, NodeInfo, Outcome, Planner, PodInfo, Report, Settings, Step,
 };
 
-/// Batches under way at once: while one is committed the next is decided on; more would only make the snapshot older.
-const IN_FLIGHT: usize = 8;
+/// Batches under way at once: while one is committed the next is decided on, and one is on its way. More would only make the snapshot older
+/// and the batches smaller.
+const IN_FLIGHT: usize = 3;
 /// Events taken over before the planner is asked again: a turn stays within milliseconds.
 const EVENTS: usize = 4096;
+/// Questions that are answered at a time, a slice of one of them between two turns.
+const ANSWERING: usize = 8;
 /// A turn that takes longer than this stands in the way of everything else, and is counted and logged.
 const STALL: Duration = Duration::from_secs(1);
 /// The loop turns at least this often, so that its standing still can be told from having nothing to do.
@@ -180,11 +183,12 @@ pub async fn run(client: Client, settings: Settings, registry: &Registry, pulse:
     );
     all.pulse.synced.store(true, Ordering::Relaxed);
     let mut awake = Instant::now();
+    let mut answering: VecDeque<Answering> = VecDeque::new();
     loop {
         all.turn();
         all.watch_stall(awake);
         let due = all.due();
-        let mut asked = None;
+        let answers = !answering.is_empty();
         // Every arm is cancel safe: receiving from a channel, joining from a set and sleeping lose nothing.
         tokio::select! {
             Some(delta) = pods.next() => all.see_pod(delta),
@@ -198,13 +202,17 @@ pub async fn run(client: Client, settings: Settings, registry: &Registry, pulse:
             Some(done) = all.requests.join_next(), if !all.requests.is_empty() => {
                 if let Ok(done) = done { all.finish(done); }
             }
-            Some(question) = questions.recv() => asked = Some(question),
-            () = tokio::time::sleep(due) => {}
+            Some(question) = questions.recv(), if answering.len() < ANSWERING => {
+                answering.push_back(Answering::begin(&all.planner, question));
+            }
+            () = tokio::time::sleep(due), if !answers => {}
+            () = std::future::ready(()), if answers => {}
             () = shutdown.asked() => break,
         }
         awake = Instant::now();
-        if let Some(question) = asked {
-            answer::answer(&mut all.planner, &all.name, question);
+        // One slice a turn, each question's in its turn: whoever asks much waits, and the pods do not.
+        if let Some(one) = answering.pop_front() {
+            answering.extend(one.proceed(&mut all.planner, &all.name));
         }
         for _ in 0..EVENTS {
             if let Some(delta) = nodes.try_next() {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use minipod_proto::Resource;
 use minipod_proto::manifest;
 use minipod_proto::v1::{Node, Object, Pod, Taint};
-use minipod_scheduler::plan::{Budget, Event, NodeInfo, Planner, PodInfo, Profile, Settings, Standing, Step};
+use minipod_scheduler::plan::{Budget, Event, NodeInfo, Planner, PodInfo, Profile, Progress, Settings, Standing, Step};
 
 fn planner() -> Planner {
     let name = "default-scheduler".into();
@@ -236,6 +236,109 @@ fn a_question_thinks_away_no_more_pods_than_it_may() {
         200,
         "each of them is answered in full"
     );
+}
+
+/// A cluster of 5,000 nodes with 20 pods each, and a pod that fits on none.
+fn large() -> Planner {
+    let mut all = planner();
+    let small = pod("small", "50m", "");
+    for at in 0..5_000 {
+        let name = format!("n{at}");
+        all.observe(node(&name, "1500m", &[], |_| {}));
+        for one in 0..20 {
+            let mut small = small.clone();
+            small.meta_mut().uid = format!("uid-{at}-{one}");
+            all.observe(bound(&small, &name, 0));
+        }
+    }
+    all.observe(seen(&pod("big", "1", "")));
+    all.plan(0, 10);
+    all
+}
+
+#[test]
+fn decisions_are_made_between_the_slices_of_answers() {
+    let mut all = large();
+    let mut asked: Vec<_> = (0..8).map(|_| all.inquire("uid-big")).collect();
+    let (mut slices, mut answers) = (0, Vec::new());
+    while !asked.is_empty() {
+        for inquiry in std::mem::take(&mut asked) {
+            // What comes while an answer is on its way is decided on before the next slice of it.
+            slices += 1;
+            let name = format!("p{slices}");
+            all.observe(seen(&pod(&name, "10m", "")));
+            let steps = all.plan(slices, 100);
+            let bound = |step: &Step| matches!(step, Step::Bind(all) if all.iter().any(|one| *one.pod == *name));
+            assert!(steps.iter().any(bound), "{name}: {steps:?}");
+            match all.pursue(inquiry) {
+                Progress::More(more) => asked.push(more),
+                Progress::Done(answer) => answers.push(answer.expect("it is known")),
+            }
+        }
+    }
+    // Ten of judging, ten of advising, twenty of trying each, or a few more where pods have come.
+    assert!((8 * 40..8 * 44).contains(&slices), "{slices}");
+    for answer in answers {
+        let Standing::Waits { why, remedies, tried, .. } = answer else { panic!("{answer:?}") };
+        assert_eq!((why.nodes.len(), remedies.len()), (5_000, 5_000));
+        // Twenty thousand pods, among them some that have come meanwhile.
+        assert!((900..=1_000).contains(&tried), "{tried}");
+        assert!(why.nodes.is_sorted_by(|left, right| left.node < right.node));
+        assert!(why.nodes.iter().all(|node| node.reason.is_some()));
+        assert_eq!(remedies.iter().filter(|remedy| !remedy.evict.is_empty()).count(), tried);
+    }
+}
+
+#[test]
+fn a_pod_that_gets_its_place_or_goes_while_it_is_asked_about() {
+    let mut all = large();
+    let [first, second] = [all.inquire("uid-big"), all.inquire("uid-big")];
+    let Progress::More(first) = all.pursue(first) else { panic!("5,000 nodes are more than a slice") };
+    let Progress::More(second) = all.pursue(second) else { panic!("5,000 nodes are more than a slice") };
+    all.observe(node("new", "8", &[], |_| {}));
+    all.plan(1, 10);
+    let Progress::Done(Some(Standing::Placed(where_to))) = all.pursue(first) else { panic!("it has its place") };
+    assert_eq!(where_to, "proposed for new, not confirmed yet");
+    all.observe(Event::PodGone("uid-big".into()));
+    assert!(matches!(all.pursue(second), Progress::Done(None)));
+}
+
+#[test]
+fn a_node_that_goes_while_it_is_asked_about_is_left_out() {
+    let mut all = large();
+    let mut inquiry = all.inquire("uid-big");
+    let standing = loop {
+        match all.pursue(inquiry) {
+            Progress::More(more) => inquiry = more,
+            Progress::Done(standing) => break standing,
+        }
+        all.observe(Event::NodeGone("n4999".into()));
+    };
+    let Some(Standing::Waits { why, remedies, .. }) = standing else { panic!("{standing:?}") };
+    assert_eq!((why.nodes.len(), remedies.len()), (4_999, 4_999));
+}
+
+#[test]
+fn reasons_of_many_kinds_of_pods_are_told_over_several_turns() {
+    let mut all = large();
+    for cpu in 2..22 {
+        all.observe(seen(&pod(&format!("p{cpu}"), &cpu.to_string(), "")));
+    }
+    let (mut told, mut turns) = (BTreeMap::<String, usize>::new(), 0);
+    while all.due_ms(1).is_some_and(|due| due <= 1) {
+        turns += 1;
+        assert!(turns < 100, "it comes to no end: {told:?}");
+        let mut now = 0;
+        for step in all.plan(1, 100) {
+            let Step::Report(reports) = step else { panic!("{step:?}") };
+            now += reports.len();
+            reports.iter().for_each(|report| *told.entry(report.pod.to_string()).or_default() += 1);
+        }
+        // Two kinds of pods on 5,000 nodes are what one turn may look at.
+        assert!(now <= 2, "{now} in one turn");
+    }
+    assert_eq!(told.len(), 20, "{told:?}");
+    assert!(told.values().all(|times| *times == 1), "{told:?}");
 }
 
 #[test]

@@ -259,7 +259,7 @@ fn pod(dice: &mut Dice, number: u64) -> Pod {
         }
     }
     if dice.once_in(2) {
-        spec.affinity = Some(affinity(dice));
+        spec.affinity = Some(Box::new(affinity(dice)));
     }
     if dice.once_in(3) {
         spec.topology_spread_constraints = (0..=dice.below(2)).map(|_| spread(dice)).collect();

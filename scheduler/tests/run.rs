@@ -459,7 +459,7 @@ async fn a_pod_whose_selector_is_none_is_told_so_and_holds_up_nobody() {
     let selector = LabelSelector { match_expressions: vec![requirement], ..Default::default() };
     let term = PodAffinityTerm { topology_key: "zone".into(), label_selector: Some(selector), ..Default::default() };
     let near = PodAffinity { required_during_scheduling_ignored_during_execution: vec![term], ..Default::default() };
-    wrong.spec_mut().affinity = Some(Affinity { pod_affinity: Some(near), ..Default::default() });
+    wrong.spec_mut().affinity = Some(Box::new(Affinity { pod_affinity: Some(near), ..Default::default() }));
     cluster.pod(wrong);
     for at in 0..3 {
         cluster.pod(pod(&format!("p{at}"), "1"));

@@ -201,7 +201,7 @@ fn what_cannot_be_helped_waits_with_its_reason_and_holds_up_nobody() {
     let mut world = World::new();
     // A selector that names more nodes than any cluster has.
     let mut many = pod("many", "1", 0);
-    many.spec_mut().affinity = Some(required((0..1_000_000).map(|at| format!("host-{at}")).collect()));
+    many.spec_mut().affinity = Some(Box::new(required((0..1_000_000).map(|at| format!("host-{at}")).collect())));
     // Affinity to oneself and to nobody at once, by a key that no node has.
     let mut unknown = pod("unknown", "1", 0);
     let term = PodAffinityTerm {
@@ -210,7 +210,7 @@ fn what_cannot_be_helped_waits_with_its_reason_and_holds_up_nobody() {
         ..Default::default()
     };
     let near = PodAffinity { required_during_scheduling_ignored_during_execution: vec![term], ..Default::default() };
-    unknown.spec_mut().affinity = Some(Affinity { pod_affinity: Some(near), ..Default::default() });
+    unknown.spec_mut().affinity = Some(Box::new(Affinity { pod_affinity: Some(near), ..Default::default() }));
     world.add(many);
     world.add(unknown);
     let mut longest = std::time::Duration::ZERO;

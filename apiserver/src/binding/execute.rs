@@ -16,7 +16,9 @@ use prost::Message;
 
 use super::{
     Binder,
+    batches::{self, Load, Room},
     decide::{self, Plan, Wants},
+    hold::Struggle,
     sight::Floor,
 };
 use crate::{
@@ -26,7 +28,7 @@ use crate::{
     ledger::Ledger,
     registry::decode_ledger,
     rules::announced::{self, Turns},
-    storage::{Guard, Outcome, StoreError, Write},
+    storage::{Guard, Outcome, Part, StoreError, Write},
 };
 
 /// How often a transaction is decided again before its items are given back to their scheduler.
@@ -34,6 +36,12 @@ pub(super) const ATTEMPTS: u32 = 16;
 
 /// Transactions of one call that are under way at once: enough to keep the store's disk busy while answers travel.
 const IN_FLIGHT: usize = 4;
+
+/// Bytes of pods and ledgers in one transaction; half of what etcd takes in a request, as in [`crate::registry`].
+const BATCH_BYTES: usize = 768 * 1024;
+
+/// What is written of a pod beside what there is of it: its node and condition, and a share of the node's ledger.
+const BINDING_BYTES: usize = 512;
 
 /// An item that may still be bound.
 pub(super) struct Candidate {
@@ -129,10 +137,11 @@ impl Binder {
             if taken == 0 { plain.push(candidate) } else { ruled.push(candidate) }
         }
         // One operation is for the announcements, which every binding compares.
-        let plain = split(plain, limit.saturating_sub(1)).into_iter();
+        let room = |others: usize| Room { keys: limit.saturating_sub(others), bytes: BATCH_BYTES };
+        let plain = batches::by_node(plain, load, room(1)).into_iter();
         let mut lanes: Vec<Lane> = plain.map(|batch| Lane { batches: vec![batch], turns: 0 }).collect();
         if !ruled.is_empty() {
-            let batches = chunks(ruled, limit.saturating_sub(1 + announced::TURNS));
+            let batches = batches::in_order(ruled, load, room(1 + announced::TURNS));
             // Begun first: it takes longest.
             lanes.insert(0, Lane { batches, turns });
         }
@@ -173,7 +182,14 @@ impl Binder {
     }
 
     /// One transaction's worth of items, until all of them are bound or refused.
-    async fn bind_batch(&self, mut batch: Vec<Candidate>, all: bool) -> Results {
+    async fn bind_batch(&self, batch: Vec<Candidate>, all: bool) -> Results {
+        let mut struggle = Struggle::default();
+        let done = self.struggle(batch, &mut struggle, all).await;
+        self.release(struggle).await;
+        done
+    }
+
+    async fn struggle(&self, mut batch: Vec<Candidate>, struggle: &mut Struggle, all: bool) -> Results {
         let nodes: BTreeSet<String> = batch.iter().map(|candidate| candidate.item.node.clone()).collect();
         // In the order of names, so that two batches cannot wait for each other.
         let mut writers = Vec::with_capacity(nodes.len());
@@ -188,7 +204,7 @@ impl Binder {
             if batch.is_empty() {
                 return done;
             }
-            match self.attempt(&mut batch, &mut known, &mut floor, &mut done, all).await {
+            match self.attempt(&mut batch, &mut known, (&mut floor, struggle), &mut done, all).await {
                 Ok(()) => {}
                 // The guards make it safe to send again: what has happened is not done twice but found.
                 Err(error @ StoreError::Uncertain { .. }) if attempt < 3 => {
@@ -231,7 +247,7 @@ impl Binder {
         &self,
         batch: &mut Vec<Candidate>,
         known: &mut Known,
-        floor: &mut Floor,
+        (floor, struggle): (&mut Floor, &mut Struggle),
         done: &mut Results,
         all: bool,
     ) -> Result<(), StoreError> {
@@ -292,10 +308,11 @@ impl Binder {
         let turns = sight.turns_of(&plan.granted);
         writes.extend(announced::numbers(turns).map(|turn| Write::Put(keys::turn(turn), Vec::new())));
         let pods = granted.len();
-        match self.registry.storage.txn(guards, writes).await? {
+        match self.registry.gathered(Part { guards, writes }).await? {
             Outcome::Done { revision } => {
                 noted.into_iter().for_each(Noted::written);
                 self.took(turns, revision);
+                struggle.took(turns);
                 for (node, ledger) in ledgers {
                     self.registry.writers.wrote(&node, Some(ledger), revision);
                 }
@@ -311,7 +328,12 @@ impl Binder {
                     }
                     known.insert(node, (ledger, item.map_or(0, |item| item.revision)));
                 }
-                floor.seen = floor.seen.max(sight.overtaken_at(present));
+                let present: Vec<_> = present.collect();
+                let overtaken = sight.overtaken_at(&present);
+                floor.seen = floor.seen.max(overtaken);
+                if overtaken > 0 {
+                    floor.seen = floor.seen.max(self.lost_turns(struggle, &sight, &present).await?);
+                }
                 let newer = plan.granted.iter().zip(fresh).filter_map(|(position, item)| {
                     let known = &batch.get(*position)?.pod;
                     let changed = item.as_ref().is_none_or(|item| item.revision != known.revision);
@@ -404,6 +426,10 @@ impl Binder {
     }
 }
 
+fn load(candidate: &Candidate) -> Load<'_> {
+    Load { node: candidate.node(), bytes: candidate.pod.inner.len() + BINDING_BYTES }
+}
+
 /// A freshly read pod knows nothing of its past; if the spec is the one known before, so is its age.
 fn same_spec(mut read: Entry, known: Option<&Entry>) -> Entry {
     if let Some(known) = known {
@@ -426,56 +452,4 @@ fn bound(object: &Object, node: &str, now: minipod_proto::v1::Time) -> Option<Po
     pod.status_mut().nominated_node_name.clear();
     pod.status_mut().set_condition("PodScheduled", "True", "", "", now);
     Some(pod)
-}
-
-/// Batches in the order of the items, each with at most so many keys of pods and nodes.
-fn chunks(candidates: Vec<Candidate>, limit: usize) -> Vec<Vec<Candidate>> {
-    let (mut chunks, mut nodes) = (Vec::<Vec<Candidate>>::new(), BTreeSet::new());
-    for candidate in candidates {
-        let ops = chunks.last().map_or(usize::MAX, |chunk| {
-            chunk.len() + nodes.len() + 1 + usize::from(!nodes.contains(&candidate.item.node))
-        });
-        if ops > limit {
-            nodes.clear();
-            chunks.push(Vec::new());
-        }
-        nodes.insert(candidate.item.node.clone());
-        if let Some(chunk) = chunks.last_mut() {
-            chunk.push(candidate);
-        }
-    }
-    chunks
-}
-
-/// Batches of whole nodes, as far as a transaction takes them; the pods of a node that alone are too many are spread over several.
-fn split(candidates: Vec<Candidate>, limit: usize) -> Vec<Vec<Candidate>> {
-    let mut by_node: BTreeMap<String, Vec<Candidate>> = BTreeMap::new();
-    for candidate in candidates {
-        match by_node.get_mut(&candidate.item.node) {
-            Some(group) => group.push(candidate),
-            None => drop(by_node.insert(candidate.item.node.clone(), vec![candidate])),
-        }
-    }
-    let mut batches: Vec<Vec<Candidate>> = Vec::new();
-    // Keys of the last batch: its pods and its nodes.
-    let mut ops = limit;
-    for (_, mut group) in by_node {
-        while !group.is_empty() {
-            let fitting = group.len().min(limit.saturating_sub(1).max(1));
-            let rest = group.split_off(fitting);
-            let needed = group.len() + 1;
-            match batches.last_mut() {
-                Some(last) if ops.saturating_add(needed) <= limit => {
-                    ops += needed;
-                    last.append(&mut group);
-                }
-                _ => {
-                    ops = needed;
-                    batches.push(std::mem::take(&mut group));
-                }
-            }
-            group = rest;
-        }
-    }
-    batches
 }

@@ -4,8 +4,10 @@
 //! ([`crate::rules`]). [`execute`] reads, asks it, and writes pods, ledgers and turns in one transaction; what has changed meanwhile is decided
 //! anew from what the store holds, by fit, not by "somebody wrote". [`sight`] says what rules are held against.
 
+mod batches;
 pub mod decide;
 mod execute;
+mod hold;
 mod sight;
 
 use std::{
@@ -33,6 +35,8 @@ const ITEMS_LIMIT: usize = 4_096;
 
 /// Binds pods to nodes.
 pub struct Binder {
+    /// What it writes into turns that are to be held for it.
+    id: String,
     registry: Arc<Registry>,
     recorder: Recorder,
     /// One lock a turn, so that the calls of one server do not make each other's transactions fail.
@@ -45,6 +49,7 @@ pub struct Binder {
     metrics: Arc<Metrics>,
     retries: Arc<Counter>,
     announcements: Arc<Counter>,
+    holds: Arc<Counter>,
 }
 
 impl Binder {
@@ -54,7 +59,10 @@ impl Binder {
         let retries = metrics.counter("minipod_bind_retries_total", &[], help);
         let help = "Announcements of rules between pods that were written.";
         let announcements = metrics.counter("minipod_bind_announcements_total", &[], help);
+        let help = "Times that turns were held because a batch had lost them again and again.";
+        let holds = metrics.counter("minipod_bind_holds_total", &[], help);
         Binder {
+            id: uuid::Uuid::new_v4().to_string(),
             registry,
             recorder,
             turn_locks: Default::default(),
@@ -64,6 +72,7 @@ impl Binder {
             metrics,
             retries,
             announcements,
+            holds,
         }
     }
 

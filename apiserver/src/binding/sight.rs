@@ -59,10 +59,15 @@ impl Sight {
         std::iter::once(Guard::new(keys::announced(), self.announced_at)).chain(turns)
     }
 
+    /// The turns that it compares.
+    pub(super) fn turns(&self) -> Turns {
+        self.turns.iter().fold(0, |all, (turn, _)| all | 1 << turn)
+    }
+
     /// Up to which revision must be seen what made the transaction fail, by what the keys of [`Sight::guards`] hold now.
-    pub(super) fn overtaken_at(&self, present: impl Iterator<Item = Option<Item>>) -> i64 {
+    pub(super) fn overtaken_at(&self, present: &[Option<Item>]) -> i64 {
         let expected = std::iter::once(self.announced_at).chain(self.turns.iter().map(|(_, at)| *at));
-        let now = present.map(|item| item.map_or(0, |item| item.revision));
+        let now = present.iter().map(|item| item.as_ref().map_or(0, |item| item.revision));
         expected.zip(now).filter(|(expected, now)| expected != now).map(|(_, now)| now).max().unwrap_or(0)
     }
 
@@ -104,6 +109,9 @@ impl Binder {
                 continue;
             }
             let all = of_each.iter().fold(0, |all, turns| all | turns);
+            if self.give_way(&ground, all).await {
+                continue;
+            }
             // What this server has written itself it need not be told by a transaction that fails.
             let own = self.taken(all);
             if ground.revision < own {

@@ -4,6 +4,7 @@
 //! decoded once; what goes over the wire is the store's own bytes with the resourceVersion appended (protobuf merges it), so that
 //! an event is never encoded again, however many watch it. Watchers are indexed by node and by namespace.
 
+mod counts;
 pub mod feed;
 mod known;
 mod state;
@@ -17,7 +18,7 @@ use std::{
 
 use bytes::{BufMut, Bytes};
 use minipod_daemon::metrics::Registry;
-use minipod_proto::{Kind, v1::Object};
+use minipod_proto::{Kind, disruption::Counted, v1::Object};
 use tokio::sync::watch;
 
 use known::Known;
@@ -68,6 +69,7 @@ impl Entry {
         if let Some(meta) = object.meta_mut() {
             meta.resource_version = revision.to_string();
         }
+        object.shrink_to_fit();
         let inner = with_revision(value, revision);
         Ok(Entry { object, key: key.to_owned(), inner, revision, spec_revision: revision })
     }
@@ -82,6 +84,7 @@ impl Entry {
         if let Some(meta) = object.meta_mut() {
             meta.resource_version = revision.to_string();
         }
+        object.shrink_to_fit();
         let inner = append_revision(value, revision);
         Entry { object, key: key.to_owned(), inner, revision, spec_revision: revision }
     }
@@ -157,7 +160,21 @@ pub struct Ground {
     pub announced_at: i64,
     /// Revisions at which the turns were taken last; 0: never.
     pub turns: [i64; TURNS],
+    /// For whom turns are held.
+    pub held: [Option<Held>; TURNS],
 }
+
+/// A turn that is held for one server.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// The server's binder.
+    pub by: Arc<[u8]>,
+    /// When word of it reached us, by our own clock.
+    pub seen: Instant,
+}
+
+/// A disruption budget with its pods, counted.
+pub type Budgeted = (Arc<Entry>, Counted);
 
 /// Sizes of the cache.
 #[derive(Debug, Clone, Copy)]
@@ -249,6 +266,12 @@ impl Cache {
         }
     }
 
+    /// Returns when more is known than up to a revision. Cancel safe.
+    pub async fn passed(&self, revision: i64) {
+        // The sender is this cache's own: it is there as long as this call.
+        let _ = self.revision.subscribe().wait_for(|known| *known > revision).await;
+    }
+
     /// One object.
     pub fn get(&self, kind: Kind, key: &str) -> Option<Arc<Entry>> {
         self.read().kind(kind).objects.get(key).cloned()
@@ -265,6 +288,20 @@ impl Cache {
     pub fn list(&self, kind: Kind, filter: &Filter) -> (Vec<Arc<Entry>>, i64) {
         let state = self.read();
         (state.matching(kind, filter), state.revision)
+    }
+
+    /// The pods that a disruption budget has, counted; `None`: there is no such budget.
+    pub fn counted(&self, budget: &Entry) -> Option<Counted> {
+        self.read().counts.of(budget.namespace(), &budget.key)
+    }
+
+    /// The disruption budgets of a namespace, each with its pods, counted, and one pod, all as of the same revision.
+    pub fn budgeted(&self, namespace: &str, pod: &str) -> (Vec<Budgeted>, Option<Arc<Entry>>) {
+        let (state, prefix) = (self.read(), format!("{namespace}/"));
+        let budgets = state.kind(Kind::PodDisruptionBudget).objects.range(prefix.clone()..);
+        let budgets = budgets.take_while(|(key, _)| key.starts_with(&prefix));
+        let counted = budgets.filter_map(|(key, entry)| Some((Arc::clone(entry), state.counts.of(namespace, key)?)));
+        (counted.collect(), state.kind(Kind::Pod).objects.get(pod).cloned())
     }
 
     /// All objects of a kind, in the order of their keys.
@@ -306,6 +343,7 @@ impl Cache {
             announced: Arc::clone(announced),
             announced_at: *announced_at,
             turns: state.turns,
+            held: state.held.clone(),
         }
     }
 

@@ -1,17 +1,21 @@
 //! The cache's content; pure, under the lock of [`super::Cache`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque, btree_map},
     sync::{Arc, Mutex},
     time::Instant,
 };
 
-use minipod_proto::{Kind, v1::Object, v1::watch_event::Type};
+use minipod_proto::{
+    Kind,
+    v1::{Object, Pod, object, watch_event::Type},
+};
 use prost::Message;
 use tokio::sync::mpsc;
 
 use super::{
-    Cache, Entry, Limits, ReplicaSeen, SessionSeen,
+    Cache, Entry, Held, Limits, ReplicaSeen, SessionSeen,
+    counts::Counts,
     known::{Known, Ready},
     watcher::{self, Cut, Delivery, Filter, Subscription, Watcher},
 };
@@ -77,10 +81,14 @@ pub(super) struct State {
     pub replicas: HashMap<String, ReplicaSeen>,
     /// By node.
     pub sessions: HashMap<String, SessionSeen>,
+    /// Pods of disruption budgets.
+    pub counts: Counts,
     /// Whom rules between pods speak of, and the revision of the last announcement.
     pub announced: (Arc<Announced>, i64),
     /// Revisions at which the turns were taken last; 0: never.
     pub turns: [i64; TURNS],
+    /// For whom they are held.
+    pub held: [Option<Held>; TURNS],
     /// The revision at which the labels of a namespace changed last.
     pub namespaces_relabelled: i64,
     next_watcher: u64,
@@ -118,13 +126,13 @@ pub(super) struct Decoded {
 }
 
 enum What {
-    Object(Kind, String, Option<Box<Entry>>),
+    Object(Kind, String, Option<Arc<Entry>>),
     Ledger(String, Option<Arc<Ledger>>),
     Replica(String, Option<ReplicaSummary>),
     Session(String, Option<SessionRecord>),
     Announced(Option<Announced>),
-    /// Its number, and whether it is there.
-    Turn(usize, bool),
+    /// Its number, and whose it is, if anybody's; `None`: it is gone.
+    Turn(usize, Option<Vec<u8>>),
 }
 
 pub(super) fn decode_items(items: Vec<Item>) -> Vec<Decoded> {
@@ -144,7 +152,7 @@ fn recognise(event: &RawEvent, known: &Known) -> Option<Decoded> {
     let what = match (keys::parse(&event.key), ready) {
         (Parsed::Object(kind, key), Ready::Object(object)) => {
             let entry = Entry::ready(kind, key, *object, value, event.revision);
-            What::Object(kind, key.to_owned(), Some(Box::new(entry)))
+            What::Object(kind, key.to_owned(), Some(Arc::new(entry)))
         }
         (Parsed::Ledger(node), Ready::Ledger(ledger)) => What::Ledger(node.to_owned(), Some(ledger)),
         _ => return None,
@@ -158,7 +166,7 @@ fn decode(key: &[u8], value: Option<&[u8]>, revision: i64) -> Option<Decoded> {
             let entry = value.map(|value| Entry::decode(kind, key, value, revision)).transpose();
             // What cannot be read is shown to nobody; a later write of the key makes it visible again.
             let entry = entry.inspect_err(|error| tracing::error!(%error, "an object is not served")).ok()?;
-            What::Object(kind, key.to_owned(), entry.map(Box::new))
+            What::Object(kind, key.to_owned(), entry.map(Arc::new))
         }
         Parsed::Ledger(node) => {
             let ledger = value.map(|value| Ledger::decode(value).map(Arc::new)).transpose();
@@ -179,7 +187,9 @@ fn decode(key: &[u8], value: Option<&[u8]>, revision: i64) -> Option<Decoded> {
                 Announced::everything()
             })
         })),
-        Parsed::Turn(number) => What::Turn(number.parse().ok().filter(|number| *number < TURNS)?, value.is_some()),
+        Parsed::Turn(number) => {
+            What::Turn(number.parse().ok().filter(|number| *number < TURNS)?, value.map(<[u8]>::to_vec))
+        }
         Parsed::PodCidr(_) | Parsed::Unknown => return None,
     };
     Some(Decoded { revision, what })
@@ -250,8 +260,10 @@ impl State {
             ledgers: HashMap::new(),
             replicas: HashMap::new(),
             sessions: HashMap::new(),
+            counts: Counts::default(),
             announced: (Arc::default(), 0),
             turns: [0; TURNS],
+            held: Default::default(),
             namespaces_relabelled: 0,
             next_watcher: 0,
         }
@@ -368,22 +380,27 @@ impl State {
             state.oldest = revision;
         }
         self.pods_by_node.clear();
+        self.counts = Counts::default();
         self.ledgers.clear();
         self.replicas.clear();
         self.sessions.clear();
         self.announced = (Arc::default(), 0);
         self.turns = [0; TURNS];
+        self.held = Default::default();
         self.namespaces_relabelled = revision;
         self.revision = revision;
         for one in decoded {
             match one.what {
                 What::Object(kind, key, Some(entry)) => {
                     self.index_pod(kind, &key, None, Some(&entry));
-                    self.kinds[kind as usize].objects.insert(key, Arc::new(*entry));
+                    self.kinds[kind as usize].objects.insert(key, entry);
                 }
                 other => self.apply_aside(other, one.revision),
             }
         }
+        // Last: a budget may be listed before its pods.
+        let budgets: Vec<Arc<Entry>> = self.kind(Kind::PodDisruptionBudget).objects.values().cloned().collect();
+        budgets.iter().for_each(|entry| self.count(None, Some(entry)));
     }
 
     /// Returns how many watchers were cut.
@@ -437,30 +454,62 @@ impl State {
         cut
     }
 
-    fn change_object(&mut self, kind: Kind, key: String, entry: Option<Box<Entry>>, revision: i64) -> Option<Change> {
-        let before = self.kind(kind).objects.get(&key).cloned();
+    fn change_object(&mut self, kind: Kind, key: String, entry: Option<Arc<Entry>>, revision: i64) -> Option<Change> {
+        let objects = &mut self.kinds[kind as usize].objects;
         let Some(mut entry) = entry else {
-            let before = before?;
+            let before = objects.remove(&key)?;
             self.index_pod(kind, &key, Some(&before), None);
-            self.kinds[kind as usize].objects.remove(&key);
+            self.count(Some(&before), None);
             let gone = Some(Arc::new(before.deleted(revision)));
             return Some(Change { revision, before: Some(before), after: None, gone });
         };
-        if let Some(before) = &before {
-            let (old, new) = (before.object.meta(), entry.object.meta());
-            if old.uid == new.uid && old.generation == new.generation {
-                entry.spec_revision = before.spec_revision;
+        // Looked up once: with many objects, comparing keys is much of what a change costs.
+        let before = match objects.entry(key) {
+            btree_map::Entry::Occupied(mut present) => {
+                let (before, after) = (present.get(), &entry);
+                let (old, new) = (before.object.meta(), after.object.meta());
+                let same_spec = old.uid == new.uid && old.generation == new.generation;
+                // Nobody else has it yet.
+                if let Some(after) = Arc::get_mut(&mut entry).filter(|_| same_spec) {
+                    after.spec_revision = before.spec_revision;
+                }
+                Some(present.insert(Arc::clone(&entry)))
             }
-        }
+            btree_map::Entry::Vacant(place) => {
+                place.insert(Arc::clone(&entry));
+                None
+            }
+        };
         let old_labels = before.as_ref().map(|before| &before.object.meta().labels);
         if kind == Kind::Namespace && old_labels != Some(&entry.object.meta().labels) {
             self.namespaces_relabelled = revision;
         }
-        self.index_pod(kind, &key, before.as_deref(), Some(&entry));
-        let entry = Arc::new(*entry);
-        self.kinds[kind as usize].objects.insert(key, Arc::clone(&entry));
+        self.index_pod(kind, &entry.key, before.as_deref(), Some(&entry));
+        self.count(before.as_deref(), Some(&entry));
         // A name that is taken again in the same breath is a deletion and a creation to whoever looks at uids.
         Some(Change { revision, before, after: Some(entry), gone: None })
+    }
+
+    /// Keeps the counts of budgets.
+    fn count(&mut self, before: Option<&Entry>, after: Option<&Entry>) {
+        let Some(one) = after.or(before) else { return };
+        let namespace = one.namespace();
+        match &one.object.kind {
+            Some(object::Kind::Pod(_)) => {
+                self.counts.pod(namespace, pod_of(before), pod_of(after));
+            }
+            Some(object::Kind::PodDisruptionBudget(budget)) => {
+                if after.is_none() {
+                    self.counts.forget(namespace, &one.key);
+                } else if before.is_none_or(|before| before.spec_revision != one.spec_revision) {
+                    let prefix = format!("{namespace}/");
+                    let pods = self.kinds[Kind::Pod as usize].objects.range(prefix.clone()..);
+                    let pods = pods.take_while(|(key, _)| key.starts_with(&prefix));
+                    self.counts.budget(&one.key, budget, pods.filter_map(|(_, entry)| entry.object.as_pod()));
+                }
+            }
+            _ => {}
+        }
     }
 
     fn index_pod(&mut self, kind: Kind, key: &str, before: Option<&Entry>, after: Option<&Entry>) {
@@ -496,14 +545,20 @@ impl State {
             What::Session(node, None) => drop(self.sessions.remove(&node)),
             What::Announced(Some(announced)) => self.announced = (Arc::new(announced), revision),
             What::Announced(None) => self.announced = (Arc::default(), 0),
-            What::Turn(number, present) => {
-                if let Some(turn) = self.turns.get_mut(number) {
-                    *turn = if present { revision } else { 0 };
+            What::Turn(number, whose) => {
+                if let (Some(turn), Some(held)) = (self.turns.get_mut(number), self.held.get_mut(number)) {
+                    *turn = if whose.is_some() { revision } else { 0 };
+                    let whose = whose.filter(|whose| !whose.is_empty());
+                    *held = whose.map(|by| Held { by: by.into(), seen: Instant::now() });
                 }
             }
             What::Object(..) => {}
         }
     }
+}
+
+fn pod_of(entry: Option<&Entry>) -> Option<&Pod> {
+    entry.and_then(|entry| entry.object.as_pod())
 }
 
 fn flush(backlog: &mut VecDeque<Vec<Delivery>>, group: &mut (i64, Vec<Delivery>)) {

@@ -228,3 +228,80 @@ fn labels_of_namespaces_have_a_revision() {
         assert_eq!(cache.namespaces_relabelled(), want);
     }
 }
+
+/// Whatever happens to pods and budgets, in whatever order, the counts are what counting anew would find.
+#[test]
+fn budgets_are_counted_as_if_anew() {
+    use minipod_proto::{
+        disruption::{Counted, Scope},
+        v1::{LabelSelector, PodDisruptionBudget, PodDisruptionBudgetSpec, Time},
+    };
+
+    let cache = cache(Limits::default());
+    let mut dice = crate::dice::Dice(7);
+    let mut seen = [0; 3];
+    for revision in 11..4_000 {
+        let namespace = ["d", "e"][usize::from(dice.one_in(3))];
+        let name = format!("x{}", dice.roll(12));
+        let app = ["web", "db"][usize::from(dice.one_in(2))];
+        let is_budget = dice.one_in(6);
+        let (kind, mut object) = if is_budget {
+            let present = cache.get(Kind::PodDisruptionBudget, &format!("{namespace}/{name}"));
+            let mut budget = match present.and_then(|entry| entry.object.as_budget().cloned()) {
+                // Its status alone.
+                Some(present) if dice.one_in(2) => present,
+                _ => {
+                    let match_labels = [("app".to_owned(), app.to_owned())].into();
+                    let selector =
+                        Some(LabelSelector { match_labels, ..Default::default() }).filter(|_| !dice.one_in(9));
+                    let mut budget = PodDisruptionBudget {
+                        spec: Some(PodDisruptionBudgetSpec { selector, ..Default::default() }),
+                        ..Default::default()
+                    };
+                    budget.metadata.get_or_insert_default().generation = revision;
+                    budget
+                }
+            };
+            budget.status.get_or_insert_default().expected_pods = 7;
+            budget.metadata.get_or_insert_default().resource_version.clear();
+            (Kind::PodDisruptionBudget, Object::from(budget))
+        } else {
+            let mut pod = Pod::default();
+            pod.metadata.get_or_insert_default().labels.insert("app".into(), app.into());
+            pod.metadata.get_or_insert_default().deletion_timestamp = dice.one_in(4).then(|| Time::from_unix(1, 0));
+            pod.status_mut().phase = ["Running", "Succeeded"][usize::from(dice.one_in(4))].into();
+            let ready = ["True", "False"][usize::from(dice.one_in(3))];
+            pod.status_mut().set_condition("Ready", ready, "", "", Time::from_unix(1, 0));
+            (Kind::Pod, Object::from(pod))
+        };
+        if let Some(meta) = object.meta_mut() {
+            (meta.namespace, meta.name) = (namespace.into(), name.clone());
+        }
+        let key = crate::keys::object(kind, &format!("{namespace}/{name}"));
+        let value = (!dice.one_in(5)).then(|| object.encode_inner());
+        cache.apply(vec![RawEvent { key, value, revision }], revision);
+        if dice.one_in(500) {
+            // As after a gap: everything comes anew.
+            let all = Kind::ALL.into_iter().flat_map(|kind| {
+                let item = move |entry: Arc<Entry>| Item {
+                    key: crate::keys::object(kind, &entry.key),
+                    value: entry.inner.to_vec(),
+                    revision: entry.revision,
+                };
+                cache.all(kind).into_iter().map(item).collect::<Vec<_>>()
+            });
+            let all = all.collect();
+            cache.replace(all, revision);
+            seen[2] += 1;
+        }
+        for entry in cache.all(Kind::PodDisruptionBudget) {
+            let scope = Scope::of(entry.object.as_budget().expect("a budget")).expect("a selector");
+            let pods = cache.all(Kind::Pod);
+            let pods = pods.iter().filter_map(|entry| entry.object.as_pod()).filter(|pod| scope.has(pod));
+            let anew = Counted::of(pods);
+            assert_eq!(cache.counted(&entry), Some(anew), "revision {revision}: {}", entry.key);
+            seen[usize::from(anew.healthy < anew.expected)] += 1;
+        }
+    }
+    assert!(seen.iter().all(|count| *count > 2), "too little happened: {seen:?}");
+}

@@ -6,11 +6,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use minipod_daemon::shutdown::Shutdown;
-use minipod_proto::{
-    Kind,
-    disruption::{Scope, Standing},
-    v1::PodDisruptionBudget,
-};
+use minipod_proto::{Kind, disruption::Standing, v1::PodDisruptionBudget};
 
 use super::{Registry, Verdict};
 use crate::{
@@ -99,7 +95,7 @@ fn note(namespaces: &mut BTreeSet<String>, news: &[Delivery]) {
 /// Counts a budget's pods and writes what has changed.
 async fn count(registry: &Registry, entry: &Entry) -> Result<(), ApiError> {
     let Some(budget) = entry.object.as_budget() else { return Ok(()) };
-    let standing = standing(&registry.cache, budget)?;
+    let standing = standing(&registry.cache, entry, budget);
     if told(budget) == Some(standing) {
         return Ok(());
     }
@@ -108,7 +104,7 @@ async fn count(registry: &Registry, entry: &Entry) -> Result<(), ApiError> {
         .modify(Kind::PodDisruptionBudget, &entry.key, |object| {
             let Some(budget) = object.as_budget() else { return Ok(Verdict::Keep) };
             // Counted for every attempt: an eviction that came between has changed the pods too.
-            let standing = self::standing(&registry.cache, budget)?;
+            let standing = self::standing(&registry.cache, entry, budget);
             if told(budget) == Some(standing) {
                 return Ok(Verdict::Keep);
             }
@@ -123,11 +119,9 @@ async fn count(registry: &Registry, entry: &Entry) -> Result<(), ApiError> {
     }
 }
 
-fn standing(cache: &Cache, budget: &PodDisruptionBudget) -> Result<Standing, ApiError> {
-    let scope = Scope::of(budget).map_err(|error| ApiError::Invalid(format!("spec.selector: {error}")))?;
-    let (pods, _) = cache.list(Kind::Pod, &Filter::parse(Kind::Pod, scope.namespace(), "", "")?);
-    let pods = pods.iter().filter_map(|entry| entry.object.as_pod()).filter(|pod| scope.has(pod));
-    Ok(Standing::of(budget.spec(), pods))
+/// How a budget stands by the pods that the cache knows; nothing of one that is not there any more.
+fn standing(cache: &Cache, entry: &Entry, budget: &PodDisruptionBudget) -> Standing {
+    Standing::of(budget.spec(), cache.counted(entry).unwrap_or_default())
 }
 
 /// What the status says, if it is of the present spec.

@@ -4,18 +4,18 @@
 //! under that budget counts pods at the budget's revision or later, and so counts the mark: no two pass on the same allowance,
 //! whatever servers they are asked at.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use minipod_daemon::backoff::Backoff;
 use minipod_proto::{
     Kind, Resource,
     disruption::{self, Scope, Standing, Verdict as Say},
-    v1::{DeleteResponse, EvictRequest, Object, Pod, PodDisruptionBudget, Time, preempt_request::Nominee},
+    v1::{DeleteResponse, EvictRequest, Object, Time, preempt_request::Nominee},
 };
 
 use super::{ATTEMPTS, Registry, Verdict, commit::stamp, delete, update::check_preconditions};
 use crate::{
-    cache::{Entry, Filter},
+    cache::Budgeted,
     error::ApiError,
     keys,
     storage::{Guard, Outcome, Write},
@@ -44,21 +44,15 @@ impl Registry {
         let key = keys::object_key(Kind::Pod, &request.namespace, &request.pod)?;
         let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(50));
         for attempt in 0..ATTEMPTS {
-            // Everything that was acknowledged before is counted. Budgets are read before pods, so that these are no older.
+            // Everything that was acknowledged before is counted.
             self.cache.reach(self.storage.revision().await?).await?;
-            let (budgets, _) = self.cache.list(Kind::PodDisruptionBudget, &filter(&request.namespace)?);
-            let pod = self.cache.get(Kind::Pod, &key);
+            let (budgets, pod) = self.cache.budgeted(&request.namespace, &key);
             let pod = pod.ok_or_else(|| ApiError::NotFound { kind: Kind::Pod, key: key.clone() })?;
             check_preconditions(&pod.object, &request.uid, &request.resource_version)?;
-            let pods = if budgets.is_empty() {
-                Vec::new()
-            } else {
-                self.cache.list(Kind::Pod, &Filter::parse(Kind::Pod, &request.namespace, "", "")?).0
-            };
             // The cache was waited for: a node that it does not know is gone.
             let is_orphan = self.unknown_node(&pod.object).is_some();
             let grace = if is_orphan { Some(0) } else { request.grace_period_seconds };
-            let plan = decide(&pod.object, &budgets, &pods, grace, self.now())?;
+            let plan = decide(&pod.object, &budgets, grace, self.now())?;
             let new = match plan.verdict {
                 Verdict::Keep => {
                     return Ok(DeleteResponse { object: Some(pod.object.clone()), gone: false });
@@ -165,23 +159,17 @@ fn targeted(mut object: Box<Object>, why: (&str, &str), now: Time) -> Box<Object
     object
 }
 
-fn filter(namespace: &str) -> Result<Filter, ApiError> {
-    Filter::parse(Kind::PodDisruptionBudget, namespace, "", "")
-}
-
-/// What becomes of the pod, and which budgets have a say. `budgets` and `pods` are those of its namespace.
-fn decide(
-    object: &Object,
-    budgets: &[Arc<Entry>],
-    pods: &[Arc<Entry>],
-    grace: Option<i64>,
-    now: Time,
-) -> Result<Plan, ApiError> {
+/// What becomes of the pod, and which budgets have a say. `budgets` are those of its namespace.
+fn decide(object: &Object, budgets: &[Budgeted], grace: Option<i64>, now: Time) -> Result<Plan, ApiError> {
     let Some(pod) = object.as_pod() else { return Err(ApiError::Invalid("only a pod can be evicted".into())) };
     let (mut compared, mut taken, mut refusals) = (Vec::new(), Vec::new(), Vec::new());
-    for entry in budgets.iter().filter(|_| !disruption::goes_freely(pod)) {
+    for (entry, pods) in budgets.iter().filter(|_| !disruption::goes_freely(pod)) {
         let Some(budget) = entry.object.as_budget() else { continue };
-        let Some(standing) = standing(budget, pod, pods) else { continue };
+        // Validation has refused a selector that is none.
+        if !Scope::of(budget).is_ok_and(|scope| scope.has(pod)) {
+            continue;
+        }
+        let standing = Standing::of(budget.spec(), *pods);
         compared.push((entry.key.clone(), entry.revision));
         match standing.judge(budget.spec(), pod) {
             Say::Free => {}
@@ -204,19 +192,17 @@ fn decide(
     Ok(Plan { verdict, compared, taken })
 }
 
-/// How a budget stands that speaks of this pod; `None` when it does not.
-fn standing(budget: &PodDisruptionBudget, pod: &Pod, pods: &[Arc<Entry>]) -> Option<Standing> {
-    // Validation has refused a selector that is none.
-    let scope = Scope::of(budget).ok().filter(|scope| scope.has(pod))?;
-    let all = pods.iter().filter_map(|entry| entry.object.as_pod()).filter(|pod| scope.has(pod));
-    Some(Standing::of(budget.spec(), all))
-}
-
 #[cfg(test)]
 mod tests {
-    use minipod_proto::v1::{LabelSelector, PodDisruptionBudgetSpec};
+    use std::sync::Arc;
+
+    use minipod_proto::{
+        disruption::Counted,
+        v1::{LabelSelector, Pod, PodDisruptionBudget, PodDisruptionBudgetSpec},
+    };
 
     use super::*;
+    use crate::cache::Entry;
 
     fn entry(kind: Kind, object: Object, revision: i64) -> Arc<Entry> {
         let key = object.key();
@@ -288,7 +274,13 @@ mod tests {
             ),
         ];
         for (name, pod, budgets, want) in cases {
-            let shown = decide(&pod, &budgets, &pods, None, now).map(|plan| {
+            let counted = |budget: &Arc<Entry>| {
+                let scope = Scope::of(budget.object.as_budget().expect("a budget")).expect("a selector");
+                let all = pods.iter().filter_map(|entry| entry.object.as_pod()).filter(|pod| scope.has(pod));
+                (Arc::clone(budget), Counted::of(all))
+            };
+            let budgets: Vec<Budgeted> = budgets.iter().map(counted).collect();
+            let shown = decide(&pod, &budgets, None, now).map(|plan| {
                 let compared: Vec<String> = plan.compared.iter().map(|(key, at)| format!("{key}@{at}")).collect();
                 let allowed = |object: &Object| {
                     object

@@ -31,7 +31,7 @@ use crate::{
     keys,
     ledger::writers::Writers,
     space::Space,
-    storage::{Guard, Storage},
+    storage::{Guard, Outcome, Part, Storage, StoreError},
 };
 
 /// How often a write is tried when others keep writing the same object.
@@ -130,6 +130,11 @@ impl Registry {
     /// The wall clock.
     pub fn now(&self) -> Time {
         (self.clock)()
+    }
+
+    /// Writes in one transaction with whatever else is written here just now; it holds or is lost by itself.
+    pub(crate) async fn gathered(&self, part: Part) -> Result<Outcome, StoreError> {
+        self.gatherer.txn(part).await
     }
 
     /// Makes a new object.

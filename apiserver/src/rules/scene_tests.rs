@@ -274,7 +274,7 @@ fn random_pod(dice: &mut Dice, name: &str) -> Pod {
         (0..dice.roll(3)).map(|_| random_term(dice)).collect();
     let away = PodAntiAffinity { required_during_scheduling_ignored_during_execution, ..PodAntiAffinity::default() };
     let (pod_affinity, pod_anti_affinity) = (dice.one_in(3).then_some(near), dice.one_in(3).then_some(away));
-    pod.spec_mut().affinity = Some(Affinity { pod_affinity, pod_anti_affinity, ..Affinity::default() });
+    pod.spec_mut().affinity = Some(Box::new(Affinity { pod_affinity, pod_anti_affinity, ..Affinity::default() }));
     if dice.one_in(2) {
         pod.spec_mut().topology_spread_constraints = (0..dice.roll(3)).map(|_| random_spread(dice)).collect();
     }

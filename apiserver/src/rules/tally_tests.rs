@@ -40,13 +40,13 @@ fn pod(dice: &mut Dice, name: &str) -> Arc<Entry> {
         };
         // Twice the same is one.
         let required_during_scheduling_ignored_during_execution = vec![term.clone(), term];
-        pod.spec_mut().affinity = Some(Affinity {
+        pod.spec_mut().affinity = Some(Box::new(Affinity {
             pod_anti_affinity: Some(PodAntiAffinity {
                 required_during_scheduling_ignored_during_execution,
                 ..PodAntiAffinity::default()
             }),
             ..Affinity::default()
-        });
+        }));
     }
     entry(ObjectKind::Pod, pod.into())
 }

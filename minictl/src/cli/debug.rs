@@ -100,7 +100,7 @@ fn container(options: &DebugArgs) -> Result<EphemeralContainer, CliError> {
         stdin: options.stdin,
         tty: options.tty,
         target_container_name: options.target.clone(),
-        security_context: Some(security),
+        security_context: Some(Box::new(security)),
         ..EphemeralContainer::default()
     })
 }

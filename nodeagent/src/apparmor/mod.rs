@@ -70,7 +70,7 @@ pub fn said<'a>(pod: &'a Pod, container: &'a Container) -> Option<&'a AppArmorPr
 pub fn profile(pod: &Pod, container: &Container, node: &Support, can_set: bool) -> Result<String, AppArmorError> {
     let said = said(pod, container);
     let kind = said.map(|said| said.r#type.as_str());
-    let privileged = container.security_context.as_ref().is_some_and(is_privileged);
+    let privileged = container.security_context.as_deref().is_some_and(is_privileged);
     match (kind, node) {
         (Some("Unconfined"), _) | (None, Support::None) => Ok(String::new()),
         (None, _) if !can_set => Ok(String::new()),
@@ -187,7 +187,7 @@ mod tests {
             privileged: Some(privileged),
             ..SecurityContext::default()
         };
-        let container = Container { security_context: Some(own), ..Container::default() };
+        let container = Container { security_context: Some(Box::new(own)), ..Container::default() };
         let spec = PodSpec { security_context: Some(context), containers: vec![container], ..PodSpec::default() };
         Pod { spec: Some(spec), ..Pod::default() }
     }
@@ -248,7 +248,7 @@ mod tests {
         }
         let mut debugged = pod("", "", false);
         let context = SecurityContext { app_armor_profile: named("RuntimeDefault"), ..SecurityContext::default() };
-        let debug = EphemeralContainer { security_context: Some(context), ..EphemeralContainer::default() };
+        let debug = EphemeralContainer { security_context: Some(Box::new(context)), ..EphemeralContainer::default() };
         debugged.spec_mut().ephemeral_containers.push(debug);
         assert_eq!(refusal(&debugged, &Support::None), None, "one that is added later fails alone");
     }

@@ -53,7 +53,7 @@ pub(super) fn all(
     readonly_root: bool,
 ) -> Result<Vec<Mount>, ConfigError> {
     let Input { pod, container, paths, .. } = *input;
-    let privileged = container.security_context.as_ref().is_some_and(is_privileged);
+    let privileged = container.security_context.as_deref().is_some_and(is_privileged);
     let dev = Mount {
         kind: MountKind::Dev.into(),
         target: "/dev".to_owned(),

@@ -184,7 +184,7 @@ pub fn limits(resources: &Resources) -> Limits {
 /// What of the manifest cannot be carried out.
 pub fn container(input: &Input<'_>) -> Result<ContainerSpec, ConfigError> {
     let Input { pod, container, .. } = *input;
-    let context = container.security_context.as_ref();
+    let context = container.security_context.as_deref();
     let spec = pod.spec();
     supported(spec, container, context)?;
     let environment = environment(pod, container, &input.image.env, input.facts)?;
@@ -438,7 +438,10 @@ pub(super) mod tests {
             pod.spec_mut().init_containers.push(init);
         };
         assert_eq!(limit(with_init), Some(1 << 30), "an init container may need more than the apps");
-        assert_eq!(limit(|pod| pod.spec_mut().resources = resources(&[("memory", "2Gi")])), Some(2 << 30));
+        assert_eq!(
+            limit(|pod| pod.spec_mut().resources = resources(&[("memory", "2Gi")]).map(Box::new)),
+            Some(2 << 30)
+        );
     }
 
     #[test]

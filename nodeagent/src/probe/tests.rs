@@ -51,9 +51,9 @@ fn run_case(input: &str) -> String {
         }
         outcomes.insert(kind, words[1].chars().rev().collect());
         match kind {
-            Kind::Startup => container.startup_probe = Some(probe),
-            Kind::Liveness => container.liveness_probe = Some(probe),
-            Kind::Readiness => container.readiness_probe = Some(probe),
+            Kind::Startup => container.startup_probe = Some(Box::new(probe)),
+            Kind::Liveness => container.liveness_probe = Some(Box::new(probe)),
+            Kind::Readiness => container.readiness_probe = Some(Box::new(probe)),
         }
     }
     let mut probes = Probes::of(&container, 0, 0, passed).expect("a probe");

@@ -36,7 +36,7 @@ pub enum Choice {
 /// The container's word, the pod's, the node's default. A privileged container has none.
 #[must_use]
 pub fn choice(pod: &Pod, container: &Container, node_default: bool) -> Choice {
-    let own = container.security_context.as_ref();
+    let own = container.security_context.as_deref();
     if own.is_some_and(is_privileged) {
         return Choice::Unconfined;
     }
@@ -254,7 +254,7 @@ mod tests {
             let spec = PodSpec { security_context: Some(context), ..PodSpec::default() };
             let own =
                 SecurityContext { seccomp_profile: own, privileged: Some(privileged), ..SecurityContext::default() };
-            let container = Container { security_context: Some(own), ..Container::default() };
+            let container = Container { security_context: Some(Box::new(own)), ..Container::default() };
             choice(&Pod { spec: Some(spec), ..Pod::default() }, &container, default)
         };
         assert_eq!(made(None, None, false, true), Choice::RuntimeDefault);

@@ -146,7 +146,7 @@ fn container(walk: &mut Walk, container: &Container, spec: &PodSpec, place: Plac
     let policies = ["File", "FallbackToLogsOnError"];
     walk.word("terminationMessagePolicy", &container.termination_message_policy, &policies);
     restarts(walk, container);
-    security::container(walk, container.security_context.as_ref(), spec);
+    security::container(walk, container.security_context.as_deref(), spec);
     probes(walk, container, place);
 }
 

@@ -165,7 +165,7 @@ fn probes_and_hooks() {
         text(walk.problems)
     };
     let port = |port: i32| Some(TcpSocketAction { port: Some(port.into()), ..TcpSocketAction::default() });
-    let probe = |probe: Probe| Container { liveness_probe: Some(probe), ..Container::default() };
+    let probe = |probe: Probe| Container { liveness_probe: Some(Box::new(probe)), ..Container::default() };
     assert_eq!(problems(probe(Probe { tcp_socket: port(80), ..Probe::default() })), "none");
     let nothing = "spec.containers[0].livenessProbe: says nothing, want exactly one of exec, httpGet, tcpSocket, grpc";
     assert_eq!(problems(probe(Probe::default())), nothing);
@@ -186,7 +186,7 @@ fn probes_and_hooks() {
     let lifecycle = crate::v1::Lifecycle { pre_stop: Some(handler), ..crate::v1::Lifecycle::default() };
     let expected = "spec.containers[0].lifecycle.preStop: has tcpSocket and sleep, want exactly one of them\n\
          spec.containers[0].lifecycle.preStop.sleep.seconds: found \"-1\": want 0 to 9223372036854775807";
-    assert_eq!(problems(Container { lifecycle: Some(lifecycle), ..Container::default() }), expected);
+    assert_eq!(problems(Container { lifecycle: Some(Box::new(lifecycle)), ..Container::default() }), expected);
 }
 
 #[test]

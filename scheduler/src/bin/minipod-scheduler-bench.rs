@@ -306,7 +306,7 @@ fn node_affinity(at: u32) -> Pod {
     let term = NodeSelectorTerm { match_expressions: vec![zone], ..Default::default() };
     let required = Some(NodeSelector { node_selector_terms: vec![term] });
     let affinity = NodeAffinity { required_during_scheduling_ignored_during_execution: required, ..Default::default() };
-    pod.spec_mut().affinity = Some(Affinity { node_affinity: Some(affinity), ..Default::default() });
+    pod.spec_mut().affinity = Some(Box::new(Affinity { node_affinity: Some(affinity), ..Default::default() }));
     pod
 }
 
@@ -341,6 +341,6 @@ fn near(at: u32, anti: bool) -> Pod {
         affinity.pod_affinity =
             Some(PodAffinity { required_during_scheduling_ignored_during_execution: required, ..Default::default() });
     }
-    pod.spec_mut().affinity = Some(affinity);
+    pod.spec_mut().affinity = Some(Box::new(affinity));
     pod
 }

@@ -131,6 +131,12 @@ pub struct Explanation {
 }
 
 impl Explanation {
+    /// Of these nodes, in any order.
+    pub(super) fn new(gates: Vec<String>, mut nodes: Vec<NodeReason>) -> Explanation {
+        nodes.sort_unstable_by(|left, right| left.node.cmp(&right.node));
+        Explanation { gates, nodes }
+    }
+
     /// Number of nodes that would do.
     pub fn available(&self) -> usize {
         self.nodes.iter().filter(|node| node.reason.is_none()).count()
@@ -188,19 +194,25 @@ impl Core {
         let Some(entry) = self.entry(pod) else { return Explanation::default() };
         let class = self.class(entry.class);
         let gates = entry.info.gates.clone();
-        let shut = self.shut_for(pod);
-        let mut nodes: Vec<NodeReason> = self
-            .nodes
-            .alive
-            .iter()
-            .map(|node| {
-                let reserved = shut.is_some_and(|shut| shut.contains(node));
-                let reason = self.reason(class, node).or(reserved.then_some(Reason::Reserved));
-                NodeReason { node: self.nodes.name(node).to_owned(), reason }
-            })
-            .collect();
-        nodes.sort_by(|left, right| left.node.cmp(&right.node));
-        Explanation { gates, nodes }
+        let nodes = self.nodes.alive.iter().map(|node| self.judged(class, pod, node)).collect();
+        Explanation::new(gates, nodes)
+    }
+
+    /// The nodes that there are.
+    pub(super) fn alive(&self) -> Vec<NodeId> {
+        self.nodes.alive.iter().collect()
+    }
+
+    /// The first reason against one node, as things are now; `None` when it is gone, or the pod.
+    pub(super) fn explain_on(&self, pod: PodId, node: NodeId) -> Option<NodeReason> {
+        let class = self.class(self.entry(pod)?.class);
+        self.nodes.alive.contains(node).then(|| self.judged(class, pod, node))
+    }
+
+    fn judged(&self, class: &Class, pod: PodId, node: NodeId) -> NodeReason {
+        let reserved = self.shut_for(pod).is_some_and(|shut| shut.contains(node));
+        let reason = self.reason(class, node).or(reserved.then_some(Reason::Reserved));
+        NodeReason { node: self.nodes.name(node).to_owned(), reason }
     }
 
     /// The first reason against a node.

@@ -45,7 +45,9 @@ pub use decide::Score;
 pub use explain::{Explanation, NodeReason, Reason};
 pub use fit::{Fit, Unplaced};
 pub use needs::{Group, NodeInfo, PodInfo};
-pub use planner::{BATCH, Binding, Eviction, Nominee, Outcome, Planner, Report, Settings, Standing, Step, Victim};
+pub use planner::{
+    BATCH, Binding, Eviction, Inquiry, Nominee, Outcome, Planner, Progress, Report, Settings, Standing, Step, Victim,
+};
 pub use preempt::{Budget, Preemption};
 pub use remedy::Remedy;
 pub use statics::StaticScore;

@@ -6,16 +6,25 @@ use minipod_proto::v1::NodeSelectorRequirement;
 
 use super::class::Class;
 use super::core::Core;
-use super::explain::{Explanation, Reason};
+use super::explain::{Explanation, NodeReason, Reason};
 use super::needs::{NodeInfo, Placement, Term, Who};
 use super::statics::StaticReason;
 use super::{NodeId, PodId};
 
 /// On so many nodes, those that lack the least, it is looked for whom to end, and only as long as they have no more pods than
-/// [`TRIED_PODS`] together: a trial costs about a microsecond per pod on the node and rule of the pod, and the loop stands still meanwhile.
+/// [`TRIED_PODS`] together: a trial costs about a microsecond per pod on the node and rule of the pod.
 const TRIED: usize = 2000;
 /// Pods that are thought away for one question, some tens of milliseconds' worth; the first node is tried however many it has.
 const TRIED_PODS: usize = 20_000;
+
+/// A node on which it is looked for whom to end; what lacks little is tried first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Trial {
+    lack: i64,
+    /// The node's place in the explanation.
+    pub(super) index: usize,
+    pub(super) node: NodeId,
+}
 
 /// What would make a pod fit on one node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -31,34 +40,58 @@ pub struct Remedy {
 impl Core {
     /// For every node of an explanation what would make the pod fit there, and on how many nodes it was tried to end pods.
     pub fn remedies(&self, pod: PodId, explanation: &Explanation) -> (Vec<Remedy>, usize) {
-        let Some(entry) = self.entry(pod) else { return (Vec::new(), 0) };
-        let class = self.class(entry.class);
-        let mut all = vec![Remedy::default(); explanation.nodes.len()];
-        let mut worth_a_trial: Vec<(i64, usize, NodeId)> = Vec::new();
+        let (mut all, mut trials) = (Vec::with_capacity(explanation.nodes.len()), Vec::new());
         for (index, verdict) in explanation.nodes.iter().enumerate() {
-            let (Some(reason), Some(node)) = (&verdict.reason, self.node_id(&verdict.node)) else { continue };
-            all[index].text = self.advice(class, node, reason);
-            if reason.helps_to_evict() && !self.is_too_small(class, node) {
-                worth_a_trial.push((lack(reason), index, node));
+            let (remedy, trial) = self.advise(pod, index, verdict);
+            all.push(remedy);
+            trials.extend(trial);
+        }
+        let trials = self.promising(trials);
+        for trial in &trials {
+            if let Some(remedy) = all.get_mut(trial.index) {
+                self.try_ends(pod, trial, remedy);
             }
         }
-        worth_a_trial.sort_unstable();
+        (all, trials.len())
+    }
+
+    /// What would help on one node of an explanation, in words, and whether it is worth looking for whom to end there.
+    pub(super) fn advise(&self, pod: PodId, index: usize, verdict: &NodeReason) -> (Remedy, Option<Trial>) {
+        let (Some(entry), Some(reason), Some(node)) = (self.entry(pod), &verdict.reason, self.node_id(&verdict.node))
+        else {
+            return (Remedy::default(), None);
+        };
+        let class = self.class(entry.class);
+        let text = self.advice(class, node, reason);
+        let is_worth_it = reason.helps_to_evict() && !self.is_too_small(class, node);
+        let trial = is_worth_it.then(|| Trial { lack: lack(reason), index, node });
+        (Remedy { text, ..Remedy::default() }, trial)
+    }
+
+    /// The trials that are made, those first that are likely to come to something.
+    pub(super) fn promising(&self, mut trials: Vec<Trial>) -> Vec<Trial> {
+        trials.sort_unstable();
         let mut pods = 0;
-        let within = worth_a_trial.iter().take(TRIED).take_while(|(_, _, node)| {
+        let within = trials.iter().take(TRIED).take_while(|trial| {
             let before = pods;
-            pods += self.nodes.pods[*node as usize].len();
+            pods += self.pods_on(trial.node);
             before == 0 || pods <= TRIED_PODS
         });
         let tried = within.count();
-        worth_a_trial.truncate(tried);
-        for (_, index, node) in &worth_a_trial {
-            self.add_victims(class, *node, &mut all[*index]);
-        }
-        (all, worth_a_trial.len())
+        trials.truncate(tried);
+        trials
     }
 
-    fn add_victims(&self, class: &Class, node: NodeId, remedy: &mut Remedy) {
-        let Some(preemption) = self.victims_below(class, i64::from(i32::MAX) + 1, node) else { return };
+    /// How many pods a trial thinks away.
+    pub(super) fn pods_on(&self, node: NodeId) -> usize {
+        self.nodes.pods.get(node as usize).map_or(0, |pods| pods.len())
+    }
+
+    /// Looks for whom to end on a node.
+    pub(super) fn try_ends(&self, pod: PodId, trial: &Trial, remedy: &mut Remedy) {
+        let Some(entry) = self.entry(pod).filter(|_| self.nodes.alive.contains(trial.node)) else { return };
+        let class = self.class(entry.class);
+        let Some(preemption) = self.victims_below(class, i64::from(i32::MAX) + 1, trial.node) else { return };
         let lower = |pod: &PodId| self.pod(*pod).is_some_and(|info| info.needs.priority < class.needs.priority);
         remedy.by_preemption = class.needs.preempts && preemption.victims.iter().all(lower);
         if preemption.violations > 0 {

@@ -27,7 +27,7 @@ use super::needs::PodInfo;
 use super::{PodId, Profile};
 
 pub use claims::{Eviction, Nominee, Victim};
-pub use questions::Standing;
+pub use questions::{Inquiry, Progress, Standing};
 
 /// Bindings in one request: with a pod and a ledger key each they stay well within what a store commits at once, and one round
 /// trip is spread over many pods.
@@ -40,6 +40,9 @@ const DELAY_MS: (i64, i64) = (10, 5_000);
 const CONFIRM_MS: i64 = 30_000;
 /// An explanation is renewed at the most this often while a pod waits, milliseconds.
 const EXPLAIN_MS: i64 = 5_000;
+
+/// Nodes that are looked at for explanations in one call of `plan`, some milliseconds' worth; one class is explained whatever it takes.
+const EXPLAIN_NODES: usize = 10_000;
 
 /// How a scheduler differs from others.
 #[derive(Debug, Clone)]
@@ -142,6 +145,8 @@ pub struct Planner {
     waiting: BTreeMap<u32, Waiting>,
     /// Proposed and not confirmed, with the time at which that becomes doubtful.
     in_flight: HashMap<Arc<str>, i64>,
+    /// None of those becomes doubtful before: thousands are in flight, and they are looked through when that has come.
+    doubt_ms: i64,
     delayed: HashMap<Arc<str>, Delayed>,
     /// What was last reported of a pod.
     reported: HashMap<Arc<str>, Arc<str>>,
@@ -175,6 +180,7 @@ impl Planner {
             ready: BTreeSet::new(),
             waiting: BTreeMap::new(),
             in_flight: HashMap::new(),
+            doubt_ms: 0,
             delayed: HashMap::new(),
             reported: HashMap::new(),
             untold: BTreeMap::new(),
@@ -364,7 +370,7 @@ impl Planner {
             return Some(now_ms);
         }
         let delays = self.delayed.values().map(|delayed| delayed.until_ms);
-        let doubts = self.in_flight.values().copied();
+        let doubts = (!self.in_flight.is_empty()).then_some(self.doubt_ms);
         let reports = self.waiting.values().map(|waiting| waiting.explain_at_ms);
         let claims = self.claims.values().map(|claim| claim.until_ms);
         let gangs = self.gangs.values().filter_map(Gang::due_ms);
@@ -385,7 +391,7 @@ impl Planner {
             let info = info.clone();
             self.enlist(&info, true);
         }
-        self.in_flight.insert(Arc::clone(&binding.uid), now_ms + CONFIRM_MS);
+        self.doubt_from(Arc::clone(&binding.uid), now_ms + CONFIRM_MS);
         self.waits_since.remove(&binding.uid);
         self.untold.remove(&binding.uid);
         // It has gone well for this one: the next of its class may fit as well.
@@ -393,6 +399,12 @@ impl Planner {
             self.wake_one(class, now_ms);
         }
         Some(binding)
+    }
+
+    /// Notes a proposal that becomes doubtful then.
+    fn doubt_from(&mut self, uid: Arc<str>, at_ms: i64) {
+        self.doubt_ms = if self.in_flight.is_empty() { at_ms } else { self.doubt_ms.min(at_ms) };
+        self.in_flight.insert(uid, at_ms);
     }
 
     fn park(&mut self, pod: PodId, now_ms: i64) {
@@ -452,7 +464,7 @@ impl Planner {
                 self.delayed.remove(uid);
             }
             Outcome::Unknown => {
-                self.in_flight.insert(uid.into(), now_ms + DELAY_MS.1);
+                self.doubt_from(uid.into(), now_ms + DELAY_MS.1);
             }
             Outcome::Overtaken | Outcome::Refused => self.give_back(uid, now_ms),
         }
@@ -485,10 +497,13 @@ impl Planner {
     }
 
     fn expire(&mut self, now_ms: i64) {
-        let doubtful: Vec<Arc<str>> =
-            self.in_flight.iter().filter(|(_, until)| **until <= now_ms).map(|(uid, _)| Arc::clone(uid)).collect();
-        for uid in doubtful {
-            self.give_back(&uid, now_ms);
+        if self.doubt_ms <= now_ms {
+            let doubtful = self.in_flight.iter().filter(|(_, until)| **until <= now_ms);
+            let doubtful: Vec<Arc<str>> = doubtful.map(|(uid, _)| Arc::clone(uid)).collect();
+            for uid in doubtful {
+                self.give_back(&uid, now_ms);
+            }
+            self.doubt_ms = self.in_flight.values().copied().min().unwrap_or(i64::MAX);
         }
         // The entry stays for its count of failures until the pod is bound; only its time is taken away.
         for (uid, delayed) in &mut self.delayed {
@@ -541,6 +556,15 @@ impl Planner {
         }
     }
 
+    /// Classes whose explanation is made now: of those that are due the longest, as many as one call may look at nodes for.
+    fn to_explain(&self, now_ms: i64) -> BTreeSet<u32> {
+        let due = self.waiting.iter().filter(|(_, waiting)| waiting.explain_at_ms <= now_ms);
+        let mut due: Vec<(i64, u32)> = due.map(|(class, waiting)| (waiting.explain_at_ms, *class)).collect();
+        due.sort_unstable();
+        due.truncate((EXPLAIN_NODES / self.core.node_count().max(1)).max(1));
+        due.into_iter().map(|(_, class)| class).collect()
+    }
+
     /// Explanations for classes that have begun to wait or have waited on, and what else is to be told.
     fn reports(&mut self, now_ms: i64) -> Vec<Report> {
         let mut tell: Vec<(Arc<str>, Arc<str>)> = Vec::new();
@@ -548,8 +572,9 @@ impl Planner {
         for uid in untold {
             tell.extend(self.untold.remove_entry(&uid));
         }
-        for waiting in self.waiting.values_mut() {
-            let due = waiting.explain_at_ms <= now_ms;
+        let explained = self.to_explain(now_ms);
+        for (class, waiting) in &mut self.waiting {
+            let due = explained.contains(class);
             if tell.len() >= REPORTS || !(due || (waiting.joined && !waiting.message.is_empty())) {
                 continue;
             }
