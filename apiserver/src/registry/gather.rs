@@ -18,8 +18,8 @@ use tokio::sync::oneshot;
 
 use crate::storage::{Outcome, Part, Storage, StoreError, Write};
 
-/// Transactions under way at once. With one, all that comes while the store syncs goes into the next: a transaction costs as much as some
-/// ten of the writes in it, and processors are what there is too little of when many come. Whoever writes alone waits for nobody.
+/// Transactions under way at once. With one, all that comes while the store syncs goes into the next: what a transaction costs whatever is
+/// in it is spread over more, and processors are what there is too little of when many come. Whoever writes alone waits for nobody.
 const IN_FLIGHT: usize = 1;
 
 /// Bytes of keys and values in one transaction; half of what etcd takes in a request, for the frames around them and the keys that
