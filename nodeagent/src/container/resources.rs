@@ -143,7 +143,7 @@ fn asked_memory_bytes(spec: &PodSpec, container: &Container) -> u64 {
 
 /// A container's part of the memory that the pod as a whole asks for and no container does.
 fn unclaimed_memory_bytes(spec: &PodSpec) -> u64 {
-    let Some(of_pod) = Resources::of(spec.resources.as_ref()).memory_request_bytes else { return 0 };
+    let Some(of_pod) = Resources::of(spec.resources.as_deref()).memory_request_bytes else { return 0 };
     let alone = PodSpec { resources: None, overhead: BTreeMap::new(), ..spec.clone() };
     let claimed = pod_resources::pod_requests(&alone).unwrap_or_default().memory_bytes;
     let sharers = spec.containers.len() + spec.init_containers.len();
@@ -242,7 +242,7 @@ mod tests {
         ] {
             let (mut spec, mut made) = (PodSpec::default(), Vec::new());
             if !of_pod.is_empty() {
-                spec.resources = Some(requirements(&[("memory", of_pod)], &[]));
+                spec.resources = Some(Box::new(requirements(&[("memory", of_pod)], &[])));
             }
             for (index, word) in containers.split(' ').enumerate() {
                 let (kind, amount) = word.split_once(':').expect("KIND:REQUEST");
