@@ -14,8 +14,8 @@ const NODES: &[&str] = &["node-1", "node-2", "node-3"];
 const SERVERS: [&str; 3] = ["api-1", "api-2", "api-3"];
 /// Prefix of the pods' cgroups in deploy/compose.yaml; the host's tree outlives the containers.
 const CGROUPS: &str = "minipod-compose-";
-/// Every pod has one.
-const SUPERVISOR: &str = "minipod-podshim";
+/// Every pod has one; the one that waits for a pod has another command line.
+const SUPERVISOR: &str = "minipod-podshim --dir";
 const START_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Where the objects are kept.
