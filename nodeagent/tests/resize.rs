@@ -32,9 +32,8 @@ fn limits_change_in_place_and_back() {
         node.wait(uid, "more", |status| in_force(status, "app") == wanted && in_progress(status).is_none()).await;
         assert_eq!(limits_of(pid), (50_000, 128 << 20));
         assert_eq!(node.processes(uid), before, "nothing was started again");
-        let events = node.api.events(uid);
         for reason in ["ResizeStarted", "ResizeCompleted"] {
-            assert!(events.iter().any(|event| event == reason), "{reason} in {events:?}");
+            node.wait_event(uid, reason).await;
         }
 
         // An agent that comes anew goes on with what is in force.
