@@ -320,7 +320,8 @@ async fn open_store(
         }
     };
     let (client, follower) = (store.client(None).await?, store.client(Some(storage::following())).await?);
-    Ok((Storage::from_clients(&client, &follower, config.max_txn_ops), Some(store)))
+    let storage = Storage::from_clients(&client, &follower, config.max_txn_ops).with_own(store.transactor());
+    Ok((storage, Some(store)))
 }
 
 /// Opens a store, and serves it to others where that is wanted.

@@ -1,13 +1,19 @@
-//! The only user of etcd-client: bytes under keys, with revisions.
+//! The only user of etcd-client, and beside it ([`direct`]) of the store in this process: bytes under keys, with revisions.
 //!
 //! Everything above sees [`Item`]s, [`Guard`]s and [`Write`]s and knows nothing of etcd. Any endpoint that speaks etcd v3 will do;
 //! [`Storage::from_clients`] is the seam for one that is not reached over TCP.
+
+mod direct;
 
 use std::time::Duration;
 
 use etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, KvClient, Txn, TxnOp, TxnOpResponse,
     TxnResponse, WatchClient, WatchOptions, WatchStream,
+};
+use minipod_store::{
+    direct::{Answer, Transactor},
+    wire,
 };
 use tonic::Code;
 
@@ -191,6 +197,8 @@ pub fn following() -> ConnectOptions {
 pub struct Storage {
     kv: KvClient,
     watch: WatchClient,
+    /// Where the store is this process's own: transactions go this way.
+    own: Option<Transactor>,
     max_ops: usize,
 }
 
@@ -217,7 +225,13 @@ impl Storage {
     pub fn from_clients(client: &Client, follower: &Client, max_ops: usize) -> Storage {
         let kv = client.kv_client().max_decoding_message_size(ANSWER_LIMIT_BYTES);
         let watch = follower.watch_client().max_decoding_message_size(ANSWER_LIMIT_BYTES);
-        Storage { kv, watch, max_ops: max_ops.max(2) }
+        Storage { kv, watch, own: None, max_ops: max_ops.max(2) }
+    }
+
+    /// With transactions that do not go through a client.
+    #[must_use]
+    pub fn with_own(self, own: Transactor) -> Storage {
+        Storage { own: Some(own), ..self }
     }
 
     /// How many guards, and how many writes, fit in one transaction.
@@ -309,8 +323,13 @@ impl Storage {
     /// # Errors
     /// [`StoreError::Uncertain`] when it may have happened; the other errors say that it has not.
     pub async fn txn(&self, guards: Vec<Guard>, writes: Vec<Write>) -> Result<Outcome, StoreError> {
+        let part = Part { guards, writes };
+        if let Some(own) = &self.own {
+            let (revision, answer) = carried_out(own, &direct::txn(&part)).await?;
+            return Ok(direct::outcome(answer, revision));
+        }
         let mut kv = self.kv.clone();
-        let answer = patient("write", true, kv.txn(transaction(Part { guards, writes }))).await?;
+        let answer = patient("write", true, kv.txn(transaction(part))).await?;
         let revision = answer.header().map_or(0, |header| header.revision());
         Ok(outcome(&answer, revision))
     }
@@ -335,24 +354,26 @@ impl Storage {
     ///
     /// # Errors
     /// As [`Storage::txn`], of all of them.
-    pub async fn txn_each(&self, parts: Vec<Part>) -> Result<Vec<Outcome>, StoreError> {
-        let each: Vec<TxnOp> = parts.into_iter().map(|part| TxnOp::txn(transaction(part))).collect();
-        let count = each.len();
-        let mut kv = self.kv.clone();
-        let answer = patient("write", true, kv.txn(Txn::new().and_then(each))).await?;
-        let revision = answer.header().map_or(0, |header| header.revision());
-        let outcomes: Vec<Outcome> = answer
-            .op_responses()
-            .iter()
-            .filter_map(|response| match response {
-                TxnOpResponse::Txn(answer) => Some(outcome(answer, revision)),
+    pub async fn txn_each(&self, parts: &[Part]) -> Result<Vec<Outcome>, StoreError> {
+        let outcomes: Vec<Outcome> = if let Some(own) = &self.own {
+            let (revision, answer) = carried_out(own, &direct::each(parts)).await?;
+            direct::outcomes(answer, revision).collect()
+        } else {
+            let each: Vec<TxnOp> = parts.iter().map(|part| TxnOp::txn(transaction(part.clone()))).collect();
+            let mut kv = self.kv.clone();
+            let answer = patient("write", true, kv.txn(Txn::new().and_then(each))).await?;
+            let revision = answer.header().map_or(0, |header| header.revision());
+            let answers = answer.op_responses().into_iter();
+            let inner = answers.filter_map(|response| match response {
+                TxnOpResponse::Txn(answer) => Some(outcome(&answer, revision)),
                 _ => None,
-            })
-            .collect();
-        if outcomes.len() == count {
+            });
+            inner.collect()
+        };
+        if outcomes.len() == parts.len() {
             return Ok(outcomes);
         }
-        let detail = format!("{} answers to {count} transactions", outcomes.len());
+        let detail = format!("{} answers to {} transactions", outcomes.len(), parts.len());
         Err(StoreError::Uncertain { operation: "write", detail })
     }
 
@@ -410,6 +431,10 @@ impl Feed {
             return Ok(Batch { events, revision: sent });
         }
     }
+}
+
+async fn carried_out(own: &Transactor, txn: &wire::Txn<'_>) -> Result<(i64, Answer), StoreError> {
+    patient("write", true, async { own.txn(txn).await.map_err(etcd_client::Error::GRpcStatus) }).await
 }
 
 fn transaction(part: Part) -> Txn {

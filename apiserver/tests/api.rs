@@ -12,9 +12,9 @@ use minipod_apiserver::{
 };
 use minipod_daemon::{metrics::Registry as Metrics, shutdown::Shutdown};
 use minipod_proto::v1::{
-    BindBatchRequest, ConfigMap, Namespace, Object, PatchRequest, Pod, PriorityClass, ReportUnschedulableRequest,
-    UpdateRequest, WatchEvent, bind_batch_request::Item, bind_result::Code, report_unschedulable_request,
-    watch_event::Type,
+    BindBatchRequest, ConfigMap, CreateManyRequest, Namespace, Object, PatchRequest, Pod, PriorityClass,
+    ReportUnschedulableRequest, UpdateRequest, WatchEvent, bind_batch_request::Item, bind_result::Code,
+    report_unschedulable_request, watch_event::Type,
 };
 use support::*;
 use tonic::{Code as Grpc, Status, Streaming};
@@ -76,6 +76,60 @@ fn patch(name: &str, json: &str) -> PatchRequest {
 async fn next(events: &mut Streaming<WatchEvent>) -> WatchEvent {
     let event = tokio::time::timeout(Duration::from_secs(30), events.message()).await.expect("an event within 30 s");
     event.expect("the watch goes on").expect("an event")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_in_one_call_each_is_made_or_refused_by_itself() {
+    let cluster = Cluster::start().await;
+    let mut objects = cluster.server.objects().await;
+    objects.create(create(pod("taken", "100m", "64Mi"))).await.expect("created");
+    let with = |change: fn(&mut Pod)| {
+        let mut pod = pod("p", "100m", "64Mi");
+        change(&mut pod);
+        Object::from(pod)
+    };
+    let many = |objects: Vec<Object>, dry_run| CreateManyRequest { objects, dry_run };
+    let mut request = many((0..300).map(|index| pod(&format!("p-{index}"), "100m", "64Mi").into()).collect(), false);
+    let odd: [(Object, Grpc, &str); 5] = [
+        (pod("taken", "100m", "64Mi").into(), Grpc::AlreadyExists, "Pod default/taken exists already"),
+        (pod("p-0", "100m", "64Mi").into(), Grpc::AlreadyExists, "Pod default/p-0 exists already"),
+        (with(|pod| pod.spec_mut().containers.clear()), Grpc::InvalidArgument, "spec.containers"),
+        (with(|pod| pod.metadata.get_or_insert_default().namespace = "nowhere".into()), Grpc::NotFound, "nowhere"),
+        (Object::default(), Grpc::InvalidArgument, "object: missing"),
+    ];
+    request.objects.extend(odd.iter().map(|(object, ..)| object.clone()));
+    request.objects.push(with(|pod| {
+        let meta = pod.metadata.get_or_insert_default();
+        (meta.name, meta.generate_name) = (String::new(), "made-".into());
+    }));
+
+    let dry = CreateManyRequest { dry_run: true, ..request.clone() };
+    let results = objects.create_many(dry).await.expect("tried").into_inner().results;
+    assert!(results.iter().take(300).all(|result| result.code == 0 && result.resource_version.is_empty()));
+    assert_eq!(objects.list(list("Pod")).await.expect("listed").into_inner().items.len(), 1, "nothing was stored");
+
+    let results = objects.create_many(request).await.expect("tried").into_inner().results;
+    assert_eq!(results.len(), 306);
+    let stored = objects.list(list("Pod")).await.expect("listed").into_inner().items;
+    assert_eq!(stored.len(), 302);
+    let told = |name: &str| stored.iter().find(|object| object.meta().name == name).expect("stored").meta().clone();
+    for (index, result) in results.iter().take(300).enumerate() {
+        let (name, meta) = (format!("p-{index}"), told(&result.name));
+        assert_eq!((result.code, &result.name, result.namespace.as_str()), (0, &name, "default"));
+        assert_eq!((&result.uid, &result.resource_version), (&meta.uid, &meta.resource_version));
+    }
+    for ((_, code, words), result) in odd.iter().zip(&results[300..]) {
+        assert_eq!(Grpc::from(result.code), *code, "{result:?}");
+        assert!(result.message.contains(words) && result.uid.is_empty(), "{result:?}");
+    }
+    let made = &results[305];
+    assert!(made.code == 0 && made.name.starts_with("made-") && told(&made.name).uid == made.uid, "{made:?}");
+
+    let too_many = many(vec![Object::default(); 1_001], false);
+    let status = objects.create_many(too_many).await.expect_err("too many");
+    assert_eq!(status.code(), Grpc::InvalidArgument, "{status}");
+    assert!(status.message().starts_with("objects: there are 1001 in one call, 1000 at the most"), "{status}");
+    assert!(objects.create_many(many(Vec::new(), false)).await.expect("nothing").into_inner().results.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 use std::future::ready;
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
@@ -378,7 +379,7 @@ impl Client {
         let call = api.load(pieces);
         tokio::select! {
             // Cancel safe: a oneshot keeps its value. An error means that the file was read to its end.
-            Ok(source) = failure => Err(ClientError::Input { operation, source }),
+            Ok(source) = failure => Err(ClientError::Input { operation, source: Arc::new(source) }),
             // Not polled again after the other arm wins: dropping it resets the stream, and the server discards what came.
             answer = call => match answer {
                 Ok(answer) => Ok(answer.into_inner()),

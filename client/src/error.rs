@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 use tonic::{Code, ConnectError, Status};
 
@@ -32,7 +33,7 @@ impl fmt::Display for Operation {
 }
 
 /// Why a call failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ClientError {
     /// There is no such object.
     #[error("{operation}: {message}")]
@@ -165,7 +166,7 @@ pub enum ClientError {
         operation: Operation,
         /// The reason.
         #[source]
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     /// An API server's address cannot be used.
     #[error("server address {address:?}: {message}: want http://HOST:PORT, several separated by commas")]

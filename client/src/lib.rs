@@ -33,7 +33,7 @@ mod watch;
 pub use access::{
     Copy, CopySender, Exec, ExecOutput, ExecStdin, ExecTerminal, Logs, PortEvent, PortReader, PortWriter,
 };
-pub use calls::{DeleteOptions, EvictOptions, List, Objects, Query};
+pub use calls::{Created, DeleteOptions, EvictOptions, List, Objects, Query};
 pub use client::{Client, DEFAULT_SERVER, Options, SERVER_VARIABLE};
 pub use error::{ClientError, Operation};
 pub use servers::Servers;

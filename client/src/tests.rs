@@ -43,6 +43,33 @@ async fn eventually(mut look: impl FnMut() -> Option<String>) {
 }
 
 #[tokio::test]
+async fn many_are_created_with_few_calls_and_each_has_its_own_answer() {
+    let (fake, client) = fake().await;
+    client.create(pod("p-700")).await.unwrap();
+    let before = fake.calls("create_many");
+    let pods = (0..1_200).map(|index| pod(&format!("p-{index}")).into()).collect();
+    let results = client.create_many(pods, false).await;
+    assert_eq!(results.len(), 1_200);
+    for (index, result) in results.iter().enumerate() {
+        match result {
+            Ok(created) => {
+                assert!(index != 700 && created.name == format!("p-{index}") && created.namespace == "default");
+                assert!(!created.uid.is_empty() && !created.resource_version.is_empty());
+            }
+            Err(error) => {
+                assert!(index == 700 && error.is_already_exists(), "{index}: {error}");
+                assert!(error.to_string().contains("p-700"), "{error}");
+            }
+        }
+    }
+    assert_eq!(fake.calls("create_many") - before, 3, "500 in a call");
+    fake.fail_next(&[Code::PermissionDenied]);
+    let results = client.create_many(vec![pod("x").into(), pod("y").into()], false).await;
+    assert!(results.len() == 2 && results.iter().all(|result| matches!(result, Err(ClientError::Denied { .. }))));
+    assert!(client.create_many(Vec::new(), false).await.is_empty());
+}
+
+#[tokio::test]
 async fn calls_of_every_sort() {
     let (fake, client) = fake().await;
     let created = client.create(labelled("a", "web")).await.unwrap();

@@ -13,6 +13,7 @@ use minipod_proto::v1::{
     Time,
 };
 use minipod_proto::{Kind, Resource};
+use tonic::Code;
 
 /// How long minictl may take; it is killed then, and the test says what it had printed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -140,6 +141,45 @@ async fn apply_tells_created_configured_and_unchanged() {
     let elsewhere = minictl(&fake, &["apply", "-n", "other", "-f", &path]).await;
     assert_eq!(ok(&elsewhere), "pod/web created\nconfigmap/settings created\n");
     assert!(fake.stored(Kind::Pod, "other/web").is_some());
+}
+
+#[tokio::test]
+async fn pods_of_one_file_are_made_together() {
+    let (fake, dir) = (fake().await, tempfile::tempdir().unwrap());
+    let pod = |name: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{{name: c, image: x}}]}}\n"
+        )
+    };
+    let some = |names: &[&str]| names.iter().map(|name| pod(name)).collect::<String>();
+    let path = file(dir.path(), "m.yaml", &some(&["a", "b", "c"]));
+    assert_eq!(ok(&minictl(&fake, &["apply", "-f", &path]).await), "pod/a created\npod/b created\npod/c created\n");
+    assert_eq!((fake.calls("create_many"), fake.calls("get")), (1, 0));
+    let path = file(dir.path(), "m.yaml", &some(&["b", "d", "c"]));
+    let applied = minictl(&fake, &["apply", "-f", &path]).await;
+    assert_eq!(ok(&applied), "pod/b unchanged\npod/d created\npod/c unchanged\n");
+
+    let path = file(dir.path(), "m.yaml", &some(&["e", "a", "f"]));
+    let created = minictl(&fake, &["create", "-f", &path]).await;
+    assert_eq!(created.stdout, "pod/e created\npod/f created\n");
+    assert!(created.code != Some(0) && created.stderr.contains("create Pod a"), "{}", created.stderr);
+    let path = file(dir.path(), "m.yaml", &some(&["g", "h"]));
+    assert_eq!(
+        ok(&minictl(&fake, &["create", "--dry-run", "-f", &path]).await),
+        "pod/g created (dry run)\npod/h created (dry run)\n"
+    );
+    assert_eq!(fake.stored(Kind::Pod, "default/g"), None);
+    assert_eq!(ok(&minictl(&fake, &["create", "-o", "name", "-f", &path]).await), "pod/g\npod/h\n");
+    // A server without the call, such as an older one, is asked for each.
+    for (verb, names) in [("apply", ["i", "j"]), ("create", ["k", "l"])] {
+        fake.fail_next(&[Code::Unimplemented]);
+        let path = file(dir.path(), "m.yaml", &some(&names));
+        let [first, second] = names;
+        assert_eq!(
+            ok(&minictl(&fake, &[verb, "-f", &path]).await),
+            format!("pod/{first} created\npod/{second} created\n")
+        );
+    }
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use crate::{
     manifest::{Node, Tree},
     problem::Problem,
     schema::{self, Cardinality, Message, Value},
-    v1::Object,
+    v1::{Object, PodSpec},
 };
 
 /// A field that is refused.
@@ -120,6 +120,9 @@ pub(crate) fn refused<V: Seen>(message: &str, field: &str, value: &V) -> Option<
 pub fn check(object: &Object) -> Vec<Problem> {
     // All rows are about pods.
     let Some(spec) = object.as_pod().and_then(|pod| pod.spec.as_ref()) else { return Vec::new() };
+    if !may_be_refused(spec) {
+        return Vec::new();
+    }
     let Some(message) = schema::message("PodSpec") else { return Vec::new() };
     let mut problems = Vec::new();
     match serde_json::to_value(spec) {
@@ -127,6 +130,30 @@ pub fn check(object: &Object) -> Vec<Problem> {
         Err(error) => problems.push(Problem::new("spec", error.to_string())),
     }
     problems
+}
+
+/// Whether one of the refused fields is set: few pods have any, and every create is asked. [`check`] says whether its value is refused, and
+/// where it is.
+fn may_be_refused(spec: &PodSpec) -> bool {
+    let containers = spec.init_containers.iter().chain(&spec.containers);
+    let of_pod = spec.security_context.as_ref();
+    !spec.service_account_name.is_empty()
+        || !spec.service_account.is_empty()
+        || spec.automount_service_account_token.is_some()
+        || !spec.runtime_class_name.is_empty()
+        || !spec.hostname_override.is_empty()
+        // Their containers have another type; few pods have them.
+        || !spec.ephemeral_containers.is_empty()
+        || of_pod.is_some_and(|of_pod| {
+            of_pod.se_linux_options.is_some() || !of_pod.se_linux_change_policy.is_empty()
+        })
+        || containers.into_iter().any(|container| {
+            let hooks = container.lifecycle.as_ref();
+            let hooks = hooks.into_iter().flat_map(|hooks| hooks.post_start.iter().chain(&hooks.pre_stop));
+            !container.volume_devices.is_empty()
+                || container.security_context.as_ref().is_some_and(|context| context.se_linux_options.is_some())
+                || hooks.into_iter().any(|hook| hook.tcp_socket.is_some())
+        })
 }
 
 /// A path that is only put together when there is a problem.
@@ -319,6 +346,44 @@ spec:
         assert_eq!(paths, expected);
         let Err(problems) = crate::manifest::parse(&crate::manifest::to_yaml(&bad)) else { panic!("refused") };
         assert_eq!(problems.list.into_iter().map(|problem| problem.path).collect::<Vec<_>>(), expected);
+    }
+
+    /// No row is passed over by the look that most objects end with.
+    #[test]
+    fn every_row_is_found_in_an_object() {
+        for row in REFUSED {
+            let value = match row.field {
+                "automountServiceAccountToken" => serde_json::json!(true),
+                "volumeDevices" => serde_json::json!([{"name": "d", "devicePath": "/d"}]),
+                "tcpSocket" => serde_json::json!({"port": 1}),
+                "seLinuxOptions" => serde_json::json!({"level": "x"}),
+                _ => serde_json::json!("x"),
+            };
+            let places: &[&[&str]] = match row.message {
+                "PodSpec" => &[&[]],
+                "PodSecurityContext" => &[&["securityContext"]],
+                "Container" => &[&["containers"], &["initContainers"]],
+                "SecurityContext" => &[&["containers", "securityContext"], &["initContainers", "securityContext"]],
+                "LifecycleHandler" => {
+                    &[&["containers", "lifecycle", "postStart"], &["initContainers", "lifecycle", "preStop"]]
+                }
+                other => panic!("where is a {other}?"),
+            };
+            for place in places {
+                let within = place.iter().rev().fold(serde_json::json!({row.field: value}), |inner, step| {
+                    let inner = if step.ends_with("ontainers") { serde_json::json!([inner]) } else { inner };
+                    serde_json::json!({*step: inner})
+                });
+                let pod: crate::v1::Pod = serde_json::from_value(serde_json::json!({"spec": within})).expect("a pod");
+                let found = check(&pod.into());
+                assert!(
+                    found.len() == 1 && found[0].path.ends_with(row.field),
+                    "{}.{}: {found:?}",
+                    row.message,
+                    row.field
+                );
+            }
+        }
     }
 
     #[test]

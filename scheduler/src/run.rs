@@ -249,18 +249,28 @@ impl Loop {
 
     fn see_pod(&mut self, delta: Delta<Pod>) {
         match delta {
-            Delta::Added(pod) | Delta::Modified { new: pod, .. } => match PodInfo::new(&pod) {
-                Ok(info) => {
-                    self.misfits.remove(pod.uid());
-                    self.planner.observe(Event::Pod(info));
-                }
-                Err(error) => self.complain(&pod, &error),
-            },
+            Delta::Added(pod) => self.see_state(&pod, PodInfo::new(&pod)),
+            Delta::Modified { old, new } => {
+                let core = self.planner.core();
+                let known = core.pod_id(new.uid()).and_then(|pod| core.pod(pod)).map(|info| &info.needs);
+                let info = known.map_or_else(|| PodInfo::new(&new), |known| PodInfo::changed(&old, &new, known));
+                self.see_state(&new, info);
+            }
             Delta::Deleted(pod) => {
                 self.misfits.remove(pod.uid());
                 self.planner.observe(Event::PodGone(pod.uid().into()));
             }
             Delta::Synced { .. } => {}
+        }
+    }
+
+    fn see_state(&mut self, pod: &Pod, info: Result<PodInfo, NeedsError>) {
+        match info {
+            Ok(info) => {
+                self.misfits.remove(pod.uid());
+                self.planner.observe(Event::Pod(info));
+            }
+            Err(error) => self.complain(pod, &error),
         }
     }
 

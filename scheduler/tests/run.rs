@@ -15,10 +15,11 @@ use minipod_proto::v1::objects_server::{Objects, ObjectsServer};
 use minipod_proto::v1::scheduling_server::{Scheduling, SchedulingServer};
 use minipod_proto::v1::watch_event::Type;
 use minipod_proto::v1::{
-    Affinity, BindBatchRequest, BindBatchResponse, BindResult, Container, CreateRequest, DeleteRequest, DeleteResponse,
-    EvictRequest, GetRequest, LabelSelector, LabelSelectorRequirement, ListRequest, ListResponse, Node, Object,
-    PatchRequest, Pod, PodAffinity, PodAffinityTerm, PreemptRequest, PreemptResponse, ReportUnschedulableRequest,
-    ReportUnschedulableResponse, ResourceRequirements, UpdateRequest, WatchEvent, WatchRequest,
+    Affinity, BindBatchRequest, BindBatchResponse, BindResult, Container, CreateManyRequest, CreateManyResponse,
+    CreateRequest, DeleteRequest, DeleteResponse, EvictRequest, GetRequest, LabelSelector, LabelSelectorRequirement,
+    ListRequest, ListResponse, Node, Object, PatchRequest, Pod, PodAffinity, PodAffinityTerm, PreemptRequest,
+    PreemptResponse, ReportUnschedulableRequest, ReportUnschedulableResponse, ResourceRequirements, UpdateRequest,
+    WatchEvent, WatchRequest,
 };
 use minipod_proto::{Kind, Resource};
 use minipod_scheduler::plan::{Profile, Settings};
@@ -189,6 +190,9 @@ impl Objects for Server {
         not_here()
     }
     async fn create(&self, _: Request<CreateRequest>) -> Result<Response<Object>, Status> {
+        not_here()
+    }
+    async fn create_many(&self, _: Request<CreateManyRequest>) -> Result<Response<CreateManyResponse>, Status> {
         not_here()
     }
     async fn get(&self, _: Request<GetRequest>) -> Result<Response<Object>, Status> {

@@ -24,6 +24,7 @@
 
 pub mod certs;
 pub mod compactor;
+pub mod direct;
 pub mod disk;
 pub mod etcdapi;
 pub mod lease;

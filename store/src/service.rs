@@ -7,6 +7,7 @@
 //! ```
 
 use crate::compactor::{Retention, keep_compacting};
+use crate::direct::Transactor;
 use crate::disk::{Disk, DiskError, RealDisk};
 use crate::etcdapi::{Face, FaceConfig};
 use crate::machine::{Member, MemberChange, MemberError, Replicator};
@@ -309,6 +310,12 @@ impl Store {
             ServiceExt::<http::Request<tonic::body::Body>>::map_err(routes, |never: Infallible| match never {});
         let channel = etcd_client::Channel::Custom(BoxCloneSyncService::new(routes));
         etcd_client::Client::from_channel(channel, wants).await
+    }
+
+    /// For transactions of this process, without a client between.
+    #[must_use]
+    pub fn transactor(&self) -> Transactor {
+        Transactor::new(Arc::clone(&self.face))
     }
 
     /// The replica.

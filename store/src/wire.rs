@@ -20,21 +20,21 @@ pub struct Malformed {
 pub const MAX_TXN_DEPTH: usize = 32;
 
 /// Reads fields one after the other.
-struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     rest: &'a [u8],
     message: &'static str,
 }
 
 /// One field's value.
 #[derive(Clone, Copy)]
-enum Value<'a> {
+pub(crate) enum Value<'a> {
     Varint(u64),
     Bytes(&'a [u8]),
     Other,
 }
 
 impl<'a> Fields<'a> {
-    fn new(message: &'static str, bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(message: &'static str, bytes: &'a [u8]) -> Self {
         Self { rest: bytes, message }
     }
 
@@ -61,7 +61,7 @@ impl<'a> Fields<'a> {
         Ok(head)
     }
 
-    fn next(&mut self) -> Result<Option<(u64, Value<'a>)>, Malformed> {
+    pub(crate) fn next(&mut self) -> Result<Option<(u64, Value<'a>)>, Malformed> {
         if self.rest.is_empty() {
             return Ok(None);
         }
@@ -93,10 +93,10 @@ impl<'a> Value<'a> {
             _ => Err(Malformed { message: "message", problem: "a number has another wire type" }),
         }
     }
-    fn flag(self) -> Result<bool, Malformed> {
+    pub(crate) fn flag(self) -> Result<bool, Malformed> {
         Ok(self.int()? != 0)
     }
-    fn bytes(self) -> Result<&'a [u8], Malformed> {
+    pub(crate) fn bytes(self) -> Result<&'a [u8], Malformed> {
         match self {
             Value::Bytes(bytes) => Ok(bytes),
             _ => Err(Malformed { message: "message", problem: "bytes have another wire type" }),

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use minipod_daemon::backoff::Backoff;
 use minipod_proto::{
     Kind, Resource as _,
@@ -114,20 +114,27 @@ async fn run(
         claim: &claim,
         overtaken: &overtaken,
     };
-    // Dropping the losers is what ends them: a transaction under way happens or not, and the agent reports again in its next session.
-    let end = tokio::select! {
-        end = session.read(inbound) => end,
-        end = session.send(&mut place, pods, &out) => end,
-        () = session.store() => None,
-        () = session.grant() => None,
-        why = must_end(&mut ended) => Some(match why {
+    let overtaken_by = async {
+        overtaken.notified().await;
+        Some(Status::aborted(format!("another session of node {node} has begun at another API server")))
+    };
+    let must_end = async {
+        Some(match must_end(&mut ended).await {
             Ending::Replaced => Status::aborted(format!("another session of node {node} has begun")),
             Ending::NoStore => Status::unavailable("this API server cannot reach its store: try another one"),
-        }),
-        () = overtaken.notified() => {
-            Some(Status::aborted(format!("another session of node {node} has begun at another API server")))
-        }
+        })
     };
+    // Each is woken by itself: there are thousands of sessions, and a pod for one of them must not look at everything it waits for.
+    // Dropping the losers is what ends them: a transaction under way happens or not, and the agent reports again in its next session.
+    let mut parts: FuturesUnordered<BoxFuture<'_, Option<Status>>> = FuturesUnordered::new();
+    parts.push(Box::pin(session.read(inbound)));
+    parts.push(Box::pin(session.send(&mut place, pods, &out)));
+    parts.push(Box::pin(session.store()));
+    parts.push(Box::pin(session.grant()));
+    parts.push(Box::pin(must_end));
+    parts.push(Box::pin(overtaken_by));
+    let end = parts.next().await.flatten();
+    drop(parts);
     drop(place);
     tracing::info!(node, end = end.as_ref().map(Status::message), "session ended");
     if let Some(status) = end {
@@ -247,7 +254,7 @@ impl Session<'_> {
     }
 
     /// Writes what was reported, the newest of each pod. Runs until it is dropped.
-    async fn store(&self) {
+    async fn store(&self) -> Option<Status> {
         self.persist(|| self.store_node(None)).await;
         loop {
             let (node, pods) = self.reports.take().await;
@@ -259,7 +266,7 @@ impl Session<'_> {
     }
 
     /// Grants resizes that wait for room, the important ones first, whenever the node's ledger has changed. Runs until it is dropped.
-    async fn grant(&self) {
+    async fn grant(&self) -> Option<Status> {
         let registry = &self.shared.registry;
         let mut tried = (0, 0);
         loop {
@@ -444,13 +451,12 @@ impl Wishes {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         for delivery in deliveries {
             let Some(pod) = delivery.entry.as_ref().and_then(|entry| entry.object.as_pod()) else { continue };
-            let key = pod.key();
             if delivery.kind != Type::Deleted && !pod.is_terminal() && minipod_proto::resize::is_deferred(pod) {
-                waiting.0.insert(key, pod.spec().priority.unwrap_or(0));
+                waiting.0.insert(pod.key(), pod.spec().priority.unwrap_or(0));
                 waiting.1 += 1;
                 self.more.notify_one();
             } else if !waiting.0.is_empty() {
-                waiting.0.remove(&key);
+                waiting.0.remove(&pod.key());
             }
         }
     }

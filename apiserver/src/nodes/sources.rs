@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::future::select_all;
 use minipod_proto::{
-    Kind,
+    Kind, Resource,
     references::{Reference, references},
     v1::{Pod, ServerMessage, SourceGone, object, server_message, watch_event::Type},
 };
@@ -39,7 +39,7 @@ impl Sources {
     /// # Errors
     /// When the changes to come cannot be followed.
     pub fn before(&mut self, pod: &Pod) -> Result<Vec<EncodedMessage>, ApiError> {
-        let meta = pod.metadata.clone().unwrap_or_default();
+        let meta = pod.meta();
         let source = |reference| match reference {
             Reference::ConfigMap(name) => (Kind::ConfigMap, format!("{}/{name}", meta.namespace)),
             Reference::Secret(name) => (Kind::Secret, format!("{}/{name}", meta.namespace)),
@@ -61,7 +61,7 @@ impl Sources {
         if wanted.is_empty() {
             self.wanted.remove(&meta.uid);
         } else {
-            self.wanted.insert(meta.uid, wanted);
+            self.wanted.insert(meta.uid.clone(), wanted);
         }
         Ok(messages)
     }
@@ -73,6 +73,9 @@ impl Sources {
 
     /// What was told and is needed by no pod any more.
     pub fn unneeded(&mut self) -> Vec<EncodedMessage> {
+        if self.told.is_empty() && self.watched.is_empty() {
+            return Vec::new();
+        }
         let wanted: BTreeSet<&Source> = self.wanted.values().flatten().collect();
         let gone: Vec<Source> = self.told.keys().filter(|source| !wanted.contains(source)).cloned().collect();
         self.watched.retain(|(kind, namespace), _| {

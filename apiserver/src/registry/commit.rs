@@ -161,6 +161,7 @@ impl Registry {
     ) -> Result<Stored, ApiError> {
         let object_key = keys::object(kind, key);
         let value = encode(kind, key, &object)?;
+        let uid = object.meta().uid.clone();
         // What a ledger depends on is a node, or a pod that says its node: few, and they keep the object for each attempt.
         let (booked, noted) = match booking(None, Some(&object))? {
             Some(_) => (Some(object), None),
@@ -189,7 +190,7 @@ impl Registry {
                     if let Some(noted) = noted {
                         noted.written();
                     }
-                    return Ok(Stored { kind, key: key.to_owned(), value, revision });
+                    return Ok(Stored { kind, key: key.to_owned(), uid, value, revision });
                 }
                 Outcome::Lost { present } => {
                     self.conflicts.increment();

@@ -128,7 +128,7 @@ impl Gatherer {
             batch.into_iter().map(|waiting| (waiting.part, waiting.answer)).unzip();
         let ended = match <[Part; 1]>::try_from(parts) {
             Ok([part]) => self.storage.txn(part.guards, part.writes).await.map(|outcome| vec![outcome]),
-            Err(parts) => match self.storage.txn_each(parts.clone()).await {
+            Err(parts) => match self.storage.txn_each(&parts).await {
                 Err(error) if error.may_be_of_one() => return self.one_by_one(parts, answers).await,
                 ended => ended,
             },

@@ -76,6 +76,8 @@ pub struct Stored {
     pub kind: Kind,
     /// `namespace/name` or `name`.
     pub key: String,
+    /// Its metadata.uid.
+    pub uid: String,
     /// The encoded inner message, without resourceVersion.
     value: Vec<u8>,
     /// The revision of the write; 0: it was not written.
@@ -88,9 +90,14 @@ impl Stored {
         if self.revision == 0 { self.value.into() } else { cache::with_revision(&self.value, self.revision) }
     }
 
+    /// Its resourceVersion; empty when it was not written.
+    pub fn resource_version(&self) -> String {
+        if self.revision == 0 { String::new() } else { self.revision.to_string() }
+    }
+
     /// Decoded.
     fn object(&self) -> Result<Object, ApiError> {
-        let Stored { kind, key, value, revision } = self;
+        let Stored { kind, key, value, revision, .. } = self;
         let decoded = Object::decode_inner(*kind, value);
         let mut object = decoded.map_err(|source| ApiError::Corrupt { kind: kind.name(), key: key.clone(), source })?;
         if *revision != 0 {
@@ -190,7 +197,8 @@ impl Registry {
         let key = keys::object_key(kind, &object.meta().namespace, &object.meta().name)?;
         if dry_run {
             self.namespace(kind, &key).await?;
-            return Ok(Stored { kind, key, value: object.encode_inner(), revision: 0 });
+            let (uid, value) = (object.meta().uid.clone(), object.encode_inner());
+            return Ok(Stored { kind, key, uid, value, revision: 0 });
         }
         self.insert(kind, &key, object, guard).await
     }

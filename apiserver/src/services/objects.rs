@@ -2,28 +2,36 @@
 
 use std::{pin::Pin, sync::Arc};
 
+use futures_util::StreamExt;
 use minipod_proto::{
     Kind,
     v1::{
-        CreateRequest, DeleteRequest, DeleteResponse, EvictRequest, GetRequest, ListRequest, ListResponse, Object,
-        PatchRequest, ResizeRequest, UpdateRequest, WatchEvent, WatchRequest, objects_server,
+        CreateManyRequest, CreateManyResponse, CreateRequest, CreateResult, DeleteRequest, DeleteResponse,
+        EvictRequest, GetRequest, ListRequest, ListResponse, Object, PatchRequest, ResizeRequest, UpdateRequest,
+        WatchEvent, WatchRequest, objects_server,
     },
 };
 use tokio::sync::mpsc;
-use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
 use crate::{
     cache::{Entry, Filter, Subscription},
     error::ApiError,
     keys,
-    registry::Registry,
+    registry::{Registry, Stored},
     storage::{self, StoreError},
     wire::{self, EncodedEvent, EncodedList, EncodedObject},
 };
 
 /// A list is split before it is larger than this: clients take messages of 4 MiB unless they ask for more.
 const LIST_LIMIT_BYTES: usize = 3 * 1024 * 1024;
+
+/// Objects of one CreateMany: what a client packs into a message, far from what a server could not hold.
+const CREATE_LIMIT: usize = 1_000;
+
+/// Of these, as many are under way at a time: about what one transaction of the store carries.
+const CREATE_AT_ONCE: usize = 128;
 
 /// Encoded events that wait in front of a connection: a little, so that the bound of a slow watcher is the cache's queue.
 const READY_EVENTS: usize = 32;
@@ -52,6 +60,25 @@ impl ObjectsApi {
     pub async fn create_encoded(&self, request: CreateRequest) -> Result<EncodedObject, ApiError> {
         let stored = self.registry.create_stored(request).await?;
         Ok(EncodedObject { kind: stored.kind, inner: stored.inner() })
+    }
+
+    /// Makes many objects; what became of each, in their order.
+    ///
+    /// # Errors
+    /// When there are too many for one call; then none was made.
+    pub async fn create_many(&self, request: CreateManyRequest) -> Result<CreateManyResponse, ApiError> {
+        let CreateManyRequest { objects, dry_run } = request;
+        if objects.len() > CREATE_LIMIT {
+            return Err(ApiError::Invalid(format!(
+                "objects: there are {} in one call, {CREATE_LIMIT} at the most; make several calls",
+                objects.len()
+            )));
+        }
+        let registry = &self.registry;
+        let results = futures_util::stream::iter(objects).map(|object| async move {
+            created(registry.create_stored(CreateRequest { object: Some(object), dry_run }).await)
+        });
+        Ok(CreateManyResponse { results: results.buffered(CREATE_AT_ONCE).collect().await })
     }
 
     /// One page of a list.
@@ -157,6 +184,27 @@ impl ObjectsApi {
     }
 }
 
+/// What became of an object of a CreateMany.
+fn created(stored: Result<Stored, ApiError>) -> CreateResult {
+    match stored {
+        Ok(stored) => {
+            let (namespace, name) = stored.key.rsplit_once('/').unwrap_or(("", &stored.key));
+            CreateResult {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                resource_version: stored.resource_version(),
+                uid: stored.uid,
+                ..CreateResult::default()
+            }
+        }
+        Err(error) => {
+            let status = Status::from(error);
+            let (code, message) = (status.code().into(), status.message().to_owned());
+            CreateResult { code, message, ..CreateResult::default() }
+        }
+    }
+}
+
 async fn forward(kind: Kind, mut subscription: Subscription, out: mpsc::Sender<Result<EncodedEvent, Status>>) {
     loop {
         // Both arms are cancel safe; a closed connection ends the watch also when nothing happens.
@@ -243,6 +291,10 @@ impl objects_server::Objects for ObjectsApi {
 
     async fn create(&self, request: Request<CreateRequest>) -> Result<Response<Object>, Status> {
         Ok(Response::new(wire::decoded(&self.create_encoded(request.into_inner()).await?)?))
+    }
+
+    async fn create_many(&self, request: Request<CreateManyRequest>) -> Result<Response<CreateManyResponse>, Status> {
+        Ok(Response::new(self.create_many(request.into_inner()).await?))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<Object>, Status> {

@@ -8,11 +8,11 @@ use minipod_proto::selector::{FieldSelector, LabelSelector};
 use minipod_proto::v1::objects_server::Objects;
 use minipod_proto::v1::scheduling_server::Scheduling;
 use minipod_proto::v1::{
-    BindBatchRequest, BindBatchResponse, BindResult, ConfigMap, CreateRequest, DeleteRequest, DeleteResponse,
-    EvictRequest, GetRequest, ListRequest, ListResponse, Namespace, Node, Object, PatchRequest, Pod,
-    PodDisruptionBudget, PreemptRequest, PreemptResponse, PriorityClass, ReportUnschedulableRequest,
-    ReportUnschedulableResponse, ResizeRequest, Secret, Time, UpdateRequest, WatchEvent, WatchRequest, bind_result,
-    object, watch_event,
+    BindBatchRequest, BindBatchResponse, BindResult, ConfigMap, CreateManyRequest, CreateManyResponse, CreateRequest,
+    CreateResult, DeleteRequest, DeleteResponse, EvictRequest, GetRequest, ListRequest, ListResponse, Namespace, Node,
+    Object, ObjectMeta, PatchRequest, Pod, PodDisruptionBudget, PreemptRequest, PreemptResponse, PriorityClass,
+    ReportUnschedulableRequest, ReportUnschedulableResponse, ResizeRequest, Secret, Time, UpdateRequest, WatchEvent,
+    WatchRequest, bind_result, object, watch_event,
 };
 use minipod_proto::{Kind, Resource};
 use tokio::sync::mpsc;
@@ -169,6 +169,26 @@ impl Objects for Shared {
             return Err(Status::already_exists(format!("{} {key:?} already exists", kind.name())));
         }
         if request.dry_run { Ok(Response::new(object)) } else { self.write(state, object) }
+    }
+
+    async fn create_many(&self, request: Request<CreateManyRequest>) -> Answer<CreateManyResponse> {
+        let CreateManyRequest { objects, dry_run } = request.into_inner();
+        drop(self.call("create_many")?);
+        let mut results = Vec::new();
+        for object in objects {
+            let made = self.create(Request::new(CreateRequest { object: Some(object), dry_run })).await;
+            results.push(match made {
+                Ok(made) => {
+                    let ObjectMeta { namespace, name, uid, resource_version, .. } = made.get_ref().meta().clone();
+                    CreateResult { namespace, name, uid, resource_version, ..CreateResult::default() }
+                }
+                Err(status) => {
+                    let (code, message) = (status.code().into(), status.message().to_owned());
+                    CreateResult { code, message, ..CreateResult::default() }
+                }
+            });
+        }
+        Ok(Response::new(CreateManyResponse { results }))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Answer<Object> {

@@ -24,11 +24,19 @@ pub async fn apply(session: &Session, options: &ApplyArgs) -> Result<(), CliErro
     let objects = sources::read(&options.files, &session.namespace, session.explicit_namespace)?;
     let all = objects.len();
     let mut errors = Vec::new();
-    for object in objects {
-        let name = short(&object);
-        match apply_one(session, &object, options.dry_run).await {
-            Ok(word) => print(&format!("{name} {word}{}\n", if options.dry_run { " (dry run)" } else { "" }))?,
-            Err(error) => errors.push(explain(&object, error)),
+    for run in runs(objects) {
+        // A dry run asks first: it is not told of what is there already.
+        let created = match options.dry_run {
+            false if run.len() > 1 => create_noted(session, &run).await,
+            _ => vec![false; run.len()],
+        };
+        for (object, created) in run.into_iter().zip(created) {
+            let name = short(&object);
+            let done = if created { Ok("created") } else { apply_one(session, &object, options.dry_run).await };
+            match done {
+                Ok(word) => print(&format!("{name} {word}{}\n", if options.dry_run { " (dry run)" } else { "" }))?,
+                Err(error) => errors.push(explain(&object, error)),
+            }
         }
     }
     finish(errors, all)
@@ -38,22 +46,55 @@ pub async fn apply(session: &Session, options: &ApplyArgs) -> Result<(), CliErro
 pub async fn create(session: &Session, options: &CreateArgs) -> Result<(), CliError> {
     let objects = sources::read(&options.sources.files, &session.namespace, session.explicit_namespace)?;
     let all = objects.len();
-    let mut errors = Vec::new();
-    for object in objects {
-        match session.client.create_object(object, options.sources.dry_run).await {
-            Ok(created) => {
-                let dry = if options.sources.dry_run { " (dry run)" } else { "" };
-                print(&match options.output {
+    let (mut errors, dry_run) = (Vec::new(), options.sources.dry_run);
+    let dry = if dry_run { " (dry run)" } else { "" };
+    for run in runs(objects) {
+        if run.len() > 1 && matches!(options.output, None | Some(Output::Name | Output::Wide)) {
+            let tail = if options.output == Some(Output::Name) { String::new() } else { format!(" created{dry}") };
+            for created in session.client.create_many(run, dry_run).await {
+                match created {
+                    Ok(created) => print(&format!("pod/{}{tail}\n", created.name))?,
+                    Err(error) => errors.push(error.into()),
+                }
+            }
+            continue;
+        }
+        for object in run {
+            match session.client.create_object(object, dry_run).await {
+                Ok(created) => print(&match options.output {
                     Some(Output::Json) => manifest::to_json(&created),
                     Some(Output::Yaml) => manifest::to_yaml(&created),
                     Some(Output::Name) => format!("{}\n", short(&created)),
                     Some(Output::Wide) | None => format!("{} created{dry}\n", short(&created)),
-                })?;
+                })?,
+                Err(error) => errors.push(error.into()),
             }
-            Err(error) => errors.push(error.into()),
         }
     }
     finish(errors, all)
+}
+
+/// Objects in their order; pods that follow each other together, since none of them needs another one to be there.
+fn runs(objects: Vec<Object>) -> Vec<Vec<Object>> {
+    let mut runs: Vec<Vec<Object>> = Vec::new();
+    for object in objects {
+        match runs.last_mut() {
+            Some(run) if [&object].into_iter().chain(run.last()).all(|object| object.as_pod().is_some()) => {
+                run.push(object);
+            }
+            _ => runs.push(vec![object]),
+        }
+    }
+    runs
+}
+
+/// Creates what has a name and is not there yet; whether each was created. Whatever else there is to say of the others, [`apply_one`] finds out.
+async fn create_noted(session: &Session, run: &[Object]) -> Vec<bool> {
+    if run.iter().any(|object| object.meta().name.is_empty()) {
+        return vec![false; run.len()];
+    }
+    let noted = run.iter().map(|object| Wanted::new(object).with_note(object)).collect();
+    session.client.create_many(noted, false).await.iter().map(Result::is_ok).collect()
 }
 
 fn finish(mut errors: Vec<CliError>, all: usize) -> Result<(), CliError> {
@@ -317,6 +358,16 @@ mod tests {
                 patch.to_string()
             },
         )
+    }
+
+    #[test]
+    fn pods_that_follow_each_other_are_made_together() {
+        let object = |kind: Kind| Object::empty(kind);
+        let kinds =
+            [Kind::Pod, Kind::Pod, Kind::Namespace, Kind::Pod, Kind::ConfigMap, Kind::ConfigMap, Kind::Pod, Kind::Pod];
+        let lengths: Vec<usize> = runs(kinds.into_iter().map(object).collect()).iter().map(Vec::len).collect();
+        assert_eq!(lengths, [2, 1, 1, 1, 1, 2]);
+        assert!(runs(Vec::new()).is_empty());
     }
 
     #[test]

@@ -320,13 +320,19 @@ impl Core {
     // -------------------------------------------------------------------------------------------------------- pods
 
     /// Takes over a pod; an assumption that it is on a node stays until an event says otherwise. `None` if it has ended.
-    pub fn upsert_pod(&mut self, info: PodInfo) -> Option<PodId> {
+    pub fn upsert_pod(&mut self, mut info: PodInfo) -> Option<PodId> {
         if info.terminal {
             self.remove_pod(&info.uid);
             return None;
         }
-        let class = self.class_for(&info);
         let known = self.uids.get(&info.uid).copied();
+        let before = known.and_then(|pod| self.pods[pod as usize].as_ref());
+        let class = match before.filter(|before| Arc::ptr_eq(&before.info.needs, &info.needs)) {
+            Some(before) => before.class,
+            None => self.class_for(&info),
+        };
+        // What is equal is kept once.
+        info.needs = Arc::clone(&self.classes.all[class as usize].needs);
         let target = info.node.clone();
         let pod = match known {
             Some(pod) => {

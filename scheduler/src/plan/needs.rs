@@ -186,6 +186,19 @@ impl PodInfo {
     /// # Errors
     /// When a quantity, a selector or the group's annotation is wrong.
     pub fn new(pod: &Pod) -> Result<PodInfo, NeedsError> {
+        PodInfo::with(pod, Arc::new(Needs::new(pod)?))
+    }
+
+    /// From another state of a pod whose needs are known: most changes (a binding, a report of its node) do not touch them.
+    ///
+    /// # Errors
+    /// As [`PodInfo::new`].
+    pub fn changed(old: &Pod, new: &Pod, known: &Arc<Needs>) -> Result<PodInfo, NeedsError> {
+        let needs = if same_needs(old, new) { Arc::clone(known) } else { Arc::new(Needs::new(new)?) };
+        PodInfo::with(new, needs)
+    }
+
+    fn with(pod: &Pod, needs: Arc<Needs>) -> Result<PodInfo, NeedsError> {
         let (meta, spec, status) = (pod.meta(), pod.spec(), pod.status());
         let millis = |time: Option<v1::Time>| time.map(|time| time.seconds * 1000 + i64::from(time.nanos) / 1_000_000);
         let created_ms = millis(meta.creation_timestamp).unwrap_or(0);
@@ -202,7 +215,7 @@ impl PodInfo {
             terminal: pod.is_terminal(),
             gates: spec.scheduling_gates.iter().map(|gate| gate.name.clone()).collect(),
             group: group(pod)?,
-            needs: Arc::new(Needs::new(pod)?),
+            needs,
         })
     }
 
@@ -215,6 +228,20 @@ impl PodInfo {
     pub fn key(&self) -> String {
         format!("{}/{}", self.needs.namespace, self.name)
     }
+}
+
+/// Whether two states of a pod have the same needs. They come from its labels, from the spec, which its generation tells, and from what its
+/// status says of a resize.
+fn same_needs(old: &Pod, new: &Pod) -> bool {
+    let untouched = |pod: &Pod| {
+        let status = pod.status();
+        let mut containers = status.init_container_statuses.iter().chain(&status.container_statuses);
+        minipod_proto::resize::pending(pod).is_none() && containers.all(|one| one.allocated_resources.is_empty())
+    };
+    old.meta().generation == new.meta().generation
+        && old.meta().labels == new.meta().labels
+        && untouched(old)
+        && untouched(new)
 }
 
 fn group(pod: &Pod) -> Result<Option<Group>, NeedsError> {

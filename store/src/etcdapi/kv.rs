@@ -156,6 +156,17 @@ impl<R: Replicator> Face<R> {
 
     async fn txn(&self, metadata: &MetadataMap, body: &Bytes) -> Result<Reply, Status> {
         self.admit(metadata)?;
+        let (revision, answer) = self.transaction(body).await?;
+        Ok(self.reply(revision, answer))
+    }
+
+    /// A `TxnRequest` of this process itself; the revision that the answer's header would have, and the answer without it.
+    pub(crate) async fn transact(&self, body: &Bytes) -> Result<(i64, Bytes), Status> {
+        self.admit(&MetadataMap::new())?;
+        self.transaction(body).await
+    }
+
+    async fn transaction(&self, body: &Bytes) -> Result<(i64, Bytes), Status> {
         let (reads, serializable, puts) = {
             let txn = Txn::decode(body).map_err(malformed)?;
             check::txn(&txn, self.config.max_txn_ops)?;
@@ -165,7 +176,7 @@ impl<R: Replicator> Face<R> {
             if puts {
                 self.check_quota(body.len()).await?;
             }
-            return self.change(Kind::Txn, body).await;
+            return self.changed(Kind::Txn, body).await;
         }
         if !serializable {
             self.replicator.read_index().await.map_err(Refused::from)?;
@@ -174,7 +185,7 @@ impl<R: Replicator> Face<R> {
         let mut out = Vec::new();
         let store = self.shared.read();
         store.read_txn(&txn, &mut out)?;
-        Ok(self.reply(store.revision(), out))
+        Ok((store.revision(), out.into()))
     }
 
     async fn compact(&self, metadata: &MetadataMap, body: &Bytes) -> Result<Reply, Status> {
@@ -193,9 +204,14 @@ impl<R: Replicator> Face<R> {
     }
 
     async fn change(&self, kind: Kind, body: &Bytes) -> Result<Reply, Status> {
+        let (revision, answer) = self.changed(kind, body).await?;
+        Ok(self.reply(revision, answer))
+    }
+
+    async fn changed(&self, kind: Kind, body: &Bytes) -> Result<(i64, Bytes), Status> {
         self.check_size(body.len())?;
         let outcome = self.replicator.propose(request_command(kind, body)).await.map_err(Refused::from)?;
-        Ok(self.reply(outcome.revision, outcome.result?))
+        Ok((outcome.revision, outcome.result?))
     }
 
     /// SERVING (1) while there is a leader, NOT_SERVING (2) otherwise.

@@ -36,7 +36,15 @@ const WATCHES: usize = 10;
 /// When something does not come up, is refused, or does not hold.
 pub async fn run(store: Store, dir: &Path, divisor: usize) -> Result<Figures, String> {
     let shape = (Shape::Default, 10_000);
-    let workload = Workload { name: NAME, nodes: 5_000, zones: &["zone1"], init: shape, measured: shape, churn: false };
+    let workload = Workload {
+        name: NAME,
+        nodes: 5_000,
+        zones: &["zone1"],
+        init: shape,
+        measured: shape,
+        together: 1,
+        churn: false,
+    };
     let workload = workload.divided(divisor);
     let plane = Plane::start(store, dir)?;
     let client = Client::new(&Options::servers(plane.server())).map_err(|error| error.to_string())?;
@@ -46,7 +54,7 @@ pub async fn run(store: Store, dir: &Path, divisor: usize) -> Result<Figures, St
 
     let listed = client.list::<Pod>(&Query::all()).await.map_err(|error| error.to_string())?;
     let start = Instant::now();
-    load::create(plane.server(), &board, Shape::Default, NOBODY).await?;
+    load::create(plane.server(), &board, Shape::Default, NOBODY, 1).await?;
     let creates = pods / start.elapsed().as_secs_f64();
 
     let start = Instant::now();

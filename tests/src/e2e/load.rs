@@ -1,11 +1,13 @@
 //! Makes nodes and pods, with connections as many users would have them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use minipod_client::{Client, DeleteOptions};
-use minipod_proto::v1::{CreateRequest, Object, Pod};
+use minipod_proto::v1::{CreateManyRequest, CreateManyResponse, CreateRequest, Object, Pod};
 use prost::Message;
 use tokio::task::JoinSet;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use super::board::Board;
@@ -20,8 +22,10 @@ const SESSIONS: usize = 150;
 const JOINING: usize = 32;
 /// Connections of those who create pods.
 const CONNECTIONS: usize = 4;
-/// Creates under way at a time on one connection.
+/// Pods whose creates are under way at a time on one connection.
 const STREAMS: usize = 64;
+/// Colours that pods have in turn, see [`Shape`].
+const COLOURS: usize = 4;
 /// Time between two rounds of the churn.
 const CHURN: std::time::Duration = std::time::Duration::from_millis(200);
 
@@ -63,36 +67,39 @@ pub async fn join(server: &str, workload: &Workload, boards: &[Arc<Board>]) -> R
     Ok(nodes)
 }
 
-/// Creates the pods of a board, as fast as they are taken.
+/// Creates the pods of a board, as fast as they are taken; `together` of them in a call.
 ///
 /// # Errors
 /// When the API server refuses one.
-pub async fn create(server: &str, board: &Arc<Board>, shape: Shape, scheduler: &'static str) -> Result<(), String> {
+pub async fn create(
+    server: &str,
+    board: &Arc<Board>,
+    shape: Shape,
+    scheduler: &'static str,
+    together: usize,
+) -> Result<(), String> {
     // The text is parsed before the clock starts; a pod of each colour is enough.
-    let templates: Arc<Vec<CreateRequest>> =
-        Arc::new((0..4).map(|index| request(pod(&shape.manifest("x", index, scheduler)))).collect());
+    let colours: Vec<Object> = (0..COLOURS).map(|index| pod(&shape.manifest("x", index, scheduler)).into()).collect();
     let endpoint = endpoint(server)?;
     let mut creators = JoinSet::new();
-    let workers = CONNECTIONS * STREAMS;
+    let streams = (STREAMS / together).max(1);
+    let workers = CONNECTIONS * streams;
     for connection in 0..CONNECTIONS {
         let channel = endpoint.connect_lazy();
-        for stream in 0..STREAMS {
-            let (channel, board, templates) = (channel.clone(), Arc::clone(board), Arc::clone(&templates));
-            let first = connection * STREAMS + stream;
+        for stream in 0..streams {
+            let (channel, board) = (channel.clone(), Arc::clone(board));
+            let first = (connection * streams + stream) * together;
+            // Its own copies, to write names into.
+            let mut own: Vec<Object> = colours.iter().cycle().take(together.max(COLOURS)).cloned().collect();
             creators.spawn(async move {
-                // The colours that this one's pods have, in turn: its own copies, to write names into.
-                let mut own: Vec<CreateRequest> = templates.to_vec();
-                for index in (first..board.pods()).step_by(workers) {
-                    let count = own.len();
-                    let Some(request) = own.get_mut(index % count) else { continue };
-                    let name = board.name(index);
-                    if let Some(meta) = request.object.as_mut().and_then(Object::meta_mut) {
-                        meta.name.clone_from(&name);
-                    }
-                    let request = request.encode_to_vec().into();
-                    board.created(index);
-                    let created = wire::unary::<Unread>(channel.clone(), "/minipod.v1.Objects/Create", request).await;
-                    created.map_err(|status| format!("create {name}: {status}"))?;
+                for from in (first..board.pods()).step_by(workers * together) {
+                    let pods = from..board.pods().min(from + together);
+                    let called = if together == 1 {
+                        create_one(&channel, &board, &mut own, from).await
+                    } else {
+                        create_many(&channel, &board, &mut own, pods.clone()).await
+                    };
+                    called.map_err(|status| format!("create {pods:?}: {status}"))?;
                 }
                 Ok::<(), String>(())
             });
@@ -104,8 +111,36 @@ pub async fn create(server: &str, board: &Arc<Board>, shape: Shape, scheduler: &
     Ok(())
 }
 
-fn request(pod: Pod) -> CreateRequest {
-    CreateRequest { object: Some(pod.into()), dry_run: false }
+/// An object with the name of a pod of the board.
+fn named(object: &mut Object, board: &Board, index: usize) -> Object {
+    if let Some(meta) = object.meta_mut() {
+        meta.name = board.name(index);
+    }
+    std::mem::take(object)
+}
+
+async fn create_one(channel: &Channel, board: &Board, own: &mut [Object], index: usize) -> Result<(), Status> {
+    let Some(colour) = own.get_mut(index % COLOURS) else { return Ok(()) };
+    let request = CreateRequest { object: Some(named(colour, board, index)), dry_run: false };
+    let bytes = request.encode_to_vec();
+    *colour = request.object.unwrap_or_default();
+    board.created(index);
+    wire::unary::<Unread>(channel.clone(), "/minipod.v1.Objects/Create", bytes.into()).await.map(drop)
+}
+
+async fn create_many(channel: &Channel, board: &Board, own: &mut [Object], pods: Range<usize>) -> Result<(), Status> {
+    let objects = pods.clone().zip(own.iter_mut()).map(|(index, object)| named(object, board, index)).collect();
+    let request = CreateManyRequest { objects, dry_run: false };
+    let bytes = request.encode_to_vec();
+    request.objects.into_iter().zip(own).for_each(|(object, place)| *place = object);
+    pods.clone().for_each(|index| board.created(index));
+    let answer =
+        wire::unary::<CreateManyResponse>(channel.clone(), "/minipod.v1.Objects/CreateMany", bytes.into()).await?;
+    match answer.results.iter().find(|result| result.code != 0) {
+        Some(refused) => Err(Status::new(refused.code.into(), refused.message.clone())),
+        None if answer.results.len() == pods.len() => Ok(()),
+        None => Err(Status::internal(format!("{} answers for {} pods", answer.results.len(), pods.len()))),
+    }
 }
 
 /// A server as clients dial it.

@@ -35,14 +35,14 @@ pub async fn run(workload: &Workload, store: Store, dir: &Path) -> Result<Figure
     let measured = Arc::new(Board::new("pod", workload.measured.1));
     let _nodes = load::join(plane.server(), workload, &[Arc::clone(&init), Arc::clone(&measured)]).await?;
     load::apply(&client, PRIORITIES).await?;
-    load::create(plane.server(), &init, workload.init.0, SCHEDULER).await?;
+    load::create(plane.server(), &init, workload.init.0, SCHEDULER, workload.together).await?;
     if workload.init_fits() {
         init.all_seen(PATIENCE).await?;
     }
 
     let before = plane.cpu_seconds();
     let churn = workload.churn.then(|| tokio::spawn(load::churn(client.clone(), plane.server().to_owned())));
-    load::create(plane.server(), &measured, workload.measured.0, SCHEDULER).await?;
+    load::create(plane.server(), &measured, workload.measured.0, SCHEDULER, workload.together).await?;
     measured.all_seen(PATIENCE).await?;
     let after = plane.cpu_seconds();
     if let Some(churn) = churn {

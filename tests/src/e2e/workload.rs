@@ -3,6 +3,8 @@
 
 /// Measured pods.
 const PODS: usize = 10_000;
+/// Pods of one call where they are created together.
+const TOGETHER: usize = 64;
 /// The zone of nodes where all have the same.
 const ONE_ZONE: &[&str] = &["zone1"];
 /// The zones of the spread workload.
@@ -44,6 +46,8 @@ pub struct Workload {
     pub init: (Shape, usize),
     /// Pods that are measured.
     pub measured: (Shape, usize),
+    /// Pods that are created in one call.
+    pub together: usize,
     /// Whether nodes and pods that do not fit come and go meanwhile.
     pub churn: bool,
 }
@@ -55,13 +59,19 @@ const fn workload(
     init: (Shape, usize),
     measured: (Shape, usize),
 ) -> Workload {
-    Workload { name, nodes, zones, init, measured, churn: false }
+    Workload { name, nodes, zones, init, measured, together: 1, churn: false }
+}
+
+const fn together(workload: Workload) -> Workload {
+    Workload { together: TOGETHER, ..workload }
 }
 
 /// All of them.
 pub const ALL: &[Workload] = &[
     workload("basic_500", 500, ONE_ZONE, (Shape::Default, 500), (Shape::Default, PODS)),
     workload("basic_5000", 5_000, ONE_ZONE, (Shape::Default, 1_000), (Shape::Default, PODS)),
+    // The same, from clients that have many pods to create at once.
+    together(workload("basic_5000_together", 5_000, ONE_ZONE, (Shape::Default, 1_000), (Shape::Default, PODS))),
     workload("affinity_5000", 5_000, ONE_ZONE, (Shape::Affinity, 5_000), (Shape::Affinity, PODS)),
     workload("anti_affinity_5000", 5_000, ONE_ZONE, (Shape::AntiAffinity, 1_000), (Shape::AntiAffinity, PODS)),
     workload("node_affinity_5000", 5_000, ONE_ZONE, (Shape::Default, 5_000), (Shape::NodeAffinity, PODS)),
