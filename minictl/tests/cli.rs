@@ -162,7 +162,7 @@ async fn pods_of_one_file_are_made_together() {
     let path = file(dir.path(), "m.yaml", &some(&["e", "a", "f"]));
     let created = minictl(&fake, &["create", "-f", &path]).await;
     assert_eq!(created.stdout, "pod/e created\npod/f created\n");
-    assert!(created.code != Some(0) && created.stderr.contains("create Pod a"), "{}", created.stderr);
+    assert!(created.code != Some(0) && created.stderr.contains("create Pod default/a"), "{}", created.stderr);
     let path = file(dir.path(), "m.yaml", &some(&["g", "h"]));
     assert_eq!(
         ok(&minictl(&fake, &["create", "--dry-run", "-f", &path]).await),

@@ -211,22 +211,28 @@ fn a_group_that_fits_in_part_fits_not_at_all() {
     assert_eq!(planner.fit(&info, 3).group, None);
 }
 
-#[test]
-fn a_question_thinks_away_no_more_pods_than_it_may() {
+/// A cluster of nodes of a size, with as many pods of a size on each.
+fn full((nodes, node_cpu): (usize, &str), (pods, pod_cpu): (usize, &str)) -> Planner {
     let mut all = planner();
-    // 300 nodes with 100 pods each: twenty thousand pods are 200 nodes.
-    let small = pod("small", "100m", "");
-    for at in 0..300 {
+    let small = pod("small", pod_cpu, "");
+    for at in 0..nodes {
         let name = format!("n{at}");
-        all.observe(node(&name, "10", &[], |node| {
+        all.observe(node(&name, node_cpu, &[], |node| {
             node.status_mut().allocatable.insert("pods".into(), "200".into());
         }));
-        for one in 0..100 {
+        for one in 0..pods {
             let mut small = small.clone();
             small.meta_mut().uid = format!("uid-{at}-{one}");
             all.observe(bound(&small, &name, 0));
         }
     }
+    all
+}
+
+#[test]
+fn a_question_thinks_away_no_more_pods_than_it_may() {
+    // Twenty thousand pods are 200 nodes.
+    let mut all = full((300, "10"), (100, "100m"));
     all.observe(seen(&pod("web", "1", "")));
     all.plan(0, 10);
     let Some(Standing::Waits { remedies, tried, .. }) = all.standing("uid-web") else { panic!("it waits") };
@@ -240,17 +246,7 @@ fn a_question_thinks_away_no_more_pods_than_it_may() {
 
 /// A cluster of 5,000 nodes with 20 pods each, and a pod that fits on none.
 fn large() -> Planner {
-    let mut all = planner();
-    let small = pod("small", "50m", "");
-    for at in 0..5_000 {
-        let name = format!("n{at}");
-        all.observe(node(&name, "1500m", &[], |_| {}));
-        for one in 0..20 {
-            let mut small = small.clone();
-            small.meta_mut().uid = format!("uid-{at}-{one}");
-            all.observe(bound(&small, &name, 0));
-        }
-    }
+    let mut all = full((5_000, "1500m"), (20, "50m"));
     all.observe(seen(&pod("big", "1", "")));
     all.plan(0, 10);
     all

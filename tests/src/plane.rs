@@ -1,7 +1,8 @@
 //! A control plane without nodes: store, API server and scheduler as processes of their own, listening on loopback.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -27,6 +28,8 @@ pub struct Plane {
     processes: Vec<(&'static str, Child)>,
     dir: PathBuf,
     server: String,
+    /// Where the scheduler shows its metrics.
+    metrics: String,
 }
 
 impl Plane {
@@ -37,7 +40,8 @@ impl Plane {
     pub fn start(store: Store, parent: &Path) -> Result<Plane, String> {
         let dir = parent.join(format!("e2e-{}-{}", std::process::id(), free_port()?));
         fs::create_dir_all(&dir).map_err(|error| format!("create {}: {error}", dir.display()))?;
-        let mut plane = Plane { processes: Vec::new(), dir, server: String::new() };
+        let metrics = format!("127.0.0.1:{}", free_port()?);
+        let mut plane = Plane { processes: Vec::new(), dir, server: String::new(), metrics };
         let store = match store {
             Store::Etcd => plane.start_etcd()?,
             Store::Embedded => vec!["--store=embedded".to_owned(), plane.flag("data-dir", "store")],
@@ -51,13 +55,30 @@ impl Plane {
             plane.wait("apiserver", || fs::read_to_string(&port_file).ok().map(|port| port.trim().to_owned()))?;
         plane.server = format!("http://127.0.0.1:{port}");
         let server = format!("--server={}", plane.server);
-        plane.spawn("scheduler", &bin_dir().join("minipod-scheduler"), &[server])?;
+        let metrics = format!("--metrics-listen={}", plane.metrics);
+        plane.spawn("scheduler", &bin_dir().join("minipod-scheduler"), &[server, metrics])?;
         Ok(plane)
     }
 
     /// The API server's address.
     pub fn server(&self) -> &str {
         &self.server
+    }
+
+    /// The value of one of the scheduler's metrics that has no labels.
+    ///
+    /// # Errors
+    /// When it does not answer, or has no such metric.
+    pub fn scheduler_count(&self, name: &str) -> Result<f64, String> {
+        let asked = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect(&self.metrics)?;
+            write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).map(|_| answer)
+        };
+        let text = asked().map_err(|error| format!("the scheduler's metrics at {}: {error}", self.metrics))?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.ok_or_else(|| format!("{name} is not among the scheduler's metrics"))
     }
 
     /// CPU time of every process so far, this one last (as `load`), in seconds.
@@ -82,7 +103,7 @@ impl Plane {
             "--log-level=error".to_owned(),
         ];
         self.spawn("etcd", Path::new("etcd"), &arguments)?;
-        self.wait("etcd", || std::net::TcpStream::connect(&client).ok())?;
+        self.wait("etcd", || TcpStream::connect(&client).ok())?;
         Ok(vec![format!("--store=etcd://{client}")])
     }
 

@@ -2,7 +2,7 @@
 //! more than it can. The figures are the benchmark's; here they are only there.
 
 use minipod_tests::cluster::store;
-use minipod_tests::e2e::{limits, measure, workload};
+use minipod_tests::e2e::{limits, measure, questions, workload};
 
 const SMALLER: usize = 100;
 
@@ -21,4 +21,13 @@ async fn the_parts_work_by_themselves() {
     let dir = tempfile::tempdir().expect("a directory");
     let figures = limits::run(store(), dir.path(), SMALLER).await.unwrap_or_else(|error| panic!("{error}"));
     assert!(figures.len() == 4 && figures.iter().all(|(_, value)| *value > 0.0), "{figures:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_are_answered_and_budgets_counted_while_pods_are_bound() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let figures = questions::run(store(), dir.path(), SMALLER).await.unwrap_or_else(|error| panic!("{error}"));
+    let figure = |name: &str| figures.iter().find(|(key, _)| key == &format!("questions_{name}")).expect("measured").1;
+    assert!(figure("explains") > 0.0 && figure("evict_p50_ms") > 0.0 && figure("pods_s") > 0.0, "{figures:?}");
+    assert!(figure("loop_stalls") < 1.0, "{figures:?}");
 }

@@ -11,7 +11,7 @@ use minipod_client::{ChangeKind, DeleteOptions, Query};
 use minipod_proto::Resource;
 use minipod_proto::v1::Pod;
 use minipod_tests::cluster::{Cluster, bin_dir, pod};
-use minipod_tests::e2e::{board, limits, measure, workload};
+use minipod_tests::e2e::{board, limits, measure, questions, workload};
 use minipod_tests::hands;
 use minipod_tests::kernel::{self, Process};
 use minipod_tests::podman::Podman;
@@ -52,7 +52,7 @@ struct Flags {
     /// embedded, etcd or both.
     #[arg(long, default_value = "both", value_parser = ["embedded", "etcd", "both"])]
     store: String,
-    /// Workloads, separated by commas, or limits; all by default.
+    /// Workloads, separated by commas, or limits, or questions; all by default.
     #[arg(long, value_delimiter = ',')]
     workload: Vec<String>,
     /// A tenth of the nodes and pods.
@@ -94,7 +94,8 @@ async fn access() -> Result<(), String> {
 }
 
 async fn schedule_e2e(flags: &Flags) -> Result<(), String> {
-    let names: Vec<&str> = workload::ALL.iter().map(|workload| workload.name).chain([limits::NAME]).collect();
+    let names: Vec<&str> =
+        workload::ALL.iter().map(|workload| workload.name).chain([limits::NAME, questions::NAME]).collect();
     if let Some(unknown) = flags.workload.iter().find(|wanted| !names.contains(&wanted.as_str())) {
         return Err(format!("--workload: there is no {unknown:?}; there are {}", names.join(", ")));
     }
@@ -113,6 +114,12 @@ async fn schedule_e2e(flags: &Flags) -> Result<(), String> {
         if wanted(limits::NAME) {
             let figures = limits::run(store, &flags.dir, divisor).await;
             for (key, value) in figures.map_err(|error| format!("{name}: {}: {error}", limits::NAME))? {
+                figure(&format!("{prefix}{key}"), value);
+            }
+        }
+        if wanted(questions::NAME) {
+            let figures = questions::run(store, &flags.dir, divisor).await;
+            for (key, value) in figures.map_err(|error| format!("{name}: {}: {error}", questions::NAME))? {
                 figure(&format!("{prefix}{key}"), value);
             }
         }

@@ -4,7 +4,7 @@
 /// Measured pods.
 const PODS: usize = 10_000;
 /// Pods of one call where they are created together.
-const TOGETHER: usize = 64;
+pub const TOGETHER: usize = 64;
 /// The zone of nodes where all have the same.
 const ONE_ZONE: &[&str] = &["zone1"];
 /// The zones of the spread workload.
@@ -73,6 +73,7 @@ pub const ALL: &[Workload] = &[
     // The same, from clients that have many pods to create at once.
     together(workload("basic_5000_together", 5_000, ONE_ZONE, (Shape::Default, 1_000), (Shape::Default, PODS))),
     workload("affinity_5000", 5_000, ONE_ZONE, (Shape::Affinity, 5_000), (Shape::Affinity, PODS)),
+    together(workload("affinity_5000_together", 5_000, ONE_ZONE, (Shape::Affinity, 5_000), (Shape::Affinity, PODS))),
     workload("anti_affinity_5000", 5_000, ONE_ZONE, (Shape::AntiAffinity, 1_000), (Shape::AntiAffinity, PODS)),
     workload("node_affinity_5000", 5_000, ONE_ZONE, (Shape::Default, 5_000), (Shape::NodeAffinity, PODS)),
     workload("spread_5000", 5_000, THREE_ZONES, (Shape::Default, 5_000), (Shape::Spread, PODS)),
