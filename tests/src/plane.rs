@@ -1,8 +1,8 @@
 //! A control plane without nodes: store, API server and scheduler as processes of their own, listening on loopback.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -70,13 +70,8 @@ impl Plane {
     /// # Errors
     /// When it does not answer, or has no such metric.
     pub fn scheduler_count(&self, name: &str) -> Result<f64, String> {
-        let asked = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect(&self.metrics)?;
-            write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).map(|_| answer)
-        };
-        let text = asked().map_err(|error| format!("the scheduler's metrics at {}: {error}", self.metrics))?;
+        let text = http_get(&self.metrics, "/metrics");
+        let text = text.map_err(|error| format!("the scheduler's metrics at {}: {error}", self.metrics))?;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
         value.ok_or_else(|| format!("{name} is not among the scheduler's metrics"))
     }
@@ -118,7 +113,7 @@ impl Plane {
         let mut command = Command::new(program);
         command.args(arguments).env("RUST_LOG", "warn").stdin(Stdio::null()).stdout(output).stderr(errors);
         let child = command.spawn().map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => format!("{} is missing: cargo xtask setup, or build it", program.display()),
+            io::ErrorKind::NotFound => format!("{} is missing: cargo xtask setup, or build it", program.display()),
             _ => format!("start {}: {error}", program.display()),
         })?;
         self.processes.push((name, child));
@@ -136,6 +131,17 @@ impl Plane {
         let log = fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default();
         Err(format!("{name} does not serve after {} s; its log: {log}", START.as_secs()))
     }
+}
+
+/// The whole answer, head and body, of a daemon's page for monitoring.
+///
+/// # Errors
+/// When it cannot be asked, or does not answer with text.
+pub fn http_get(address: impl ToSocketAddrs, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).map(|_| answer)
 }
 
 impl Drop for Plane {

@@ -2,13 +2,13 @@
 //! processes, listening on loopback.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use minipod_tests::cluster::{bin_dir, text};
+use minipod_tests::plane::http_get;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -121,13 +121,7 @@ impl Server {
     }
 
     fn http(&self, path: &str) -> String {
-        let asked = || {
-            let mut stream = TcpStream::connect(("127.0.0.1", self.metrics))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).map(|_| answer)
-        };
-        asked().unwrap_or_else(|error| error.to_string())
+        http_get(("127.0.0.1", self.metrics), path).unwrap_or_else(|error| error.to_string())
     }
 
     fn minictl(&self, arguments: &[&str]) -> Output {

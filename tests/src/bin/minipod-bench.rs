@@ -105,23 +105,19 @@ async fn schedule_e2e(flags: &Flags) -> Result<(), String> {
         if flags.store != name && flags.store != "both" {
             continue;
         }
+        let show = |what: &str, figures: Result<measure::Figures, String>| -> Result<(), String> {
+            let figures = figures.map_err(|error| format!("{name}: {what}: {error}"))?;
+            figures.iter().for_each(|(key, value)| figure(&format!("{prefix}{key}"), *value));
+            Ok(())
+        };
         for workload in workload::ALL.iter().filter(|workload| wanted(workload.name)) {
-            let figures = measure::run(&workload.divided(divisor), store, &flags.dir).await;
-            for (key, value) in figures.map_err(|error| format!("{name}: {}: {error}", workload.name))? {
-                figure(&format!("{prefix}{key}"), value);
-            }
+            show(workload.name, measure::run(&workload.divided(divisor), store, &flags.dir).await)?;
         }
         if wanted(limits::NAME) {
-            let figures = limits::run(store, &flags.dir, divisor).await;
-            for (key, value) in figures.map_err(|error| format!("{name}: {}: {error}", limits::NAME))? {
-                figure(&format!("{prefix}{key}"), value);
-            }
+            show(limits::NAME, limits::run(store, &flags.dir, divisor).await)?;
         }
         if wanted(questions::NAME) {
-            let figures = questions::run(store, &flags.dir, divisor).await;
-            for (key, value) in figures.map_err(|error| format!("{name}: {}: {error}", questions::NAME))? {
-                figure(&format!("{prefix}{key}"), value);
-            }
+            show(questions::NAME, questions::run(store, &flags.dir, divisor).await)?;
         }
     }
     Ok(())

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use minictl::local::Store;
 use minipod_client::{Client, EvictOptions, Options, Query};
 use minipod_proto::Resource;
-use minipod_proto::v1::{Pod, PodCondition};
+use minipod_proto::v1::{Pod, Time};
 use tokio::task::JoinSet;
 
 use super::board::{Board, percentile};
@@ -63,7 +63,7 @@ pub async fn run(store: Store, dir: &Path, divisor: usize) -> Result<Figures, St
     asked.sort_by(f64::total_cmp);
     let stalls = plane.scheduler_count("minipod_scheduler_loop_stall_seconds_count")?;
 
-    let evicted = evictions(&client, plane.server(), divisor).await?;
+    let evicted = evictions(&client, divisor).await?;
     let bound = board.latencies_ms();
     let figures = [
         ("pods_s", board.pods() as f64 / board.span_s()),
@@ -99,7 +99,7 @@ async fn ask(client: Client, nodes: usize, done: Arc<AtomicBool>) -> Result<Vec<
 }
 
 /// Evicts some of many pods that are ready; milliseconds of each.
-async fn evictions(client: &Client, server: &str, divisor: usize) -> Result<Vec<f64>, String> {
+async fn evictions(client: &Client, divisor: usize) -> Result<Vec<f64>, String> {
     load::apply(client, BUDGET).await?;
     let pods = client.list::<Pod>(&Query::namespace("default")).await.map_err(|error| error.to_string())?.items;
     let bound = pods.into_iter().filter(|pod| pod.node_name().is_some());
@@ -107,18 +107,12 @@ async fn evictions(client: &Client, server: &str, divisor: usize) -> Result<Vec<
     let names: Vec<String> = bound.iter().map(|pod| pod.name().to_owned()).take((EVICTED / divisor).max(10)).collect();
     let mut writers = JoinSet::new();
     for some in bound.chunks(bound.len().div_ceil(WRITERS).max(1)) {
-        let (some, client) = (some.to_vec(), Client::new(&Options::servers(server)));
-        let client = client.map_err(|error| error.to_string())?;
+        let (some, client) = (some.to_vec(), client.clone());
         writers.spawn(async move {
             for mut pod in some {
-                let ready = |kind: &str| PodCondition {
-                    r#type: kind.to_owned(),
-                    status: "True".to_owned(),
-                    ..PodCondition::default()
-                };
                 pod.meta_mut().resource_version.clear();
                 pod.status_mut().phase = "Running".to_owned();
-                pod.status_mut().conditions.push(ready("Ready"));
+                pod.status_mut().set_condition("Ready", "True", "", "", Time::default());
                 client.update_status(pod).await.map_err(|error| error.to_string())?;
             }
             Ok::<(), String>(())
