@@ -5,6 +5,9 @@
 pub const SPARE: &str = "--spare";
 /// What a spare says once it waits. One that never says it is of a version that knows no spares.
 pub const READY: u8 = b'r';
+/// Options of the tmpfs that is every pod's /dev/shm, as in the field; its pages count against the container that touches them first. A spare
+/// has one ready.
+pub const SHARED_MEMORY: &str = "mode=1777,size=65536k";
 /// Most bytes of a call.
 pub const MAX_BYTES: usize = 4096;
 

@@ -147,23 +147,20 @@ impl Group {
     /// # Errors
     /// When a directory cannot be made or a limit cannot be set.
     pub fn create(&self, limits: &Limits) -> Result<(), CgroupError> {
+        let mut killed = None;
         for (controller, dir) in &self.dirs {
             if *controller == "cpuset" && limits.cpuset_cpus.is_empty() && limits.cpuset_mems.is_empty() {
                 continue;
             }
             if self.v2 {
                 create_v2(dir)?;
-            } else {
-                fs::create_dir_all(dir).map_err(failed("create cgroup", dir))?;
+            } else if !create_v1(dir)? && *controller == "pids" && limits.pids_limit.is_none() {
+                killed = Some(dir.join("pids.max"));
             }
         }
         self.set(limits)?;
         // A group that was killed and is used again may fork again.
-        let pids = self.dirs.iter().find(|(controller, _)| *controller == "pids" && limits.pids_limit.is_none());
-        match pids.map(|(_, dir)| dir.join("pids.max")) {
-            Some(path) => put(&path, "max").map_err(failed("set", &path)),
-            None => Ok(()),
-        }
+        killed.map_or(Ok(()), |path| put(&path, "max").map_err(failed("set", &path)))
     }
 
     /// Sets limits of a group that exists.
@@ -464,6 +461,15 @@ fn inherited(dir: &Path, file: &str) -> Result<String, CgroupError> {
     let value = inherited(parent, file)?;
     put(&path, &value).map_err(failed("set", &path))?;
     Ok(value)
+}
+
+/// Makes a group of version 1 and those above it; false: it was there.
+fn create_v1(dir: &Path) -> Result<bool, CgroupError> {
+    match fs::create_dir(dir) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(_) => fs::create_dir_all(dir).map_err(failed("create cgroup", dir)).map(|()| true),
+    }
 }
 
 /// Makes a group of version 2 and hands the controllers down to it, level by level below the mount point.

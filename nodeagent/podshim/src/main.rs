@@ -11,6 +11,7 @@ mod client;
 mod journal;
 mod logs;
 mod spare;
+mod stock;
 mod supervisor;
 mod sys;
 mod tap;
@@ -23,6 +24,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use self::stock::Stock;
 
 /// The command line, as the agent gives it.
 #[derive(Debug, Default)]
@@ -50,13 +53,14 @@ fn main() -> ExitCode {
     let run = || -> Result<(), String> {
         let words: Vec<String> = std::env::args().skip(1).collect();
         settle().map_err(|error| format!("set up the process: {error}"))?;
-        let (args, inherited) = if spare::is_asked_for(&words) {
-            let Some(pod) = spare::wait()? else { return Ok(()) };
-            pod
+        let (args, inherited, stock) = if spare::is_asked_for(&words) {
+            let stock = Stock::lay_in()?;
+            let Some((args, inherited)) = spare::wait()? else { return Ok(()) };
+            (args, inherited, stock)
         } else {
-            (parse(words.into_iter())?, take_inherited()?)
+            (parse(words.into_iter())?, take_inherited()?, Stock::default())
         };
-        let mut supervisor = supervisor::Supervisor::begin(args, inherited)?;
+        let mut supervisor = supervisor::Supervisor::begin(args, inherited, stock)?;
         supervisor.run()
     };
     match run() {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use minipod_podshim::call::SHARED_MEMORY;
 use minipod_podshim::protocol::{
     Capabilities, ContainerSpec, IdRange, Limits, LogSpec, Rootfs, SandboxSpec, Sysctl, User, Window,
 };
@@ -20,8 +21,6 @@ pub use super::process::stop_signal;
 
 /// Kubernetes' value: the infra container is killed last.
 const PAUSE_OOM_SCORE_ADJ: i32 = -998;
-/// Of every pod's /dev/shm, as in the field; its pages count against the container that touches them first.
-const SHM_OPTIONS: &str = "mode=1777,size=65536k";
 /// A log file that has grown to this is rotated (Kubernetes' default).
 const LOG_MAX_BYTES: u64 = 10 << 20;
 /// Log files kept of a run (Kubernetes' default).
@@ -118,7 +117,7 @@ pub fn sandbox(
 ) -> SandboxSpec {
     let spec = pod.spec();
     let shared_memory = match memory {
-        SharedMemory::Sandbox => root_owns(SHM_OPTIONS, users),
+        SharedMemory::Sandbox => root_owns(SHARED_MEMORY, users),
         SharedMemory::Node | SharedMemory::Mounted => String::new(),
     };
     let sysctls = spec.security_context.iter().flat_map(|context| &context.sysctls);

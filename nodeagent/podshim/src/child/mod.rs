@@ -9,6 +9,7 @@ pub mod report;
 pub mod rootfs;
 pub mod users;
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -61,6 +62,9 @@ pub struct PauseChild<'a> {
     pub spec: &'a SandboxSpec,
     /// The binary, open.
     pub program: &'a OwnedFd,
+    /// Namespaces that were made before, instead of some that it would be born in; with [`CloneFlags::CLONE_NEWNS`] that of the
+    /// shared memory.
+    pub ready: Vec<(CloneFlags, OwnedFd)>,
     /// What its containers share; it is born in a mount namespace of its own then.
     pub shared_memory: Option<Tree>,
     /// What it needs where it has a user namespace of its own.
@@ -91,6 +95,8 @@ pub struct ContainerChild<'a> {
     pub cgroups: Vec<(String, PathBuf)>,
     /// Where its terminal goes; none: it has pipes.
     pub console: Option<UnixStream>,
+    /// A `/dev` that was made before.
+    pub dev: Option<Tree>,
 }
 
 /// A further process of a container.
@@ -127,6 +133,13 @@ pub fn pause(child: &PauseChild<'_>, common: &mut Common) -> Step<Infallible> {
     if let Some(own) = &child.own_users {
         users::wait_for_ids(&own.gate)?;
     }
+    // Only there is nothing more to see of the node.
+    let (memory, others): (Vec<_>, Vec<_>) =
+        child.ready.iter().partition(|(kind, _)| *kind == CloneFlags::CLONE_NEWNS);
+    let enter = |(kind, namespace): &(CloneFlags, OwnedFd)| {
+        setns(namespace, *kind).node("enter a namespace of", "the sandbox")
+    };
+    others.into_iter().try_for_each(enter)?;
     if !child.spec.host_network {
         nix::unistd::sethostname(&child.spec.hostname).container("set hostname", &child.spec.hostname)?;
     }
@@ -141,6 +154,7 @@ pub fn pause(child: &PauseChild<'_>, common: &mut Common) -> Step<Infallible> {
     if let Some(memory) = &child.shared_memory {
         memory::hold(memory)?;
     }
+    memory.into_iter().try_for_each(enter)?;
     common.reporter.say(&ChildSays { named: true, ..ChildSays::default() });
     // The containers are prepared meanwhile.
     join(&common.joins)?;
@@ -184,7 +198,7 @@ fn set_sysctl(proc: &OwnedFd, sysctl: &Sysctl) -> Step<()> {
 }
 
 /// A container's steps.
-pub fn container(child: &ContainerChild<'_>, common: &mut Common) -> Step<Infallible> {
+pub fn container(mut child: ContainerChild<'_>, common: &mut Common) -> Step<Infallible> {
     let spec = child.spec;
     join(&common.joins)?;
     identity::confine(&spec.apparmor_profile)?;
@@ -203,7 +217,9 @@ pub fn container(child: &ContainerChild<'_>, common: &mut Common) -> Step<Infall
         true => Some(memory::of(child.pause)?),
         false => None,
     };
-    rootfs::enter(spec, &child.cgroups, memory, child.users.as_ref())?;
+    let dev = RefCell::new(child.dev.take());
+    let around = rootfs::Around { cgroups: &child.cgroups, memory, users: child.users.as_ref(), dev };
+    rootfs::enter(spec, &around)?;
     let mut more_env = Vec::new();
     if let (Some(window), Some(console)) = (spec.terminal, &child.console) {
         take_terminal(owner, window, (console, &mut common.stdio))?;

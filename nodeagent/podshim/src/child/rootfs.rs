@@ -4,6 +4,7 @@
 //! No mount of a container lets devices be opened but the single files that /dev is made of, so that a container that may
 //! make device files gains nothing by it, with or without a devices cgroup. The spec of a privileged one says otherwise.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -40,24 +41,22 @@ const TERMINALS_GROUP: u32 = 5;
 const NOTHING_SPECIAL: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
 
 /// What mounts of a container need beside their spec.
-struct Around<'a> {
+#[derive(Debug)]
+pub struct Around<'a> {
     /// Its groups by controller.
-    cgroups: &'a [(String, PathBuf)],
+    pub cgroups: &'a [(String, PathBuf)],
     /// What the sandbox shares.
-    memory: Option<&'a Tree>,
+    pub memory: Option<Tree>,
     /// The pod's users, if they are not the node's.
-    users: Option<&'a Users<'a>>,
+    pub users: Option<&'a Users<'a>>,
+    /// A `/dev` that was made before; for one mount.
+    pub dev: RefCell<Option<Tree>>,
 }
 
-/// Makes the container's root from its spec and enters it; the node's files are out of reach afterwards. `cgroups` are the
-/// container's groups by controller and `memory` what the sandbox shares, for mounts of these kinds. With `users` this process goes on as
-/// their root where it touches files.
-pub fn enter(
-    spec: &ContainerSpec,
-    cgroups: &[(String, PathBuf)],
-    memory: Option<Tree>,
-    users: Option<&Users<'_>>,
-) -> Step<()> {
+/// Makes the container's root from its spec and enters it; the node's files are out of reach afterwards. With users of the pod's own this
+/// process goes on as their root where it touches files.
+pub fn enter(spec: &ContainerSpec, around: &Around<'_>) -> Step<()> {
+    let users = around.users;
     let missing = || Failure::container("read", "root", Errno::EINVAL).because("the spec has no root file system");
     let root_spec = spec.root.as_ref().ok_or_else(missing)?;
     // Before the namespace's mounts part from the node's: a shared source stays shared.
@@ -68,9 +67,8 @@ pub fn enter(
         users.act_as_root()?;
     }
     let root = mount_root(root_spec, users)?;
-    let around = Around { cgroups, memory: memory.as_ref(), users };
     for (mount, source) in spec.mounts.iter().zip(sources) {
-        attach_mount(&root, mount, source, &around)?;
+        attach_mount(&root, mount, source, around)?;
     }
     for path in &spec.readonly_paths {
         make_readonly(&root, path)?;
@@ -417,14 +415,21 @@ fn attach_mount(root: &OwnedFd, mount: &Mount, source: Option<Tree>, around: &Ar
         (MountKind::SharedMemory, _) => {
             let missing =
                 || Failure::container("mount", "shared memory", Errno::ENOENT).because("the sandbox has none");
-            let memory = around.memory.ok_or_else(missing)?;
+            let memory = around.memory.as_ref().ok_or_else(missing)?;
             sys::set_attributes(memory, false, attributes(mount), 0).node("set flags of", "shared memory")?;
             let place = find_or_make(root, target, true)?;
             return sys::attach(memory, place).node("mount on", target);
         }
         (MountKind::Cgroup, _) => return attach_cgroups(root, target, readonly, around.cgroups),
         (MountKind::Dev, _) => {
-            let dev = attach_dev(root, target, around.users)?;
+            let place = find_or_make(root, target, true)?;
+            if !mount.devices
+                && let Some(dev) = around.dev.take()
+            {
+                return sys::attach(dev, place).node("mount on", target);
+            }
+            let terminals = on_node(around.users.map(|users| &users.range), TERMINALS_GROUP)?;
+            let dev = make_dev(place, terminals)?;
             return if mount.devices { attach_node_devices(&dev) } else { Ok(()) };
         }
     };
@@ -467,27 +472,34 @@ fn attach_cgroups(root: &OwnedFd, target: &str, readonly: u64, cgroups: &[(Strin
     sys::set_attributes(&top, false, MOUNT_ATTR_RDONLY, 0).node("make read-only", target)
 }
 
-fn attach_dev(root: &OwnedFd, target: &str, users: Option<&Users<'_>>) -> Step<Tree> {
+/// A `/dev` that can be laid into any container whose users are the node's. It is put together on `place`, in this process' mount namespace.
+pub fn spare_dev(place: OwnedFd) -> Step<Tree> {
+    let dev = make_dev(place, TERMINALS_GROUP)?;
+    let tree = sys::open_tree(dev.as_fd(), c"", true).node("copy", "/dev")?;
+    sys::set_attributes(&tree, true, 0, libc::MS_PRIVATE).node("seal", "/dev")?;
+    Ok(tree)
+}
+
+/// Mounts a `/dev` on `place`; terminals belong to the group `terminals` of the node.
+fn make_dev(place: OwnedFd, terminals: u32) -> Step<Tree> {
     let options = file_system_options("mode=755,size=64k")?;
     let attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NODEV;
-    let dev = sys::new_mount(c"tmpfs", &options, attributes).node("make tmpfs for", target)?;
-    let place = find_or_make(root, target, true)?;
-    sys::attach(&dev, place).node("mount on", target)?;
+    let dev = sys::new_mount(c"tmpfs", &options, attributes).node("make tmpfs for", "/dev")?;
+    sys::attach(&dev, place).node("mount", "/dev")?;
     let node_dev = open_dir("/dev")?;
     for (name, major, minor) in DEVICES {
         let tree = open_device(node_dev.as_fd(), name, major, minor)?;
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-        let place = openat(&dev, name, flags, Mode::from_bits_truncate(0o666)).node("make", target)?;
-        sys::attach(tree, place).node("mount device on", target)?;
+        let place = openat(&dev, name, flags, Mode::from_bits_truncate(0o666)).node("make in", "/dev")?;
+        sys::attach(tree, place).node("mount device in", "/dev")?;
     }
     mkdirat(&dev, "pts", Mode::from_bits_truncate(0o755)).node("make", "/dev/pts")?;
-    let terminals = on_node(users.map(|users| &users.range), TERMINALS_GROUP)?;
     let options = file_system_options(&format!("newinstance,ptmxmode=0666,mode=0620,gid={terminals}"))?;
     let pts = sys::new_mount(c"devpts", &options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC).node("make", "/dev/pts")?;
     let place = openat(&dev, "pts", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).node("open", "/dev/pts")?;
     sys::attach(pts, place).node("mount on", "/dev/pts")?;
     for (to, name) in DEV_LINKS {
-        symlinkat(to, &dev, name).node("make link in", target)?;
+        symlinkat(to, &dev, name).node("make link in", "/dev")?;
     }
     Ok(dev)
 }

@@ -53,6 +53,8 @@ pub struct Container {
     console: Option<(UnixStream, Option<Box<Task>>)>,
     /// A second handle on its first process.
     init: Option<Pidfd>,
+    /// That is the first of a PID namespace.
+    has_own_pids: bool,
 }
 
 /// What stays with the supervisor of a container that was begun.
@@ -63,6 +65,7 @@ struct Made {
     progress: Option<Arc<Progress>>,
     stdin: Option<OwnedFd>,
     console: Option<(UnixStream, Option<Box<Task>>)>,
+    has_own_pids: bool,
 }
 
 #[derive(Debug)]
@@ -258,6 +261,7 @@ impl Supervisor {
             stdin: made.stdin,
             console: made.console,
             init: Pidfd::open(made.pid).ok(),
+            has_own_pids: made.has_own_pids,
             spec: kept,
         };
         self.containers.insert(container.spec.name.clone(), container);
@@ -285,18 +289,22 @@ impl Supervisor {
         } else {
             Some(self.target_fd(&spec.pid_of)?)
         };
+        made.has_own_pids = namespaces.contains(CloneFlags::CLONE_NEWPID);
         let cgroups: Vec<(String, PathBuf)> = group.directories();
         let shared = self.sandbox.shared_namespaces();
         let own = self.sandbox.user_namespace.as_ref().map(OwnedFd::try_clone).transpose();
         let own = own.map_err(|error| Failure::node("copy a descriptor", "", errno_of(&error)))?;
         let ids = self.sandbox.ids();
+        // Its terminals' group is one of the node's.
+        let dev = if own.is_none() { self.stock.devs.pop() } else { None };
         let common = Common { joins, stdio, reporter: Reporter(reporter.into()) };
         let role = Role::Container(spec.name.clone());
         made.pid = self.in_pid_namespace_of(into_pids, |this| {
             this.fork(role, namespaces, (common, report), |common| {
                 let users = own.as_ref().zip(ids).map(|(own, range)| Users { namespace: own.as_fd(), range });
-                let child = ContainerChild { spec, pause: pause.as_fd(), namespaces: shared, users, cgroups, console };
-                child::container(&child, common)
+                let pause = pause.as_fd();
+                let child = ContainerChild { spec, pause, namespaces: shared, users, cgroups, console, dev };
+                child::container(child, common)
             })
         })?;
         Ok(made)
@@ -428,8 +436,11 @@ impl Supervisor {
     pub(super) fn container_ended(&mut self, (name, pid): (&str, u32), exit_code: i32, signal: i32) {
         // A start that failed leaves a process whose name another start may have by now.
         let Some(container) = self.containers.get_mut(name).filter(|known| known.started.pid == pid) else { return };
-        // The others in it have no PID namespace of their own to die with, or die in this moment.
-        container.group.kill();
+        // With the first process of a PID namespace all others in it have died already. Should something be left in the group all the same,
+        // the group is not removed before it is killed.
+        if !container.has_own_pids {
+            container.group.kill();
+        }
         let ended = Ended {
             name: name.to_owned(),
             attempt: container.spec.attempt,
@@ -469,6 +480,7 @@ impl Supervisor {
             ended.oom |= container.group.oom_kills() > 0;
             if container.group.remove().is_err() {
                 if !late {
+                    container.group.kill();
                     again = true;
                     continue;
                 }

@@ -33,6 +33,7 @@ use crate::child::{self, Common};
 use crate::client::Client;
 use crate::journal::{Journal, write_state};
 use crate::logs::Logger;
+use crate::stock::Stock;
 use crate::sys::{self, Side};
 use crate::{Args, Inherited};
 
@@ -137,6 +138,8 @@ pub struct Supervisor {
     pause_program: OwnedFd,
     own_pid_namespace: File,
     pod_group: Group,
+    /// What was made before there was a pod.
+    stock: Stock,
     journal: Journal,
     logger: Option<Logger>,
     sandbox: Sandbox,
@@ -161,7 +164,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// As text for the complaints file: nobody is connected yet.
-    pub fn begin(args: Args, inherited: Inherited) -> Result<Self, String> {
+    pub fn begin(args: Args, inherited: Inherited, stock: Stock) -> Result<Self, String> {
         let io = |what: &str| {
             let what = what.to_owned();
             move |error: std::io::Error| format!("{what}: {error}")
@@ -176,7 +179,10 @@ impl Supervisor {
             .map_err(os("watch for children"))?;
         let pause = File::open(&args.pause).map_err(io(&format!("open {}", args.pause.display())))?;
         let own_pid_namespace = File::open("/proc/self/ns/pid").map_err(io("open own PID namespace"))?;
-        let cgroups = Cgroups::detect().map_err(|error| format!("{error}: {}", error.source))?;
+        let cgroups = match &stock.cgroups {
+            Some(known) => known.clone(),
+            None => Cgroups::detect().map_err(|error| format!("{error}: {}", error.source))?,
+        };
         let pod_group = cgroups.pod(&args.cgroup_root, &args.uid);
         let journal = Journal::begin(&args.dir).map_err(io("begin the journal"))?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(os("make epoll"))?;
@@ -191,6 +197,7 @@ impl Supervisor {
             pause_program: pause.into(),
             own_pid_namespace,
             pod_group,
+            stock,
             journal,
             logger: None,
             sandbox: Sandbox::default(),
@@ -363,8 +370,8 @@ impl Supervisor {
             Ask::Kill(kill) => self.kill(asker, &kill),
             Ask::Stop(_) => self.stop(asker),
             Ask::Acknowledge(sequence) => {
+                // The state on disk has it with its next change: who reads it then hears of an event twice, which is no news.
                 self.journal.acknowledge(sequence);
-                self.state_changed = true;
             }
             Ask::Exec(exec) => self.exec(asker, &exec),
             Ask::ExecInput(input) => self.exec_input(asker, input),

@@ -123,7 +123,10 @@ impl Supervisor {
         if !spec.shared_memory.is_empty() {
             namespaces |= CloneFlags::CLONE_NEWNS;
         }
-        let (pause, user_namespace) = self.fork_pause(&spec, namespaces, joins).map_err(|failure| failure.0)?;
+        // A sandbox with users of its own has namespaces of theirs.
+        let ready = self.stock.namespaces.take().filter(|_| spec.users.is_none());
+        let ready = ready.map_or_else(Vec::new, |ready| ready.of(namespaces, &spec.shared_memory));
+        let (pause, user_namespace) = self.fork_pause(&spec, (namespaces, ready), joins).map_err(|failure| failure.0)?;
         self.sandbox = Sandbox {
             phase: SandboxPhase::Up,
             pid: pause,
@@ -139,7 +142,7 @@ impl Supervisor {
     fn fork_pause(
         &mut self,
         spec: &SandboxSpec,
-        namespaces: CloneFlags,
+        (namespaces, ready): (CloneFlags, Vec<(CloneFlags, OwnedFd)>),
         joins: minipod_podshim::cgroup::Joins,
     ) -> Result<(u32, Option<OwnedFd>), Failure> {
         let wrong = |error: std::io::Error| Failure::node("make a pipe", "", child::report::errno_of(&error));
@@ -147,20 +150,22 @@ impl Supervisor {
         let stdio = Stdio { stdin: null()?, stdout: null()?, stderr: null()?, terminal: false };
         let common = Common { joins, stdio, reporter: Reporter(reporter.into()) };
         let program = self.pause_program.try_clone().map_err(wrong)?;
+        let made = ready.iter().map(|(kind, _)| *kind).collect::<CloneFlags>();
+        let namespaces = namespaces - made;
         // Made here, with rights that a user namespace's root has not.
         let shared_memory = match spec.shared_memory.as_str() {
-            "" => None,
-            options => Some(child::memory::make(options)?),
+            options if namespaces.contains(CloneFlags::CLONE_NEWNS) => Some(child::memory::make(options)?),
+            _ => None,
         };
         let Some(range) = spec.users else {
-            let child = PauseChild { spec, program: &program, shared_memory, own_users: None };
+            let child = PauseChild { spec, program: &program, ready, shared_memory, own_users: None };
             let pid = self.fork(Role::Pause, namespaces, (common, report), |common| child::pause(&child, common))?;
             return Ok((pid, None));
         };
         let (gate, open) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| wrong(errno.into()))?;
         let proc = crate::sys::new_mount(c"proc", &[], 0).node("make procfs for", "sysctls")?;
         let own_users = Some(OwnUsers { gate, proc });
-        let child = PauseChild { spec, program: &program, shared_memory, own_users };
+        let child = PauseChild { spec, program: &program, ready, shared_memory, own_users };
         let with_users = namespaces | CloneFlags::CLONE_NEWUSER;
         let pid = self.fork(Role::Pause, with_users, (common, report), |common| {
             // Only the supervisor may hold it, so that the gate's end is seen.
