@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use minipod_podshim::protocol::{Resize, ResizeContainer};
@@ -68,7 +69,7 @@ pub enum Done {
     Nothing,
     /// A supervisor.
     Shim(Shim, mpsc::Receiver<Box<ShimEvent>>),
-    /// The pod's network.
+    /// The pod's network; of a sandbox as well, where it was there at once.
     Network(PodNetwork),
     /// The volumes, with the ids of the images that some of them show.
     Volumes(BTreeMap<String, String>),
@@ -191,7 +192,7 @@ impl From<ConfigError> for StepError {
     }
 }
 
-fn io_error(operation: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> StepError {
+fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StepError {
     let path = path.display().to_string();
     move |source| StepError::Io { operation, path, source }
 }
@@ -272,7 +273,7 @@ fn ensure_pod_dir(job: &Job) -> Result<(), StepError> {
     Ok(())
 }
 
-fn set_mode(path: &std::path::Path, mode: u32) -> Result<(), StepError> {
+fn set_mode(path: &Path, mode: u32) -> Result<(), StepError> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(io_error("set mode of", path))
 }
@@ -305,12 +306,23 @@ async fn spawn_shim(job: &Job) -> Result<Done, StepError> {
     Ok(Done::Shim(shim, events))
 }
 
+/// The pod's network is set up meanwhile where its namespace is there already.
 async fn create_sandbox(job: &Job, attempt: u32) -> Result<Done, StepError> {
     let names = hostnames(job)?;
     let users = job.agent.hold_users(&job.pod, &job.uid)?;
     let spec = spec::sandbox(&job.pod, &names.uts, attempt, (shared_memory(job), users));
-    shim(job)?.create_sandbox(spec).await.map_err(StepError::Shim)?;
-    Ok(Done::Nothing)
+    let shim = shim(job)?;
+    let ready = shim.take_network().filter(|_| users.is_none() && !spec.host_network).map(Arc::new);
+    let attach = async { Some(attach_network_to(job, ready.clone()?).await) };
+    let (created, attached) = tokio::join!(shim.create_sandbox(spec), attach);
+    let pause = created.map_err(StepError::Shim)?;
+    let (Some(ready), Some(Ok(network))) = (ready, attached) else {
+        // What is wrong with the network is told by its own step.
+        return Ok(Done::Nothing);
+    };
+    // It may not be the one, if the supervisor was asked before.
+    let used = netns_of(pause).and_then(|netns| netns.is(&ready).map_err(io_error("look at", Path::new("/proc"))));
+    Ok(if used? { Done::Network(network) } else { Done::Nothing })
 }
 
 fn shared_memory(job: &Job) -> spec::SharedMemory {
@@ -319,14 +331,20 @@ fn shared_memory(job: &Job) -> spec::SharedMemory {
 }
 
 async fn attach_network(job: &Job) -> Result<Done, StepError> {
-    let network = job.agent.network().await.map_err(StepError::NodeNetwork)?;
     let pause = shim(job)?.state().await.map_err(StepError::Shim)?.pause_pid.ok_or(StepError::NoShim)?;
-    let netns = Netns::of_pid(pause)
-        .map_err(io_error("open network namespace", std::path::Path::new(&format!("/proc/{pause}/ns/net"))))?;
+    attach_network_to(job, Arc::new(netns_of(pause)?)).await.map(Done::Network)
+}
+
+fn netns_of(pause: u32) -> Result<Netns, StepError> {
+    Netns::of_pid(pause).map_err(io_error("open network namespace", Path::new(&format!("/proc/{pause}/ns/net"))))
+}
+
+async fn attach_network_to(job: &Job, netns: Arc<Netns>) -> Result<PodNetwork, StepError> {
+    let network = job.agent.network().await.map_err(StepError::NodeNetwork)?;
     let uid = job.uid.0.clone();
     let wishes = port_wishes(&job.pod).map_err(StepError::Config)?;
     let attached = tokio::task::spawn_blocking(move || network.attach(&uid, &netns, &wishes)).await;
-    attached.map_err(|_| StepError::Interrupted)?.map(Done::Network).map_err(StepError::Network)
+    attached.map_err(|_| StepError::Interrupted)?.map_err(StepError::Network)
 }
 
 /// The node's ports that the pod wants.
@@ -408,6 +426,8 @@ fn write_etc_files(job: &Job) -> Result<Done, StepError> {
 async fn prepare_image(job: &Job, name: &str) -> Result<Done, StepError> {
     let container = container(job, name)?;
     let (record, came) = obtain_image(job, &container.image, &container.image_pull_policy, name).await?;
+    // The start makes what is missing; the first one finds it made, beside the sandbox.
+    make_places(job, name, job.attempt)?;
     Ok(Done::Image(Box::new(record), came))
 }
 
@@ -440,6 +460,17 @@ async fn obtain_image(job: &Job, image: &str, policy: &str, name: &str) -> Resul
     // Taken as well: it may be one that was here by another name.
     let record = images.take(record.id.as_str()).unwrap_or(record);
     Ok((record, Came::Pulled { ms: crate::clock::boot_ms() - began_ms }))
+}
+
+/// The directories of a run: of its root file system and of its log.
+fn make_places(job: &Job, name: &str, attempt: u32) -> Result<(), StepError> {
+    let paths = job.agent.paths.pod(&job.uid).container(name, attempt);
+    let log = job.agent.paths.log_file(&job.pod, &job.uid, name, attempt);
+    for dir in [&*paths.upper, &*paths.work, &*paths.root].into_iter().chain(log.parent()) {
+        std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+    }
+    // The upper directory is the root directory that the container sees.
+    set_mode(&paths.upper, 0o755)
 }
 
 async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, StepError> {
@@ -485,16 +516,9 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
         spec.pid_of.clone_from(&debug.target_container_name);
     }
     let paths = pod_paths.container(name, attempt);
-    for dir in [&paths.upper, &paths.work, &paths.root] {
-        std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
-    }
-    // The upper directory is the root directory that the container sees.
-    set_mode(&paths.upper, 0o755)?;
+    make_places(job, name, attempt)?;
     std::fs::write(&paths.termination_log, b"").map_err(io_error("create", &paths.termination_log))?;
     set_mode(&paths.termination_log, 0o666)?;
-    if let Some(dir) = log.parent() {
-        std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
-    }
     failpoint("start-container:before-request");
     let started = shim(job)?.start(spec).await.map_err(|error| match error {
         error if error.is_containers_fault() => StepError::NotStarted { container: name.to_owned(), source: error },
@@ -509,7 +533,7 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
 /// Removes root file systems of former attempts, and logs but for the newest two. Beside the start, not before it.
 fn forget_old_attempts(job: &Job, name: &str, attempt: u32) {
     let roots = job.agent.paths.pod(&job.uid).attempts(name);
-    let logs = job.agent.paths.log_file(&job.pod, &job.uid, name, attempt).parent().map(std::path::Path::to_owned);
+    let logs = job.agent.paths.log_file(&job.pod, &job.uid, name, attempt).parent().map(Path::to_owned);
     tokio::task::spawn_blocking(move || {
         let old_roots = older_than(&roots, attempt);
         let old_logs = logs.iter().flat_map(|logs| older_than(logs, (attempt + 1).saturating_sub(KEPT_LOGS)));
@@ -527,8 +551,8 @@ fn forget_old_attempts(job: &Job, name: &str, attempt: u32) {
 }
 
 /// Entries whose name is the number of an attempt before this one, alone or with an ending: `3`, `3.log`, `3.log.1`.
-fn older_than(dir: &std::path::Path, attempt: u32) -> Vec<std::path::PathBuf> {
-    let is_older = |path: &std::path::PathBuf| {
+fn older_than(dir: &Path, attempt: u32) -> Vec<PathBuf> {
+    let is_older = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str());
         name.and_then(|name| name.split('.').next()?.parse::<u32>().ok()).is_some_and(|number| number < attempt)
     };

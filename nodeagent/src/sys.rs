@@ -9,6 +9,7 @@ use std::thread;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::fstat;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 /// An open network namespace. Keeps it alive.
@@ -30,6 +31,16 @@ impl Netns {
     /// When it cannot be opened.
     pub fn at(path: &Path) -> io::Result<Self> {
         Ok(Self(File::open(path)?.into()))
+    }
+
+    /// Whether both are one.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn is(&self, other: &Self) -> io::Result<bool> {
+        // A namespace is a file of nsfs, by whichever descriptor (ioctl_ns(2)).
+        let (own, its) = (fstat(&self.0)?, fstat(&other.0)?);
+        Ok((own.st_dev, own.st_ino) == (its.st_dev, its.st_ino))
     }
 
     /// Runs `work` inside the namespace, on a thread of its own that ends with it, so that no thread that does other

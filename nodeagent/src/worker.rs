@@ -16,6 +16,7 @@ use crate::clock::{boot_ms, wall_ms};
 use crate::events::{Severity, field_path, pod_event};
 use crate::execute::{Came, Done, Job, StepError, perform};
 use crate::image::ImageRecord;
+use crate::net::PodNetwork;
 use crate::plan::backoff::{Backoff, note_ended, note_started};
 use crate::plan::model::{
     Condemned, ContainerWant, Deletion, Ended, Health, Image, PodWant, Refused, Resources, Run, RunState, SandboxState,
@@ -323,7 +324,11 @@ impl Worker {
             match &step {
                 Step::AttachNetwork { .. } => self.seen.network_held = true,
                 Step::KillContainer { name, grace_ms } => self.note_kill(name, now_ms + grace_ms),
-                Step::CreateSandbox { .. } => self.seen.pod_applied = Some(self.want.resources),
+                Step::CreateSandbox { .. } => {
+                    self.seen.pod_applied = Some(self.want.resources);
+                    // It may bring the pod's network along.
+                    self.seen.network_held |= !self.want.host_network;
+                }
                 Step::StartContainer { name, .. } => {
                     let applied = self.want.container(name).map(|container| container.resources);
                     self.seen.containers.entry(name.clone()).or_default().applied = applied;
@@ -553,16 +558,18 @@ impl Worker {
                 (self.seen.shim, self.seen.sandbox) = (ShimState::Up, SandboxState::None);
                 (self.shim, self.shim_events) = (Some(shim), Some(events));
             }
-            (Step::CreateSandbox { attempt }, _) => {
+            (Step::CreateSandbox { attempt }, done) => {
                 (self.seen.sandbox, self.seen.sandbox_attempt) = (SandboxState::Up, *attempt);
+                if let Done::Network(network) = done {
+                    self.take_network(*attempt, &network);
+                }
                 if *attempt > 1 {
                     let message = "Pod sandbox changed, it was killed and has been re-created".to_owned();
                     self.pod_event(Severity::Normal, "SandboxChanged", message);
                 }
             }
             (Step::AttachNetwork { attempt }, Done::Network(network)) => {
-                self.seen.network_attempt = *attempt;
-                self.record.pod_ip = network.ip.to_string();
+                self.take_network(*attempt, &network);
             }
             (Step::WriteEtcFiles { attempt }, _) => self.seen.etc_attempt = *attempt,
             (Step::PrepareVolumes, done) => {
@@ -712,6 +719,11 @@ impl Worker {
             self.pod_event(Severity::Warning, reason, text);
         }
         self.seen.blocked.insert(step, now_ms + delay_ms);
+    }
+
+    fn take_network(&mut self, attempt: u32, network: &PodNetwork) {
+        self.seen.network_attempt = attempt;
+        self.record.pod_ip = network.ip.to_string();
     }
 
     fn note_kill(&mut self, name: &str, kill_at_ms: u64) {

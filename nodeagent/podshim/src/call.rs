@@ -3,7 +3,8 @@
 
 /// The first word of a spare's command line.
 pub const SPARE: &str = "--spare";
-/// What a spare says once it waits. One that never says it is of a version that knows no spares.
+/// What a spare says once it waits, with the network namespace that the pod's first sandbox gets, if it has one ready. One that never says it
+/// is of a version that knows no spares.
 pub const READY: u8 = b'r';
 /// Options of the tmpfs that is every pod's /dev/shm, as in the field; its pages count against the container that touches them first. A spare
 /// has one ready.

@@ -7,6 +7,7 @@
 pub mod call;
 pub mod cgroup;
 pub mod cleanup;
+pub mod handover;
 pub mod process;
 pub mod protocol;
 pub mod replace;

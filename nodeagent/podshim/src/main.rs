@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use self::stock::Stock;
+use self::stock::{Namespaces, Stock};
 
 /// The command line, as the agent gives it.
 #[derive(Debug, Default)]
@@ -55,7 +55,9 @@ fn main() -> ExitCode {
         settle().map_err(|error| format!("set up the process: {error}"))?;
         let (args, inherited, stock) = if spare::is_asked_for(&words) {
             let stock = Stock::lay_in()?;
-            let Some((args, inherited)) = spare::wait()? else { return Ok(()) };
+            let Some((args, inherited)) = spare::wait(stock.namespaces.as_ref().and_then(Namespaces::network))? else {
+                return Ok(());
+            };
             (args, inherited, stock)
         } else {
             (parse(words.into_iter())?, take_inherited()?, Stock::default())

@@ -4,29 +4,31 @@
 //! there; from then on it is that pod's supervisor like any other. When the agent goes before that, so does the spare.
 
 use std::fs::File;
-use std::io::{IoSliceMut, Seek as _, SeekFrom, Write as _};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
 use minipod_podshim::call::{MAX_BYTES, READY, SPARE, words_of};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-use nix::unistd::write;
+use minipod_podshim::handover;
+use nix::sys::socket::MsgFlags;
 
-use crate::{Args, Inherited, parse, release_standard_streams, sys, take_descriptor};
+use crate::{Args, Inherited, parse, release_standard_streams, take_descriptor};
 
 /// Whether the command line asks for a spare. Blank words may follow: they hold the place of a pod's command line.
 pub fn is_asked_for(words: &[String]) -> bool {
     words.first().is_some_and(|word| word == SPARE) && words.iter().skip(1).all(|word| word.trim().is_empty())
 }
 
-/// Waits for a pod; none: the agent is gone.
+/// Waits for a pod; none: the agent is gone. `network` is the namespace that the pod's first sandbox gets, unless it has the node's or users of
+/// its own: the agent can set up the pod's network while the sandbox is made.
 ///
 /// # Errors
 /// When stdin is no socket, or what came through it is not a pod.
-pub fn wait() -> Result<Option<(Args, Inherited)>, String> {
+pub fn wait(network: Option<BorrowedFd<'_>>) -> Result<Option<(Args, Inherited)>, String> {
     let socket = take_descriptor(std::io::stdin().as_fd(), "take the agent's socket")?;
     release_standard_streams()?;
-    write(&socket, &[READY]).map_err(|errno| format!("tell the agent: {errno}"))?;
+    let network: Vec<BorrowedFd<'_>> = network.into_iter().collect();
+    handover::send(&socket, &[READY], &network).map_err(|errno| format!("tell the agent: {errno}"))?;
     let Some((words, descriptors)) = receive(&socket.into()).map_err(|error| format!("wait for a pod: {error}"))?
     else {
         return Ok(None);
@@ -44,27 +46,10 @@ pub fn wait() -> Result<Option<(Args, Inherited)>, String> {
 
 type Call = (Vec<String>, Vec<OwnedFd>);
 
-fn receive(socket: &OwnedFd) -> std::io::Result<Option<Call>> {
+fn receive(socket: &OwnedFd) -> nix::Result<Option<Call>> {
     let mut bytes = [0; MAX_BYTES];
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let mut room = nix::cmsg_space!([std::os::fd::RawFd; 3]);
-    let message = loop {
-        match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut room), MsgFlags::MSG_CMSG_CLOEXEC) {
-            Err(nix::errno::Errno::EINTR) => {}
-            message => break message?,
-        }
-    };
-    let mut descriptors = Vec::new();
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(fds) = control {
-            descriptors.extend(fds.into_iter().map(|fd| OwnedFd::from(sys::file_of(fd))));
-        }
-    }
-    let count = message.bytes;
-    if count == 0 {
-        return Ok(None);
-    }
-    Ok(Some((words_of(bytes.get(..count).unwrap_or(&[])), descriptors)))
+    let (count, descriptors) = handover::receive(socket, &mut bytes, MsgFlags::empty())?;
+    Ok((count > 0).then(|| (words_of(bytes.get(..count).unwrap_or(&[])), descriptors)))
 }
 
 /// Writes a pod's command line over the one that this process was started with, so that `ps` tells whose supervisor it is. What has

@@ -4,7 +4,7 @@
 //! without: the first sandbox takes what fits it, the rest is closed.
 
 use std::fs::File;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use minipod_podshim::call::SHARED_MEMORY;
 use minipod_podshim::cgroup::Cgroups;
@@ -21,13 +21,13 @@ use crate::sys::Tree;
 
 /// So many containers get their `/dev` from the stock: an init container and an app with two helpers.
 const DEVS: usize = 4;
-/// The namespaces of a sandbox, with their names in /proc. The mount namespace is the last: from there /proc is not seen.
-const KINDS: [(CloneFlags, &str); 4] = [
+/// Namespaces that all processes of a sandbox are in, and where a process finds its own.
+const COMMON: [(CloneFlags, &str); 3] = [
     (CloneFlags::CLONE_NEWNET, "/proc/self/ns/net"),
     (CloneFlags::CLONE_NEWUTS, "/proc/self/ns/uts"),
     (CloneFlags::CLONE_NEWIPC, "/proc/self/ns/ipc"),
-    (CloneFlags::CLONE_NEWNS, "/proc/self/ns/mnt"),
 ];
+const MOUNTS: &str = "/proc/self/ns/mnt";
 /// Where things are put together within a mount namespace that nobody else sees: any directory that is there will do.
 const WORKBENCH: &str = "/proc";
 
@@ -44,14 +44,45 @@ pub struct Stock {
 
 /// Namespaces of a sandbox that nobody is in.
 #[derive(Debug)]
-pub struct Namespaces(Vec<(CloneFlags, OwnedFd)>);
+pub struct Namespaces {
+    /// Network, names and IPC, each with its kind.
+    pub common: Vec<(CloneFlags, OwnedFd)>,
+    /// The mount namespace that has the shared memory and nothing else.
+    pub memory: OwnedFd,
+}
 
 impl Namespaces {
-    /// Those among `kinds`; that of the shared memory only if it has these options.
-    pub fn of(self, kinds: CloneFlags, shared_memory: &str) -> Vec<(CloneFlags, OwnedFd)> {
-        let fits = |kind: CloneFlags| kind != CloneFlags::CLONE_NEWNS || shared_memory == SHARED_MEMORY;
-        self.0.into_iter().filter(|(kind, _)| kinds.contains(*kind) && fits(*kind)).collect()
+    /// Only those among `kinds`, and the memory only if it shall have these options.
+    pub fn fit_for(self, kinds: CloneFlags, shared_memory: &str) -> (Vec<(CloneFlags, OwnedFd)>, Option<OwnedFd>) {
+        let common = self.common.into_iter().filter(|(kind, _)| kinds.contains(*kind)).collect();
+        (common, Some(self.memory).filter(|_| shared_memory == SHARED_MEMORY))
     }
+
+    /// The network's.
+    pub fn network(&self) -> Option<BorrowedFd<'_>> {
+        let network = self.common.iter().find(|(kind, _)| *kind == CloneFlags::CLONE_NEWNET);
+        network.map(|(_, namespace)| namespace.as_fd())
+    }
+}
+
+/// Enters namespaces, runs `make` and goes back to this process' own. It ends where that fails: whatever it made from then on would be in
+/// the wrong place.
+///
+/// # Errors
+/// When one cannot be entered; this process is where it was.
+pub fn within<T>(namespaces: &[(CloneFlags, OwnedFd)], make: impl FnOnce() -> T) -> std::io::Result<T> {
+    let own = |kind: CloneFlags| COMMON.iter().find(|(known, _)| *known == kind).map(|(_, path)| File::open(path));
+    let way_back = namespaces.iter().filter_map(|(kind, _)| Some(own(*kind)?.map(|own| (*kind, own))));
+    let way_back = way_back.collect::<std::io::Result<Vec<_>>>()?;
+    let entered = namespaces.iter().try_for_each(|(kind, namespace)| setns(namespace.as_fd(), *kind));
+    let made = entered.map(|()| make());
+    for (kind, own) in &way_back {
+        if let Err(errno) = setns(own.as_fd(), *kind) {
+            eprintln!("return to the own namespaces: {errno}");
+            std::process::abort();
+        }
+    }
+    Ok(made?)
 }
 
 impl Stock {
@@ -69,45 +100,52 @@ impl Stock {
         Ok(stock)
     }
 
-    /// Leaves this process in other namespaces, at an end of its work or at the first failure.
+    /// Leaves this process in other namespaces, at the end of its work or at the first failure.
     fn make(&mut self) -> Result<(), String> {
         let text = |Failure(refused): Failure| {
             format!("{} {}: {}", refused.step, refused.object, Errno::from_raw(refused.errno))
         };
-        unshare(KINDS.iter().map(|(kind, _)| *kind).collect()).map_err(|errno| format!("make namespaces: {errno}"))?;
-        let namespaces = opened().map_err(|error| format!("open the new namespaces: {error}"))?;
+        let kinds: CloneFlags = COMMON.iter().map(|(kind, _)| *kind).collect();
+        unshare(kinds | CloneFlags::CLONE_NEWNS).map_err(|errno| format!("make namespaces: {errno}"))?;
+        // The mount namespace as well, while there is a /proc in it.
+        let (common, memory) = opened().map_err(|error| format!("open the new namespaces: {error}"))?;
         rootfs::part_from_node().map_err(text)?;
         for _ in 0..DEVS {
             let dev = rootfs::spare_dev(rootfs::open_dir(WORKBENCH).map_err(text)?).map_err(text)?;
             umount2(WORKBENCH, MntFlags::MNT_DETACH).map_err(|errno| format!("clear {WORKBENCH}: {errno}"))?;
             self.devs.push(dev);
         }
-        let memory = memory::make(SHARED_MEMORY).map_err(text)?;
-        memory::hold(&memory).map_err(text)?;
-        self.namespaces = Some(Namespaces(namespaces));
+        let tree = memory::make(SHARED_MEMORY).map_err(text)?;
+        memory::hold(&tree).map_err(text)?;
+        self.namespaces = Some(Namespaces { common, memory });
         Ok(())
     }
 }
 
-fn opened() -> std::io::Result<Vec<(CloneFlags, OwnedFd)>> {
-    KINDS.iter().map(|(kind, path)| Ok((*kind, File::open(path)?.into()))).collect()
+/// This process' own namespaces: those that a sandbox has in common, and that of mounts.
+fn opened() -> std::io::Result<(Vec<(CloneFlags, OwnedFd)>, OwnedFd)> {
+    let common = COMMON.iter().map(|(kind, path)| Ok((*kind, File::open(path)?.into())));
+    Ok((common.collect::<std::io::Result<_>>()?, File::open(MOUNTS)?.into()))
 }
 
 /// Where this process was.
 struct WayBack {
-    namespaces: Vec<(CloneFlags, OwnedFd)>,
+    common: Vec<(CloneFlags, OwnedFd)>,
+    mounts: OwnedFd,
     root: OwnedFd,
 }
 
 impl WayBack {
     fn remember() -> std::io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        Ok(Self { namespaces: opened()?, root: open("/", flags, Mode::empty())? })
+        let (common, mounts) = opened()?;
+        Ok(Self { common, mounts, root: open("/", flags, Mode::empty())? })
     }
 
     fn go(self) -> nix::Result<()> {
-        for (kind, namespace) in &self.namespaces {
-            setns(namespace.as_fd(), *kind)?;
+        setns(&self.mounts, CloneFlags::CLONE_NEWNS)?;
+        for (kind, namespace) in &self.common {
+            setns(namespace, *kind)?;
         }
         // A mount namespace is entered at its root, and this process may have been started below another one.
         fchdir(&self.root)?;

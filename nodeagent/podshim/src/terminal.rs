@@ -1,13 +1,13 @@
 //! Terminals: made in a container's own devpts, whose programs may be hostile.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use minipod_podshim::handover;
 use minipod_podshim::protocol::Window;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::MsgFlags;
 use nix::sys::stat::{Mode, SFlag, fstat, major, minor};
 use nix::sys::statfs::fstatfs;
 use nix::unistd::{Uid, fchown};
@@ -64,15 +64,7 @@ fn check_multiplexer(file: &OwnedFd) -> Step<()> {
 /// # Errors
 /// The system's.
 pub fn send(to: &UnixStream, terminal: &OwnedFd) -> std::io::Result<()> {
-    let fds = [terminal.as_raw_fd()];
-    let sent = sendmsg::<()>(
-        to.as_raw_fd(),
-        &[IoSlice::new(b"t")],
-        &[ControlMessage::ScmRights(&fds)],
-        MsgFlags::empty(),
-        None,
-    );
-    Ok(sent.map(|_| ())?)
+    Ok(handover::send(to, b"t", &[terminal.as_fd()])?)
 }
 
 /// Takes the terminal that was sent; does not wait for it.
@@ -80,18 +72,8 @@ pub fn send(to: &UnixStream, terminal: &OwnedFd) -> std::io::Result<()> {
 /// # Errors
 /// The system's; `InvalidData` when there is none.
 pub fn receive(from: &UnixStream) -> std::io::Result<OwnedFd> {
-    let mut byte = [0];
-    let mut parts = [IoSliceMut::new(&mut byte)];
-    let mut room = nix::cmsg_space!([std::os::fd::RawFd; 1]);
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<()>(from.as_raw_fd(), &mut parts, Some(&mut room), flags)?;
-    let mut fds = message.cmsgs()?.filter_map(|control| match control {
-        ControlMessageOwned::ScmRights(fds) => Some(fds),
-        _ => None,
-    });
-    let fd = fds.next().and_then(|fds| fds.first().copied());
-    let fd = fd.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::InvalidData))?;
-    Ok(sys::file_of(fd).into())
+    let (_, descriptors) = handover::receive(from, &mut [0], MsgFlags::MSG_DONTWAIT)?;
+    descriptors.into_iter().next().ok_or_else(|| std::io::ErrorKind::InvalidData.into())
 }
 
 /// Tells a terminal its size. A size of 0 says that it is not known.

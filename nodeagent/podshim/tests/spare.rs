@@ -2,55 +2,11 @@
 
 mod support;
 
-use std::fs::File;
-use std::io::IoSlice;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::fs::MetadataExt as _;
 
-use minipod_podshim::call::{READY, SPARE, bytes_of};
 use minipod_podshim::cleanup::{self, Presence};
-use minipod_podshim::protocol::files;
-use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair};
-use support::{Agent, pause, until};
-
-struct Spare {
-    process: Child,
-    socket: OwnedFd,
-}
-
-impl Spare {
-    fn start() -> Self {
-        let (socket, its) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-            .expect("a pair of sockets");
-        let process = Command::new(env!("CARGO_BIN_EXE_minipod-podshim"))
-            .args([SPARE, &" ".repeat(300)])
-            .env_clear()
-            .stdin(Stdio::from(its))
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("start a spare");
-        let mut byte = [0];
-        assert_eq!(recv(socket.as_raw_fd(), &mut byte, MsgFlags::empty()), Ok(1));
-        assert_eq!(byte, [READY]);
-        Self { process, socket }
-    }
-
-    /// Sends what makes it a supervisor, and lets go of it all, as the agent does.
-    fn call(&self, dir: &Path, words: &[&str]) {
-        let listener = UnixListener::bind(dir.join(files::SOCKET)).expect("bind");
-        let lock = File::create(dir.join(files::LOCK)).expect("lock");
-        lock.try_lock().expect("nobody else has the lock");
-        let complaints = File::create(dir.join("shim.log")).expect("log");
-        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        let bytes = bytes_of(&words).expect("a short command line");
-        let descriptors = [listener.as_raw_fd(), lock.as_raw_fd(), complaints.as_raw_fd()];
-        let rights = [ControlMessage::ScmRights(&descriptors)];
-        sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(&bytes)], &rights, MsgFlags::empty(), None)
-            .expect("send");
-    }
-}
+use minipod_podshim::protocol::{Happened, IdRange, SandboxSpec};
+use support::{Agent, Pod, Spare, pause, until};
 
 fn run_dir() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("minipod-test-").tempdir_in("/run").expect("a directory in /run (needs root)")
@@ -110,4 +66,43 @@ fn a_spare_that_died_takes_its_call_with_it() {
     spare.process.kill().expect("kill");
     spare.process.wait().expect("wait");
     until("the lock is free", || cleanup::look(dir.path()).expect("look"), |seen| *seen == Presence::Dead);
+}
+
+/// The network that a spare has told of is that of the sandbox, and stays its own where the sandbox has another.
+#[test]
+fn the_first_sandbox_has_the_network_that_was_told_of() {
+    let same = |spec: SandboxSpec| {
+        let mut pod = Pod::of_spare();
+        let told = pod.network.take().expect("a spare has one").metadata().expect("stat").ino();
+        let mut used = |spec| {
+            let pause = pod.create_sandbox(spec);
+            let network = std::fs::metadata(format!("/proc/{pause}/ns/net")).expect("its network").ino();
+            (network == told, pause)
+        };
+        let (first, pause) = used(SandboxSpec { attempt: 1, hostname: "first".into(), ..spec.clone() });
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pause.cast_signed()), nix::sys::signal::SIGKILL)
+            .expect("kill");
+        while !matches!(pod.agent.event().happened, Some(Happened::SandboxEnded(_))) {}
+        let pause = pod.create_sandbox(SandboxSpec { attempt: 2, hostname: "second".into(), ..spec });
+        let again = std::fs::metadata(format!("/proc/{pause}/ns/net")).expect("its network").ino() == told;
+        assert_eq!(pod.run("a", "hostname").1, "second\n");
+        pod.stop();
+        (first, again)
+    };
+    assert_eq!(same(SandboxSpec::default()), (true, false));
+    assert_eq!(same(SandboxSpec { share_pid: true, ..SandboxSpec::default() }), (true, false));
+    let users = Some(IdRange { first: 1 << 20, count: 65_536 });
+    assert_eq!(same(SandboxSpec { users, ..SandboxSpec::default() }), (false, false));
+}
+
+/// It has what it laid in on descriptors alone: after a refusal everything is made when it is needed.
+#[test]
+fn a_sandbox_that_fails_leaves_a_supervisor_that_can_make_one() {
+    let mut pod = Pod::of_spare();
+    let wrong = SandboxSpec { attempt: 1, hostname: "x".repeat(100), ..SandboxSpec::default() };
+    pod.create_sandbox(wrong);
+    while !matches!(pod.agent.event().happened, Some(Happened::SandboxEnded(_))) {}
+    pod.create_sandbox(SandboxSpec { attempt: 2, hostname: "fits".into(), ..SandboxSpec::default() });
+    assert_eq!(pod.run("a", "hostname; ls /sys/class/net").1, "fits\nlo\n");
+    pod.stop();
 }

@@ -10,8 +10,8 @@ mod spawn;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use minipod_podshim::cleanup::{self, CleanupError, Presence};
@@ -24,6 +24,7 @@ use tokio::time::timeout;
 
 use crate::paths::PodPaths;
 use crate::plan::model::{Ended, Run, RunState, SandboxState};
+use crate::sys::Netns;
 
 pub use exec::{ExecInput, ExecInputs, ExecOutput, ExecOutputs, ExecProcess, ExecStreams};
 pub use spare::Spare;
@@ -139,6 +140,8 @@ struct Inner {
     acknowledged: watch::Sender<u64>,
     /// [`protocol::ABILITIES`] of its build; 0 until it said so.
     abilities: AtomicU32,
+    /// See [`Shim::take_network`].
+    network: Mutex<Option<Netns>>,
 }
 
 /// A request on its way, and who waits for the answer.
@@ -259,9 +262,10 @@ impl Shim {
     /// # Errors
     /// When it cannot be started or does not answer.
     pub async fn spawn(launch: &Launch) -> Result<(Self, mpsc::Receiver<Box<ShimEvent>>), ShimError> {
-        spawn::ensure(launch).await?;
+        let network = spawn::ensure(launch).await?;
         crate::failpoints::failpoint("spawn-shim:before-connect");
         let (shim, _, events) = Self::connect(launch.dir.join(protocol::files::SOCKET)).await?;
+        *shim.network() = network;
         Ok((shim, events))
     }
 
@@ -295,8 +299,14 @@ impl Shim {
         connection::serve(stream, queue, acks, sender);
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let shim =
-            Self(Arc::new(Inner { id, launch_socket: socket, calls, acknowledged, abilities: AtomicU32::new(0) }));
+        let shim = Self(Arc::new(Inner {
+            id,
+            launch_socket: socket,
+            calls,
+            acknowledged,
+            abilities: AtomicU32::new(0),
+            network: Mutex::default(),
+        }));
         let state = match shim.ask("answer", Ask::Subscribe(Empty {}), ANSWER_PATIENCE).await? {
             Say::State(state) => {
                 shim.0.abilities.store(state.version, Ordering::Relaxed);
@@ -305,6 +315,17 @@ impl Shim {
             _ => return Err(ShimError::Unexpected { operation: "subscribe" }),
         };
         Ok((shim, state, events))
+    }
+
+    fn network(&self) -> MutexGuard<'_, Option<Netns>> {
+        self.0.network.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The network namespace that its first sandbox gets, unless that has the node's or users of its own; once, and only of a supervisor that
+    /// has waited for its pod.
+    #[must_use]
+    pub fn take_network(&self) -> Option<Netns> {
+        self.network().take()
     }
 
     /// Tells connections apart.

@@ -3,17 +3,19 @@
 //! One at a time, and a new one only when the node rests: pods that come in a crowd start supervisors of their own, as they would
 //! without any of this. A spare ends when the agent's end of its socket closes, with the agent at the latest.
 
-use std::io::IoSlice;
-use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use minipod_podshim::call::{self, READY, SPARE};
+use minipod_podshim::handover;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, socketpair};
 use tokio::sync::Notify;
+
+use crate::sys::Netns;
 
 /// How long a new one may take until it waits.
 const READY_PATIENCE: Duration = Duration::from_secs(10);
@@ -31,17 +33,31 @@ pub(super) struct Handed<'a> {
     pub complaints: BorrowedFd<'a>,
 }
 
+/// One that waits.
+#[derive(Debug)]
+struct Waiting {
+    /// The agent's end of its stdin.
+    socket: OwnedFd,
+    network: Option<Netns>,
+}
+
 /// The place of the one that waits.
 #[derive(Debug, Default)]
 pub struct Spare {
-    /// The agent's end of its stdin.
-    socket: Mutex<Option<OwnedFd>>,
+    waiting: Mutex<Option<Waiting>>,
     wanted: Notify,
 }
 
+/// A spare is a pod's supervisor now.
+#[derive(Debug)]
+pub(super) struct Called {
+    /// The network namespace that the pod's first sandbox gets, unless that has the node's or users of its own.
+    pub network: Option<Netns>,
+}
+
 impl Spare {
-    fn place(&self) -> MutexGuard<'_, Option<OwnedFd>> {
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    fn place(&self) -> MutexGuard<'_, Option<Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns when a pod has asked for it since the last time.
@@ -49,18 +65,18 @@ impl Spare {
         self.wanted.notified().await;
     }
 
-    /// Lets the spare be a pod's supervisor; false: there is none, or it does not come.
-    pub(super) fn call(&self, words: &[String], handed: Handed<'_>) -> bool {
+    /// Lets the spare be a pod's supervisor; none: there is no spare, or it does not come.
+    pub(super) fn call(&self, words: &[String], handed: Handed<'_>) -> Option<Called> {
+        let bytes = call::bytes_of(words)?;
         self.wanted.notify_one();
-        let Some(socket) = self.place().take() else { return false };
-        let Some(bytes) = call::bytes_of(words) else { return false };
-        let descriptors = [handed.listener.as_raw_fd(), handed.lock.as_raw_fd(), handed.complaints.as_raw_fd()];
-        let rights = [ControlMessage::ScmRights(&descriptors)];
-        let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&bytes)], &rights, MsgFlags::MSG_NOSIGNAL, None);
-        if let Err(errno) = sent {
-            tracing::warn!(%errno, "the spare supervisor has ended");
+        let waiting = self.place().take()?;
+        match handover::send(&waiting.socket, &bytes, &[handed.listener, handed.lock, handed.complaints]) {
+            Ok(()) => Some(Called { network: waiting.network }),
+            Err(errno) => {
+                tracing::warn!(%errno, "the spare supervisor has ended");
+                None
+            }
         }
-        sent.is_ok()
     }
 
     /// Starts one for a pod in a directory of `pods`, unless one waits. A failure is told and leaves none: the pods' own starts say what is wrong.
@@ -69,14 +85,14 @@ impl Spare {
             return;
         }
         match start(podshim, pods).await {
-            Ok(socket) => *self.place() = Some(socket),
+            Ok(waiting) => *self.place() = Some(waiting),
             Err(error) => tracing::warn!(%error, podshim = %podshim.display(), "start a spare supervisor"),
         }
     }
 }
 
 /// Starts one and waits until it waits.
-async fn start(podshim: &Path, pods: &Path) -> std::io::Result<OwnedFd> {
+async fn start(podshim: &Path, pods: &Path) -> std::io::Result<Waiting> {
     let (ours, its) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     // A pod's command line takes the place of this one: nothing but blanks, as long as that may be.
     let room = pods.as_os_str().len() + 2 * UID_BYTES + 256;
@@ -91,20 +107,20 @@ async fn start(podshim: &Path, pods: &Path) -> std::io::Result<OwnedFd> {
     // The runtime reaps it when it ends; it is not to end with this handle.
     drop(child);
     let waits = tokio::task::spawn_blocking(move || {
-        hear_ready(&ours)?;
-        Ok(ours)
+        let network = hear_ready(&ours)?;
+        Ok(Waiting { socket: ours, network })
     });
     waits.await.map_err(std::io::Error::other)?
 }
 
-fn hear_ready(socket: &OwnedFd) -> std::io::Result<()> {
+fn hear_ready(socket: &OwnedFd) -> std::io::Result<Option<Netns>> {
     let patience = PollTimeout::try_from(READY_PATIENCE).unwrap_or(PollTimeout::MAX);
     if poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], patience)? == 0 {
         return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "it does not say that it waits"));
     }
     let mut byte = [0];
-    match recv(socket.as_raw_fd(), &mut byte, MsgFlags::MSG_DONTWAIT)? {
-        1 if byte == [READY] => Ok(()),
+    match handover::receive(socket, &mut byte, MsgFlags::MSG_DONTWAIT)? {
+        (1, descriptors) if byte == [READY] => Ok(descriptors.into_iter().next().map(Netns::from)),
         _ => Err(std::io::Error::other("it ended: is it older than this agent?")),
     }
 }

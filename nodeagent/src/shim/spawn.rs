@@ -15,6 +15,7 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bin
 
 use super::spare::Handed;
 use super::{Launch, ShimError};
+use crate::sys::Netns;
 
 /// Connections that wait to be taken: the agent's own, and exec'd processes.
 const BACKLOG: i32 = 64;
@@ -25,15 +26,15 @@ fn failed(operation: &'static str, path: PathBuf) -> impl FnOnce(std::io::Error)
     move |source| ShimError::Start { operation, path, source }
 }
 
-/// Starts a supervisor unless one lives.
-pub(super) async fn ensure(launch: &Launch) -> Result<(), ShimError> {
+/// Starts a supervisor unless one lives. The network namespace that it has ready, if it has.
+pub(super) async fn ensure(launch: &Launch) -> Result<Option<Netns>, ShimError> {
     let path = launch.dir.join(files::LOCK);
     let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = open.map_err(failed("create", path.clone()))?;
     // std's lock is given up when the last descriptor that shares it is closed, not when this one is.
     match file.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(()),
+        Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(source)) => return Err(failed("lock", path)(source)),
     }
     let listener = listen_at(launch.dir.join(files::SOCKET))?;
@@ -41,8 +42,8 @@ pub(super) async fn ensure(launch: &Launch) -> Result<(), ShimError> {
     let complaints = OpenOptions::new().create(true).append(true).open(&log).map_err(failed("create", log))?;
     let words = words_of(launch);
     let handed = Handed { listener: listener.as_fd(), lock: file.as_fd(), complaints: complaints.as_fd() };
-    if launch.spare.call(&words, handed) {
-        return Ok(());
+    if let Some(called) = launch.spare.call(&words, handed) {
+        return Ok(called.network);
     }
     // Nothing is asked for that posix_spawn cannot do, such as another directory: a fork would copy the page tables of this process.
     let child = tokio::process::Command::new(&launch.podshim)
@@ -53,7 +54,7 @@ pub(super) async fn ensure(launch: &Launch) -> Result<(), ShimError> {
         .stderr(Stdio::from(complaints))
         .spawn();
     // The runtime reaps it when it ends; it is not to end with this handle.
-    child.map(drop).map_err(failed("start", launch.podshim.clone()))
+    child.map(|_| None).map_err(failed("start", launch.podshim.clone()))
 }
 
 /// A supervisor's command line.

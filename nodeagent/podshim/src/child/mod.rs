@@ -55,6 +55,17 @@ pub struct Common {
     pub reporter: Reporter,
 }
 
+/// The memory that a sandbox's containers share.
+#[derive(Debug)]
+pub enum SharedMemory {
+    /// They share none.
+    None,
+    /// It is mounted nowhere yet; the infra container is born in a mount namespace of its own.
+    Unmounted(Tree),
+    /// The mount namespace that has nothing else.
+    Namespace(OwnedFd),
+}
+
 /// The infra container.
 #[derive(Debug)]
 pub struct PauseChild<'a> {
@@ -62,11 +73,8 @@ pub struct PauseChild<'a> {
     pub spec: &'a SandboxSpec,
     /// The binary, open.
     pub program: &'a OwnedFd,
-    /// Namespaces that were made before, instead of some that it would be born in; with [`CloneFlags::CLONE_NEWNS`] that of the
-    /// shared memory.
-    pub ready: Vec<(CloneFlags, OwnedFd)>,
-    /// What its containers share; it is born in a mount namespace of its own then.
-    pub shared_memory: Option<Tree>,
+    /// What its containers share.
+    pub shared_memory: SharedMemory,
     /// What it needs where it has a user namespace of its own.
     pub own_users: Option<OwnUsers>,
 }
@@ -133,13 +141,6 @@ pub fn pause(child: &PauseChild<'_>, common: &mut Common) -> Step<Infallible> {
     if let Some(own) = &child.own_users {
         users::wait_for_ids(&own.gate)?;
     }
-    // Only there is nothing more to see of the node.
-    let (memory, others): (Vec<_>, Vec<_>) =
-        child.ready.iter().partition(|(kind, _)| *kind == CloneFlags::CLONE_NEWNS);
-    let enter = |(kind, namespace): &(CloneFlags, OwnedFd)| {
-        setns(namespace, *kind).node("enter a namespace of", "the sandbox")
-    };
-    others.into_iter().try_for_each(enter)?;
     if !child.spec.host_network {
         nix::unistd::sethostname(&child.spec.hostname).container("set hostname", &child.spec.hostname)?;
     }
@@ -151,10 +152,13 @@ pub fn pause(child: &PauseChild<'_>, common: &mut Common) -> Step<Infallible> {
         // Else the supervisor has set it: lowering it is a right on the node.
         identity::set_oom_score(child.spec.oom_score_adj, &mut common.reporter)?;
     }
-    if let Some(memory) = &child.shared_memory {
-        memory::hold(memory)?;
+    match &child.shared_memory {
+        SharedMemory::None => {}
+        SharedMemory::Unmounted(memory) => memory::hold(memory)?,
+        SharedMemory::Namespace(memory) => {
+            setns(memory, CloneFlags::CLONE_NEWNS).node("enter the mount namespace of", "shared memory")?;
+        }
     }
-    memory.into_iter().try_for_each(enter)?;
     common.reporter.say(&ChildSays { named: true, ..ChildSays::default() });
     // The containers are prepared meanwhile.
     join(&common.joins)?;

@@ -570,26 +570,24 @@ fn make_readonly(root: &OwnedFd, path: &str) -> Step<()> {
     sys::attach(tree, place).node("mount on", path)
 }
 
-/// One empty directory hides all directories. Its copies are made of the mount that is in its place already: kernels before
-/// 6.15 copy none that is not attached yet.
+/// One empty directory hides all directories, and the null device all files. Copies are made of the mount that is in its place already:
+/// kernels before 6.15 copy none that is not attached yet.
 fn mask(root: &OwnedFd, paths: &[String]) -> Step<()> {
-    let mut empty: Option<Tree> = None;
+    let (mut empty, mut null): (Option<Tree>, Option<Tree>) = (None, None);
     for path in paths {
         let Some(place) = find_listed(root, path)? else { continue };
-        if !is_dir(&place).node("look at", path)? {
-            let null = open_device(open_dir("/dev")?.as_fd(), c"null", 1, 3)?;
-            sys::attach(null, place).node("mask", path)?;
-            continue;
-        }
-        let tree = match &empty {
+        let is_dir = is_dir(&place).node("look at", path)?;
+        let known = if is_dir { &mut empty } else { &mut null };
+        let tree = match known {
             Some(mounted) => sys::open_tree(mounted.as_fd(), c"", false).node("copy mask for", path)?,
-            None => {
+            None if is_dir => {
                 let options = file_system_options("mode=755,size=4k,nr_inodes=1")?;
                 sys::new_mount(c"tmpfs", &options, NOTHING_SPECIAL | MOUNT_ATTR_RDONLY).node("make mask for", path)?
             }
+            None => open_device(open_dir("/dev")?.as_fd(), c"null", 1, 3)?,
         };
         sys::attach(&tree, place).node("mask", path)?;
-        empty.get_or_insert(tree);
+        known.get_or_insert(tree);
     }
     Ok(())
 }

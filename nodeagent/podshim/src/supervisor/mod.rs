@@ -370,8 +370,8 @@ impl Supervisor {
             Ask::Kill(kill) => self.kill(asker, &kill),
             Ask::Stop(_) => self.stop(asker),
             Ask::Acknowledge(sequence) => {
-                // The state on disk has it with its next change: who reads it then hears of an event twice, which is no news.
                 self.journal.acknowledge(sequence);
+                self.state_changed = true;
             }
             Ask::Exec(exec) => self.exec(asker, &exec),
             Ask::ExecInput(input) => self.exec_input(asker, input),

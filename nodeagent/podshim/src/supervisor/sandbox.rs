@@ -15,7 +15,8 @@ use nix::sched::CloneFlags;
 use super::container::Container;
 use super::{Asker, Role, Supervisor, refused};
 use crate::child::report::{Context as _, Failure, Reporter};
-use crate::child::{self, Common, OwnUsers, PauseChild, Stdio};
+use crate::child::{self, Common, OwnUsers, PauseChild, SharedMemory, Stdio};
+use crate::stock;
 
 /// Name of the infra container's cgroup; no container's run has it, because their names end with a number.
 const PAUSE_GROUP: &str = "pause";
@@ -125,8 +126,9 @@ impl Supervisor {
         }
         // A sandbox with users of its own has namespaces of theirs.
         let ready = self.stock.namespaces.take().filter(|_| spec.users.is_none());
-        let ready = ready.map_or_else(Vec::new, |ready| ready.of(namespaces, &spec.shared_memory));
-        let (pause, user_namespace) = self.fork_pause(&spec, (namespaces, ready), joins).map_err(|failure| failure.0)?;
+        let ready = ready.map_or_else(Default::default, |ready| ready.fit_for(namespaces, &spec.shared_memory));
+        let (pause, user_namespace) =
+            self.fork_pause(&spec, (namespaces, ready), joins).map_err(|failure| failure.0)?;
         self.sandbox = Sandbox {
             phase: SandboxPhase::Up,
             pid: pause,
@@ -142,7 +144,7 @@ impl Supervisor {
     fn fork_pause(
         &mut self,
         spec: &SandboxSpec,
-        (namespaces, ready): (CloneFlags, Vec<(CloneFlags, OwnedFd)>),
+        (mut namespaces, (ready, memory)): (CloneFlags, (Vec<(CloneFlags, OwnedFd)>, Option<OwnedFd>)),
         joins: minipod_podshim::cgroup::Joins,
     ) -> Result<(u32, Option<OwnedFd>), Failure> {
         let wrong = |error: std::io::Error| Failure::node("make a pipe", "", child::report::errno_of(&error));
@@ -150,22 +152,29 @@ impl Supervisor {
         let stdio = Stdio { stdin: null()?, stdout: null()?, stderr: null()?, terminal: false };
         let common = Common { joins, stdio, reporter: Reporter(reporter.into()) };
         let program = self.pause_program.try_clone().map_err(wrong)?;
-        let made = ready.iter().map(|(kind, _)| *kind).collect::<CloneFlags>();
-        let namespaces = namespaces - made;
-        // Made here, with rights that a user namespace's root has not.
-        let shared_memory = match spec.shared_memory.as_str() {
-            options if namespaces.contains(CloneFlags::CLONE_NEWNS) => Some(child::memory::make(options)?),
-            _ => None,
+        // Those that are there are entered before it is born: whoever knows its number finds it in the right ones.
+        ready.iter().for_each(|(kind, _)| namespaces.remove(*kind));
+        let shared_memory = match (memory, spec.shared_memory.as_str()) {
+            (_, "") => SharedMemory::None,
+            (Some(memory), _) => {
+                namespaces.remove(CloneFlags::CLONE_NEWNS);
+                SharedMemory::Namespace(memory)
+            }
+            // Made here, with rights that a user namespace's root has not.
+            (None, options) => SharedMemory::Unmounted(child::memory::make(options)?),
         };
         let Some(range) = spec.users else {
-            let child = PauseChild { spec, program: &program, ready, shared_memory, own_users: None };
-            let pid = self.fork(Role::Pause, namespaces, (common, report), |common| child::pause(&child, common))?;
-            return Ok((pid, None));
+            let child = PauseChild { spec, program: &program, shared_memory, own_users: None };
+            let born = stock::within(&ready, || {
+                self.fork(Role::Pause, namespaces, (common, report), |common| child::pause(&child, common))
+            });
+            let enter = |error| Failure::node("enter", "the sandbox's namespaces", child::report::errno_of(&error));
+            return Ok((born.map_err(enter)??, None));
         };
         let (gate, open) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| wrong(errno.into()))?;
         let proc = crate::sys::new_mount(c"proc", &[], 0).node("make procfs for", "sysctls")?;
         let own_users = Some(OwnUsers { gate, proc });
-        let child = PauseChild { spec, program: &program, ready, shared_memory, own_users };
+        let child = PauseChild { spec, program: &program, shared_memory, own_users };
         let with_users = namespaces | CloneFlags::CLONE_NEWUSER;
         let pid = self.fork(Role::Pause, with_users, (common, report), |common| {
             // Only the supervisor may hold it, so that the gate's end is seen.

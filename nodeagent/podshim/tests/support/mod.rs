@@ -5,16 +5,18 @@
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use minipod_podshim::call::{READY, SHARED_MEMORY, SPARE, bytes_of};
 use minipod_podshim::cgroup::Cgroups;
-use minipod_podshim::cleanup;
 use minipod_podshim::protocol::*;
+use minipod_podshim::{cleanup, handover};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, socketpair};
 
 /// Longest wait for anything.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,6 +32,8 @@ pub struct Pod {
     pub root: String,
     pub shim: Child,
     pub agent: Agent,
+    /// The network namespace that its supervisor has told of before it was the pod's.
+    pub network: Option<File>,
 }
 
 /// A connection to a supervisor.
@@ -175,19 +179,74 @@ pub fn pause() -> PathBuf {
     path
 }
 
+/// A supervisor that waits for a pod.
+pub struct Spare {
+    pub process: Child,
+    pub socket: OwnedFd,
+    /// The network namespace that it has told of.
+    pub network: Option<File>,
+}
+
+impl Spare {
+    pub fn start() -> Self {
+        let (socket, its) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .expect("a pair of sockets");
+        let process = Command::new(env!("CARGO_BIN_EXE_minipod-podshim"))
+            .args([SPARE, &" ".repeat(300)])
+            .env_clear()
+            .stdin(Stdio::from(its))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("start a spare");
+        let mut byte = [0];
+        let (count, descriptors) = handover::receive(&socket, &mut byte, MsgFlags::empty()).expect("a message");
+        assert_eq!((count, byte), (1, [READY]));
+        Self { process, socket, network: descriptors.into_iter().next().map(File::from) }
+    }
+
+    /// Sends what makes it a supervisor, and lets go of it all, as the agent does.
+    pub fn call(&self, dir: &Path, words: &[&str]) {
+        let listener = UnixListener::bind(dir.join(files::SOCKET)).expect("bind");
+        let lock = File::create(dir.join(files::LOCK)).expect("lock");
+        lock.try_lock().expect("nobody else has the lock");
+        let complaints = File::create(dir.join("shim.log")).expect("log");
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        let bytes = bytes_of(&words).expect("a short command line");
+        handover::send(&self.socket, &bytes, &[listener.as_fd(), lock.as_fd(), complaints.as_fd()]).expect("send");
+    }
+}
+
+/// Whether this test program tries supervisors that have waited for their pod.
+const OF_SPARES: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"containers_of_spares");
+
 impl Pod {
     /// A supervisor without a sandbox.
     pub fn spawn() -> Self {
+        if OF_SPARES { Self::of_spare() } else { Self::begin(|dir, uid, root| (spawn_shim(dir, uid, root), None)) }
+    }
+
+    /// The same, of a supervisor that has waited for its pod.
+    pub fn of_spare() -> Self {
+        Self::begin(|dir, uid, root| {
+            let spare = Spare::start();
+            let (path, pause) = (dir.to_string_lossy(), pause());
+            let pause = pause.to_string_lossy();
+            spare.call(dir, &["--dir", &*path, "--uid", uid, "--cgroup-root", root, "--pause", &*pause]);
+            (spare.process, spare.network)
+        })
+    }
+
+    fn begin(start: impl FnOnce(&Path, &str, &str) -> (Child, Option<File>)) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "these tests need root");
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let uid = format!("pod-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let root = format!("minipod-test-shim-{}-{uid}", std::process::id());
         let dir = tempfile::Builder::new().prefix("minipod-test-").tempdir_in("/run").expect("a directory in /run");
         let data = tempfile::tempdir().expect("tempdir");
-        let shim = spawn_shim(dir.path(), &uid, &root);
+        let (shim, network) = start(dir.path(), &uid, &root);
         let mut agent = Agent::connect(dir.path());
         agent.subscribe();
-        Self { dir, data, uid, root, shim, agent }
+        Self { dir, data, uid, root, shim, agent, network }
     }
 
     /// A supervisor with a sandbox.
@@ -205,7 +264,10 @@ impl Pod {
     /// As the agent does it, with shared memory.
     pub fn create_sandbox(&mut self, mut spec: SandboxSpec) -> u32 {
         let root = spec.users.map_or(0, |users| users.first);
-        spec.shared_memory = format!("mode=1777,size=64m,uid={root},gid={root}");
+        spec.shared_memory = match root {
+            0 => SHARED_MEMORY.to_owned(),
+            root => format!("{SHARED_MEMORY},uid={root},gid={root}"),
+        };
         match self.agent.ask(Ask::CreateSandbox(spec)) {
             Say::SandboxStarted(started) => started.pause_pid,
             other => panic!("no sandbox: {other:?}"),
