@@ -42,20 +42,20 @@ pub struct Stock {
     pub devs: Vec<Tree>,
 }
 
-/// Namespaces of a sandbox that nobody is in.
-#[derive(Debug)]
+/// Namespaces of a sandbox that nobody is in. Empty by default.
+#[derive(Debug, Default)]
 pub struct Namespaces {
     /// Network, names and IPC, each with its kind.
     pub common: Vec<(CloneFlags, OwnedFd)>,
     /// The mount namespace that has the shared memory and nothing else.
-    pub memory: OwnedFd,
+    pub memory: Option<OwnedFd>,
 }
 
 impl Namespaces {
     /// Only those among `kinds`, and the memory only if it shall have these options.
-    pub fn fit_for(self, kinds: CloneFlags, shared_memory: &str) -> (Vec<(CloneFlags, OwnedFd)>, Option<OwnedFd>) {
+    pub fn fit_for(self, kinds: CloneFlags, shared_memory: &str) -> Self {
         let common = self.common.into_iter().filter(|(kind, _)| kinds.contains(*kind)).collect();
-        (common, Some(self.memory).filter(|_| shared_memory == SHARED_MEMORY))
+        Self { common, memory: self.memory.filter(|_| shared_memory == SHARED_MEMORY) }
     }
 
     /// The network's.
@@ -117,7 +117,7 @@ impl Stock {
         }
         let tree = memory::make(SHARED_MEMORY).map_err(text)?;
         memory::hold(&tree).map_err(text)?;
-        self.namespaces = Some(Namespaces { common, memory });
+        self.namespaces = Some(Namespaces { common, memory: Some(memory) });
         Ok(())
     }
 }

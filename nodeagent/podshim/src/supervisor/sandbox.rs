@@ -126,7 +126,7 @@ impl Supervisor {
         }
         // A sandbox with users of its own has namespaces of theirs.
         let ready = self.stock.namespaces.take().filter(|_| spec.users.is_none());
-        let ready = ready.map_or_else(Default::default, |ready| ready.fit_for(namespaces, &spec.shared_memory));
+        let ready = ready.map(|ready| ready.fit_for(namespaces, &spec.shared_memory)).unwrap_or_default();
         let (pause, user_namespace) =
             self.fork_pause(&spec, (namespaces, ready), joins).map_err(|failure| failure.0)?;
         self.sandbox = Sandbox {
@@ -144,7 +144,7 @@ impl Supervisor {
     fn fork_pause(
         &mut self,
         spec: &SandboxSpec,
-        (mut namespaces, (ready, memory)): (CloneFlags, (Vec<(CloneFlags, OwnedFd)>, Option<OwnedFd>)),
+        (mut namespaces, ready): (CloneFlags, stock::Namespaces),
         joins: minipod_podshim::cgroup::Joins,
     ) -> Result<(u32, Option<OwnedFd>), Failure> {
         let wrong = |error: std::io::Error| Failure::node("make a pipe", "", child::report::errno_of(&error));
@@ -153,8 +153,8 @@ impl Supervisor {
         let common = Common { joins, stdio, reporter: Reporter(reporter.into()) };
         let program = self.pause_program.try_clone().map_err(wrong)?;
         // Those that are there are entered before it is born: whoever knows its number finds it in the right ones.
-        ready.iter().for_each(|(kind, _)| namespaces.remove(*kind));
-        let shared_memory = match (memory, spec.shared_memory.as_str()) {
+        ready.common.iter().for_each(|(kind, _)| namespaces.remove(*kind));
+        let shared_memory = match (ready.memory, spec.shared_memory.as_str()) {
             (_, "") => SharedMemory::None,
             (Some(memory), _) => {
                 namespaces.remove(CloneFlags::CLONE_NEWNS);
@@ -165,7 +165,7 @@ impl Supervisor {
         };
         let Some(range) = spec.users else {
             let child = PauseChild { spec, program: &program, shared_memory, own_users: None };
-            let born = stock::within(&ready, || {
+            let born = stock::within(&ready.common, || {
                 self.fork(Role::Pause, namespaces, (common, report), |common| child::pause(&child, common))
             });
             let enter = |error| Failure::node("enter", "the sandbox's namespaces", child::report::errno_of(&error));
