@@ -19,8 +19,11 @@ fn spare_of(node: &Node) -> Option<u32> {
     })
 }
 
+/// Waits until one has said that it waits: it is a process before that.
 async fn wait_spare(node: &Node) -> u32 {
-    node.api.wait_for("a spare supervisor", || spare_of(node), || node.agent_log()).await
+    let waits =
+        |pid: &u32| node.agent_log().lines().any(|line| line.ends_with(&format!("a spare supervisor waits pid={pid}")));
+    node.api.wait_for("a spare supervisor", || spare_of(node).filter(waits), || node.agent_log()).await
 }
 
 #[test]
@@ -45,6 +48,54 @@ fn pods_get_the_spare_and_none_misses_it() {
             node.api.delete(uid, 0).await;
             node.wait_finished(uid).await;
             node.wait_gone(uid).await;
+        }
+    });
+}
+
+/// What lies ready fits most pods; those that it does not fit get what they asked for all the same.
+#[test]
+fn the_spare_serves_pods_of_every_kind() {
+    on_a_node(|| async {
+        let node = Node::with_agent().await;
+        let script = "cat /proc/self/uid_map; echo net $(readlink /proc/self/ns/net); echo uts $(readlink /proc/self/ns/uts); \
+                      echo ipc $(readlink /proc/self/ns/ipc); df /dev/shm | tail -n 1; ls -l /dev/null; exec httpd -f -p 8080 -h /v";
+        let kind = |uid: &str, change: fn(&mut minipod_proto::v1::PodSpec)| {
+            let mut pod = scripts(uid, "Never", 0, &[("a:app", script)]);
+            change(pod.spec_mut());
+            pod
+        };
+        let pods = [
+            kind("uid-plain", |_| {}),
+            kind("uid-node-net", |spec| spec.host_network = true),
+            kind("uid-node-ipc", |spec| spec.host_ipc = true),
+            kind("uid-own-users", |spec| spec.host_users = Some(false)),
+            kind("uid-one-pid", |spec| spec.share_process_namespace = Some(true)),
+        ];
+        let of_node =
+            |kind: &str| std::fs::read_link(format!("/proc/thread-self/ns/{kind}")).expect("ns").display().to_string();
+        for pod in pods {
+            let spare = wait_spare(&node).await;
+            let uid = pod.metadata.as_ref().expect("metadata").uid.clone();
+            let (node_net, node_ipc) = (uid == "uid-node-net", uid == "uid-node-ipc");
+            node.api.put(pod).await;
+            let status = node.wait_running(&uid).await;
+            assert_eq!(node.shim_pid(&uid), spare, "{uid}");
+            let log = node.wait_log(&uid, "app", "/dev/null").await;
+            for (kind, shared) in [("net", node_net), ("uts", node_net), ("ipc", node_ipc)] {
+                assert_eq!(log.contains(&format!("{kind} {}", of_node(kind))), shared, "{uid}, {kind}:\n{log}");
+            }
+            assert!(log.contains("/dev/shm"), "{log}");
+            let map: Vec<&str> = log.lines().next().unwrap_or_default().split_whitespace().collect();
+            assert_eq!(map.get(1) == Some(&"0"), uid != "uid-own-users", "{uid}: {map:?}");
+            // The address that the status tells is one that answers.
+            if !node_net {
+                let address = format!("{}:8080", status.pod_ip);
+                let get = || std::net::TcpStream::connect(&address).ok();
+                node.api.wait_for("an answer of the pod's address", get, || node.agent_log()).await;
+            }
+            node.api.delete(&uid, 0).await;
+            node.wait_finished(&uid).await;
+            node.wait_gone(&uid).await;
         }
     });
 }

@@ -104,13 +104,16 @@ async fn start(podshim: &Path, pods: &Path) -> std::io::Result<Waiting> {
         .stdout(Stdio::null())
         .stderr(Stdio::inherit())
         .spawn()?;
+    let pid = child.id();
     // The runtime reaps it when it ends; it is not to end with this handle.
     drop(child);
     let waits = tokio::task::spawn_blocking(move || {
         let network = hear_ready(&ours)?;
-        Ok(Waiting { socket: ours, network })
+        Ok::<_, std::io::Error>(Waiting { socket: ours, network })
     });
-    waits.await.map_err(std::io::Error::other)?
+    let waiting = waits.await.map_err(std::io::Error::other)??;
+    tracing::debug!(pid, "a spare supervisor waits");
+    Ok(waiting)
 }
 
 fn hear_ready(socket: &OwnedFd) -> std::io::Result<Option<Netns>> {
