@@ -12,6 +12,7 @@ use minipod_proto::v1::Pod;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+use crate::plan::backoff::Backoff;
 use crate::plan::model::{ContainerSeen, Ended, Health, Resources, Run, RunState, Seen, Terminal};
 
 /// A file of the record could not be read or written.
@@ -66,6 +67,14 @@ pub struct ContainerRecord {
     pub health: Health,
     /// CPU and memory of the newest run.
     pub applied: Option<Resources>,
+    /// The image's reference that it was started with.
+    pub started_from: String,
+    /// When it may start again, on the boot clock.
+    pub retry_ms: u64,
+    /// The wait that this was made of.
+    pub backoff_ms: u64,
+    /// What the next wait follows.
+    pub backoff: Backoff,
 }
 
 const SPEC: &str = "spec";
@@ -103,8 +112,8 @@ impl Record {
         Ok(())
     }
 
-    /// Puts what was recorded into `seen`.
-    pub fn restore(&self, seen: &mut Seen) {
+    /// Puts what was recorded into `seen`; `now_ms` is the boot clock's.
+    pub fn restore(&self, seen: &mut Seen, now_ms: u64) {
         seen.sandbox_attempt = self.sandbox_attempt;
         seen.network_attempt = self.network_attempt;
         seen.etc_attempt = self.etc_attempt;
@@ -117,6 +126,11 @@ impl Record {
             seen.previous.clone_from(&container.previous);
             seen.health = container.health;
             seen.applied = container.applied;
+            seen.started_from.clone_from(&container.started_from);
+            seen.backoff = container.backoff;
+            seen.backoff_ms = container.backoff_ms;
+            // Of a clock that another boot has begun anew it says nothing: nobody waits longer than there was to wait.
+            seen.retry_ms = container.retry_ms.min(now_ms + container.backoff_ms);
         }
     }
 
@@ -135,6 +149,9 @@ impl Record {
             record.previous.clone_from(&container.previous);
             record.health = container.health;
             record.applied = container.applied;
+            record.started_from.clone_from(&container.started_from);
+            (record.retry_ms, record.backoff_ms, record.backoff) =
+                (container.retry_ms, container.backoff_ms, container.backoff);
         }
     }
 }
@@ -228,7 +245,16 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let mut seen = Seen { dir: true, data: true, sandbox_attempt: 2, network_attempt: 2, ..Seen::default() };
         let run = Run { attempt: 3, sandbox: 2, started_wall_ms: 7, state: RunState::Running };
-        let of_x = ContainerSeen { run: Some(run), ..ContainerSeen::default() };
+        let mut backoff = Backoff::default();
+        assert_eq!([backoff.ended(1, 300_000), backoff.ended(1, 300_000)], [0, 10_000]);
+        let of_x = ContainerSeen {
+            run: Some(run),
+            started_from: "a:1".into(),
+            retry_ms: 15_000,
+            backoff_ms: 10_000,
+            backoff,
+            ..ContainerSeen::default()
+        };
         seen.containers.insert("x".into(), Box::new(of_x));
         let mut record = Record { start_wall_ms: 5, ..Record::default() };
         record.note(&seen);
@@ -236,8 +262,12 @@ mod tests {
         let loaded = Record::load(dir.path());
         assert_eq!(loaded, record);
         let mut restored = Seen { dir: true, data: true, ..Seen::default() };
-        loaded.restore(&mut restored);
+        loaded.restore(&mut restored, 6_000);
         assert_eq!(restored, seen);
+        assert_eq!({ restored.container("x").backoff }.ended(1, 300_000), 20_000, "it goes on where it was");
+        let mut later = Seen::default();
+        loaded.restore(&mut later, 100);
+        assert_eq!(later.container("x").retry_ms, 10_100, "a clock that began anew");
         std::fs::write(dir.path().join(RECORD), b"{ broken").expect("write");
         assert_eq!(Record::load(dir.path()), Record::default());
     }

@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use minipod_proto::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIp,
-    Pod, PodCondition, PodIp, PodStatus, Time,
+    Pod, PodCondition, PodIp, PodSpec, PodStatus, Time,
 };
 
 use crate::plan::model::{Ended, Kind};
 use crate::plan::view::{ConditionView, ContainerView, PodView, StateView};
-use crate::want::{any_container, find_container};
+use crate::want::find_container;
+
+/// Most bytes of termination messages in one pod's status, each container having the same share.
+const MAX_MESSAGES_BYTES: usize = 12 << 10;
 
 /// What the status tells beside the planner's view.
 #[derive(Debug, Clone, Default)]
@@ -148,7 +151,7 @@ fn container_status(pod: &Pod, view: &ContainerView, facts: &Facts) -> Container
         last_state: view.last.as_ref().map(|ended| terminated(pod, view, ended, last_attempt)),
         ready: view.ready,
         restart_count: i32::try_from(view.restarts).unwrap_or(i32::MAX),
-        image: any_container(pod, &view.name).map_or_else(String::new, |container| container.image.clone()),
+        image: view.image.clone(),
         image_id: facts.image_ids.get(&view.name).cloned().unwrap_or_default(),
         container_id: if ran { container_id(pod, &view.name, view.restarts) } else { String::new() },
         started: Some(view.started),
@@ -163,12 +166,23 @@ fn terminated(pod: &Pod, view: &ContainerView, ended: &Ended, attempt: u32) -> C
         exit_code: ended.exit_code,
         signal: ended.signal,
         reason: ended.reason.clone(),
-        message: ended.message.clone(),
+        message: shortened(&ended.message, message_share(pod)).to_owned(),
         started_at: moment(ended.started_wall_ms),
         finished_at: moment(ended.finished_wall_ms),
         container_id: container_id(pod, &view.name, attempt),
     };
     ContainerState { terminated: Some(terminated), ..ContainerState::default() }
+}
+
+/// Bytes that each container may say at its end, as the kubelet reckons.
+fn message_share(pod: &Pod) -> usize {
+    let count = |spec: &PodSpec| spec.init_containers.len() + spec.containers.len() + spec.ephemeral_containers.len();
+    MAX_MESSAGES_BYTES / pod.spec.as_ref().map_or(1, count).max(1)
+}
+
+/// The beginning of a text, in whole characters.
+fn shortened(text: &str, max_bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(max_bytes)]
 }
 
 /// A container's run, unique in the cluster.
@@ -179,7 +193,7 @@ fn container_id(pod: &Pod, name: &str, attempt: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use minipod_proto::v1::{ObjectMeta, PodReadinessGate, PodSpec};
+    use minipod_proto::v1::{Container, ObjectMeta, PodReadinessGate};
 
     use super::*;
     use crate::plan::view::Phase;
@@ -229,6 +243,30 @@ mod tests {
         assert_eq!(times(&third), [30, 30, 5]);
         assert_eq!(third.conditions[2].r#type, "PodScheduled");
         assert_eq!(third.qos_class, "Burstable");
+    }
+
+    #[test]
+    fn last_words_of_many_containers_share_the_room() {
+        let mut pod = pod_with(&[], &[]);
+        for (containers, bytes) in [(1, 4096), (3, 4096), (4, 3072), (5, 2456)] {
+            let spec = pod.spec.get_or_insert_default();
+            spec.containers = vec![Container::default(); containers];
+            // Two bytes a character: none is cut through.
+            let ended = Ended { message: "ö".repeat(2048), ..Ended::default() };
+            let view = ContainerView {
+                name: String::new(),
+                kind: Kind::App,
+                state: StateView::Terminated(ended.clone()),
+                last: None,
+                ready: false,
+                started: false,
+                restarts: 0,
+                applied: None,
+                image: String::new(),
+            };
+            let told = terminated(&pod, &view, &ended, 0).terminated.expect("terminated");
+            assert_eq!(told.message.len(), bytes, "{containers} containers");
+        }
     }
 
     #[test]

@@ -172,12 +172,12 @@ async fn logs(agent: &Agent, tunnel: &mut Tunnel, uid: &str, request: &LogsReque
     let (uid, view, container) = find(agent, uid, &request.container).await?;
     let run = view.runs.get(&container);
     let waiting = || Status::failed_precondition(format!("container {container:?} has not started yet"));
-    let newest = run.ok_or_else(waiting)?.attempt;
+    let run = run.ok_or_else(waiting)?;
     let attempt = if request.previous {
         let first = || Status::failed_precondition(format!("container {container:?} has no previous run"));
-        newest.checked_sub(1).ok_or_else(first)?
+        run.previous.ok_or_else(first)?
     } else {
-        newest
+        run.attempt
     };
     let path = agent.paths.log_file(&view.pod, &uid, &container, attempt);
     if !path.exists() && !request.follow {

@@ -70,6 +70,7 @@ pub fn pod_want(pod: &Pod) -> PodWant {
     let apps = spec.containers.iter().map(|container| ContainerWant {
         name: container.name.clone(),
         kind: Kind::App,
+        image: container.image.clone(),
         restart: policy(&container.restart_policy).unwrap_or(restart),
         rules: rules(container),
         gates: gates(container),
@@ -79,6 +80,7 @@ pub fn pod_want(pod: &Pod) -> PodWant {
     let debug = spec.ephemeral_containers.iter().map(|container| ContainerWant {
         name: container.name.clone(),
         kind: Kind::Debug,
+        image: container.image.clone(),
         restart: RestartPolicy::Never,
         rules: Vec::new(),
         gates: Gates::default(),
@@ -139,6 +141,7 @@ fn init_want(container: &Container, pod_restart: RestartPolicy) -> ContainerWant
     ContainerWant {
         name: container.name.clone(),
         kind,
+        image: container.image.clone(),
         restart,
         rules: rules(container),
         gates: gates(container),

@@ -17,13 +17,13 @@ use crate::events::{Severity, field_path, pod_event};
 use crate::execute::{Came, Done, Job, StepError, perform};
 use crate::image::ImageRecord;
 use crate::net::PodNetwork;
-use crate::plan::backoff::{Backoff, note_ended, note_started};
+use crate::plan::anew::anew;
+use crate::plan::backoff::{forget, note_ended, note_started};
 use crate::plan::model::{
-    Condemned, ContainerWant, Deletion, Ended, Health, Image, PodWant, Refused, Resources, Run, RunState, SandboxState,
+    Condemned, ContainerSeen, Deletion, Ended, Health, Image, PodWant, Refused, Resources, RunState, SandboxState,
     Seen, Shim as ShimState, Step,
 };
-use crate::plan::resize::{Change, change};
-use crate::plan::view::Phase;
+use crate::plan::view::{Phase, StateView};
 use crate::plan::{Plan, plan};
 use crate::pods::Desired;
 use crate::probe::perform::{Target, probe as perform_probe};
@@ -62,6 +62,8 @@ pub struct RunView {
     pub attempt: u32,
     /// Whether its process lives.
     pub running: bool,
+    /// The run whose end is the container's last state, as its status tells it.
+    pub previous: Option<u32>,
 }
 
 /// The task of one pod.
@@ -75,11 +77,12 @@ pub struct Worker {
     record: Record,
     /// As it was last written: the bytes, which take a tenth of the record's memory.
     kept: Box<[u8]>,
-    backoffs: BTreeMap<String, Backoff>,
     images: BTreeMap<String, Box<ImageRecord>>,
     failures: BTreeMap<Step, u32>,
     /// How often in a row a container's image could not be had.
     pull_failures: BTreeMap<String, u32>,
+    /// References of the images that are being looked at, by container.
+    preparing: BTreeMap<String, String>,
     shim: Option<Shim>,
     shim_events: Option<mpsc::Receiver<Box<ShimEvent>>>,
     tasks: JoinSet<(Step, Result<Done, StepError>)>,
@@ -138,10 +141,10 @@ impl Worker {
             seen: Seen::default(),
             record: Record::default(),
             kept: Box::default(),
-            backoffs: BTreeMap::new(),
             images: BTreeMap::new(),
             failures: BTreeMap::new(),
             pull_failures: BTreeMap::new(),
+            preparing: BTreeMap::new(),
             shim: None,
             shim_events: None,
             tasks: JoinSet::new(),
@@ -166,16 +169,18 @@ impl Worker {
     }
 
     /// Shows the other tasks what has changed.
-    fn show(&self) {
-        let runs: BTreeMap<String, RunView> = self
-            .seen
-            .containers
-            .iter()
-            .filter_map(|(name, seen)| {
-                let run = seen.run.as_ref()?;
-                Some((name.clone(), RunView { attempt: run.attempt, running: run.is_running() }))
-            })
-            .collect();
+    fn show(&self, told: &crate::plan::view::PodView) {
+        let waits = |name: &str| {
+            told.containers.iter().any(|view| view.name == name && matches!(view.state, StateView::Waiting { .. }))
+        };
+        let run_of = |name: &String, seen: &ContainerSeen| {
+            let run = seen.run.as_ref()?;
+            // Of one that is to start again, the run that has just ended is the last state already.
+            let previous = if waits(name) { Some(run.attempt) } else { run.attempt.checked_sub(1) };
+            Some((name.clone(), RunView { attempt: run.attempt, running: run.is_running(), previous }))
+        };
+        let runs: BTreeMap<String, RunView> =
+            self.seen.containers.iter().filter_map(|(name, seen)| run_of(name, seen)).collect();
         let images = self.images_in_use();
         self.shown.send_if_modified(|view| {
             let same = view.is_met
@@ -209,7 +214,7 @@ impl Worker {
         if self.seen.dir {
             self.arrived = None;
             self.record = Record::load(&paths.run);
-            self.record.restore(&mut self.seen);
+            self.record.restore(&mut self.seen, boot_ms());
             self.seen.data &= !self.record.data_removed;
             self.seen.network_held &= !self.record.data_removed;
             self.meet_shim().await;
@@ -231,10 +236,10 @@ impl Worker {
     async fn work(&mut self) -> bool {
         loop {
             let now_ms = boot_ms();
-            self.condemn_resized();
+            self.condemn_changed();
             let plan = self.plan(now_ms);
             self.report(&plan);
-            self.show();
+            self.show(&plan.view);
             if plan.finished {
                 return true;
             }
@@ -330,8 +335,13 @@ impl Worker {
                     self.seen.network_held |= !self.want.host_network;
                 }
                 Step::StartContainer { name, .. } => {
-                    let applied = self.want.container(name).map(|container| container.resources);
-                    self.seen.containers.entry(name.clone()).or_default().applied = applied;
+                    let want = self.want.container(name);
+                    let seen = self.seen.containers.entry(name.clone()).or_default();
+                    seen.applied = want.map(|container| container.resources);
+                    seen.started_from = want.map(|container| container.image.clone()).unwrap_or_default();
+                }
+                Step::PrepareImage { name } => {
+                    self.preparing.insert(name.clone(), self.image_of(name));
                 }
                 Step::Resize { .. } => {
                     self.pod_event(
@@ -376,7 +386,7 @@ impl Worker {
     /// Begins the probes that are due; answers when the next one is.
     fn begin_probes(&mut self) -> Option<u64> {
         let now_ms = boot_ms();
-        let ends = self.want.deletion.is_some() || self.seen.terminal.is_some();
+        let ends = self.ends();
         let mut wake_at_ms = None;
         for want in self.want.containers.clone() {
             let seen = self.seen.container(&want.name);
@@ -427,7 +437,11 @@ impl Worker {
                 let message = format!("{kind} probe warning: {warning}");
                 self.container_event(name, Severity::Warning, "ProbeWarning", message);
             }
-            Outcome::Unknown(why) => tracing::debug!(pod = %self.want.display_name, name, kind, why, "probe"),
+            // Thrown away, as with the kubelet: what could not be asked says nothing of the container.
+            Outcome::Unknown(why) if self.shim.is_some() && (count <= 3 || count.is_power_of_two()) => {
+                let message = format!("{kind} probe errored and resulted in unknown state: {why}");
+                self.container_event(name, Severity::Warning, "Unhealthy", message);
+            }
             _ => {}
         }
         match verdict {
@@ -453,20 +467,25 @@ impl Worker {
         self.seen.containers.entry(name.to_owned()).or_default().condemned = Some(Condemned { why, deadline_ms });
     }
 
-    /// Runs that cannot get their new resources without a restart are to end.
-    fn condemn_resized(&mut self) {
-        if self.want.deletion.is_some() || self.seen.terminal.is_some() {
+    /// Runs that cannot get their new image or resources without a restart are to end.
+    fn condemn_changed(&mut self) {
+        if self.ends() {
             return;
         }
-        let due = |container: &&ContainerWant| {
+        let containers = self.want.containers.iter();
+        let due = containers.filter_map(|container| {
             let seen = self.seen.container(&container.name);
-            let lives = seen.run.as_ref().is_some_and(Run::is_running) && seen.condemned.is_none();
-            lives && change(container, seen) == Change::Restart
-        };
-        let names: Vec<String> = self.want.containers.iter().filter(due).map(|one| one.name.clone()).collect();
-        for name in names {
-            self.condemn(&name, format!("Container {name} resize requires restart"), None);
+            let why = anew(container, seen).filter(|_| seen.condemned.is_none())?.why(&container.name);
+            Some((container.name.clone(), why))
+        });
+        for (name, why) in due.collect::<Vec<_>>() {
+            self.condemn(&name, why, None);
         }
+    }
+
+    /// Whether nothing starts again in this pod.
+    fn ends(&self) -> bool {
+        self.want.deletion.is_some() || self.seen.terminal.is_some()
     }
 
     fn take_hooked(&mut self, step: &Step, outcome: Result<(), String>) {
@@ -499,12 +518,16 @@ impl Worker {
         desired.pod = granted(desired.pod, Some(&self.pod));
         let changed = !same_but_status(&self.pod, &desired.pod);
         self.pod = desired.pod;
+        if changed {
+            self.look_for_configs_again();
+        }
         if self.reported.as_ref().is_some_and(|reported| was_marked_silent(&self.pod, reported)) {
             // We were away; what was said of the pod is not so, and is told again.
             self.reported = None;
         }
         let (now_ms, now_wall_ms) = (boot_ms(), wall_ms());
         let old = std::mem::replace(&mut self.want, pod_want(&self.pod));
+        self.take_images_wanted(&old);
         self.want.deletion = sooner(old.deletion, wish_to_end(&self.pod, desired.gone, now_ms));
         if desired.evicted.is_some() && old.evicted.is_none() && self.seen.terminal.is_none() {
             let message = desired.evicted.as_ref().map(|evicted| evicted.message.clone()).unwrap_or_default();
@@ -526,6 +549,33 @@ impl Worker {
         }
     }
 
+    /// Another image than before is looked for at once, whatever came of the old one, and so is what runs from it.
+    fn take_images_wanted(&mut self, old: &PodWant) {
+        for container in &self.want.containers {
+            let before = old.container(&container.name).map(|before| before.image.as_str());
+            if before.is_none_or(|before| before == container.image) {
+                continue;
+            }
+            self.pull_failures.remove(&container.name);
+            if let Some(seen) = self.seen.containers.get_mut(&container.name) {
+                seen.image = Image::Unknown;
+                forget(seen);
+            }
+        }
+    }
+
+    /// The pod was changed: what it said wrong may be right now.
+    fn look_for_configs_again(&mut self) {
+        for seen in self.seen.containers.values_mut() {
+            match &mut seen.image {
+                // Registries are not asked more often for it.
+                Image::Failed { reason, .. } if matches!(reason.as_str(), "ErrImagePull" | "ImagePullBackOff") => {}
+                Image::Failed { retry_ms, .. } => *retry_ms = 0,
+                Image::Unknown | Image::Ready => {}
+            }
+        }
+    }
+
     /// Images were loaded, or ConfigMaps and Secrets have come.
     fn look_for_images_again(&mut self) {
         self.seen.blocked.remove(&Step::PrepareVolumes);
@@ -540,6 +590,12 @@ impl Worker {
 
     fn take_outcome(&mut self, step: Step, outcome: Result<Done, StepError>) {
         self.seen.in_flight.remove(&step);
+        if let Step::PrepareImage { name } = &step
+            && self.preparing.remove(name).is_some_and(|asked| asked != self.image_of(name))
+        {
+            // Another one is wanted by now; this one is as good as not looked at.
+            return;
+        }
         match outcome {
             Ok(done) => {
                 self.failures.remove(&step);
@@ -637,18 +693,19 @@ impl Worker {
     }
 
     fn take_ended(&mut self, name: &str, (attempt, sandbox): (u32, u32), mut ended: Ended) {
+        let ends = self.ends();
         let seen = self.seen.containers.entry(name.to_owned()).or_default();
         // Also when this agent never told it to end: the one before may have.
-        let resized = seen.run.as_ref().is_some_and(|run| run.attempt == attempt)
-            && self.want.container(name).is_some_and(|container| change(container, seen) == Change::Restart);
-        ended.restart = resized;
-        let backoff = self.backoffs.entry(name.to_owned()).or_default();
+        let changed = !ends
+            && seen.run.as_ref().is_some_and(|run| run.attempt == attempt)
+            && self.want.container(name).is_some_and(|container| anew(container, seen).is_some());
+        ended.restart = changed;
         let times = (boot_ms(), self.agent.config.max_restart_backoff_ms);
-        if !note_ended(seen, backoff, (attempt, sandbox), ended, times) {
+        if !note_ended(seen, (attempt, sandbox), ended, times) {
             return;
         }
-        if resized {
-            (seen.retry_ms, seen.backoff_ms) = (0, 0);
+        if changed {
+            forget(seen);
         }
         if seen.backoff_ms > 0 && self.want.deletion.is_none() {
             let message = format!("Back-off restarting failed container {name} in pod {}", self.want.display_name);

@@ -106,6 +106,12 @@ fn tcp_and_grpc_and_an_exec_that_hangs() {
         node.api.put(pod("uid-shut", web(8081), &[("a:web", "httpd -f -p 8080 -h /v")])).await;
         let hangs = |pod: &mut Pod| pod.spec_mut().containers[0].liveness_probe = exec_probe("sleep 100");
         node.api.put(pod("uid-hangs", hangs, &[("a:app", LIVE)])).await;
+        let missing = |pod: &mut Pod| {
+            let exec = Some(ExecAction { command: vec!["/not/there".to_owned()] });
+            let probe = Probe { exec, ..Probe::default() };
+            pod.spec_mut().containers[0].liveness_probe = Some(every_second(probe));
+        };
+        node.api.put(pod("uid-missing", missing, &[("a:app", LIVE)])).await;
         let (reporter, service) = tonic_health::server::health_reporter();
         reporter.set_service_status("web", tonic_health::ServingStatus::Serving).await;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
@@ -125,12 +131,16 @@ fn tcp_and_grpc_and_an_exec_that_hangs() {
         node.wait("uid-open", "ready", is_ready).await;
         node.wait("uid-serving", "ready", is_ready).await;
         node.wait("uid-hangs", "a restart", |status| container(status, "app").restart_count >= 1).await;
+        // What cannot be asked says nothing: more such probes than the threshold has, and it lives.
+        let errors = || node.api.events("uid-missing").iter().filter(|reason| *reason == "Unhealthy").count();
+        node.api.wait_for("probes that err", || (errors() > 3).then_some(()), || node.agent_log()).await;
+        assert_eq!(container(&node.wait_running("uid-missing").await, "app").restart_count, 0);
         for uid in ["uid-shut", "uid-unknown"] {
             let status = node.wait_running(uid).await;
             assert!(!is_ready(&status), "{uid}");
             node.wait_event(uid, "Unhealthy").await;
         }
-        remove(&node, &["uid-open", "uid-shut", "uid-hangs", "uid-serving", "uid-unknown"]).await;
+        remove(&node, &["uid-missing", "uid-open", "uid-shut", "uid-hangs", "uid-serving", "uid-unknown"]).await;
     });
 }
 

@@ -216,18 +216,6 @@ fn a_program_that_reads_no_input_ends_with_its_user() {
     });
 }
 
-async fn logs(node: &Node, uid: &str, request: LogsRequest) -> (String, String) {
-    let mut tunnel = node.api.open(uid, Request::Logs(request)).await;
-    let mut text = Vec::new();
-    loop {
-        match tunnel.next().await {
-            Some(Frame::Data(data)) => text.extend_from_slice(&data),
-            Some(Frame::End(end)) => return (String::from_utf8(text).expect("UTF-8"), end.message),
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
 #[test]
 fn logs_are_read_and_followed_to_the_end() {
     on_a_node(|| async {
@@ -238,7 +226,7 @@ fn logs_are_read_and_followed_to_the_end() {
         node.wait_running(uid).await;
         node.wait_log(uid, "app", "line 3").await;
         let tail = LogsRequest { tail_lines: Some(2), ..LogsRequest::default() };
-        assert_eq!(logs(&node, uid, tail).await, ("line 2\nline 3\n".into(), String::new()));
+        assert_eq!(node.api.logs(uid, tail).await, ("line 2\nline 3\n".into(), String::new()));
         let follow = LogsRequest { container: "app".into(), follow: true, ..LogsRequest::default() };
         let mut tunnel = node.api.open(uid, Request::Logs(follow)).await;
         assert!(matches!(tunnel.next().await, Some(Frame::Data(data)) if data.starts_with(b"line 1\n")));
@@ -256,10 +244,10 @@ fn logs_are_read_and_followed_to_the_end() {
             (LogsRequest { container: "x".into(), ..LogsRequest::default() }, "no container"),
             (LogsRequest { previous: true, ..LogsRequest::default() }, "no previous run"),
         ] {
-            let (_, error) = logs(&node, uid, request).await;
+            let (_, error) = node.api.logs(uid, request).await;
             assert!(error.contains(part), "{error}");
         }
-        assert!(logs(&node, "uid-none", LogsRequest::default()).await.1.contains("not on its node"));
+        assert!(node.api.logs("uid-none", LogsRequest::default()).await.1.contains("not on its node"));
         let mut tunnel = node.api.open("", Request::ImageList(ImageListRequest::default())).await;
         match tunnel.next().await {
             Some(Frame::Images(list)) => assert_eq!(list.images.len(), 2),

@@ -1,5 +1,7 @@
 //! The delay before a container starts again: at once, then 10 s, doubling up to 300 s, forgotten after a long run.
 
+use serde::{Deserialize, Serialize};
+
 use super::model::{ContainerSeen, Ended, Image, Run, RunState};
 
 /// Delay before the second restart.
@@ -19,13 +21,18 @@ pub fn next_delay_ms(previous_ms: Option<u64>, ran_ms: u64, max_ms: u64) -> u64 
     }
 }
 
-/// Per container: how long it last had to wait. Lives in memory only, as in Kubernetes: a restarted agent starts afresh.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Per container: how long it last had to wait. Outlives the agent, where Kubernetes starts afresh: an upgrade of a node is no reason to start
+/// everything at once that fails on it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Backoff {
     last_delay_ms: Option<u64>,
 }
 
 impl Backoff {
+    /// Of a container that has not ended yet.
+    pub const NONE: Self = Self { last_delay_ms: None };
+
     /// Takes note of an end at `now_ms` after `ran_ms`; answers the delay before the next start.
     pub fn ended(&mut self, ran_ms: u64, max_ms: u64) -> u64 {
         let delay = next_delay_ms(self.last_delay_ms, ran_ms, max_ms);
@@ -51,7 +58,6 @@ pub fn note_started(seen: &mut ContainerSeen, attempt: u32, sandbox: u32, starte
 /// Notes in `seen` that the run `attempt` ended (or could not start). Answers whether that was news.
 pub fn note_ended(
     seen: &mut ContainerSeen,
-    backoff: &mut Backoff,
     (attempt, sandbox): (u32, u32),
     ended: Ended,
     (now_ms, max_backoff_ms): (u64, u64),
@@ -66,7 +72,7 @@ pub fn note_ended(
         note_started(seen, attempt, sandbox, ended.started_wall_ms);
     }
     let began = if ended.started_wall_ms == 0 { ended.finished_wall_ms } else { ended.started_wall_ms };
-    let delay = backoff.ended(ended.finished_wall_ms.saturating_sub(began), max_backoff_ms);
+    let delay = seen.backoff.ended(ended.finished_wall_ms.saturating_sub(began), max_backoff_ms);
     seen.backoff_ms = delay;
     seen.retry_ms = now_ms + delay;
     seen.image = Image::Unknown;
@@ -75,6 +81,11 @@ pub fn note_ended(
         run.state = RunState::Ended(ended);
     }
     true
+}
+
+/// What is to start anew, or differently, waits for nothing that came before.
+pub fn forget(seen: &mut ContainerSeen) {
+    (seen.retry_ms, seen.backoff_ms, seen.backoff) = (0, 0, Backoff::NONE);
 }
 
 #[cfg(test)]
@@ -100,13 +111,12 @@ mod tests {
     #[test]
     fn an_old_or_repeated_end_changes_nothing() {
         let mut seen = ContainerSeen::default();
-        let mut backoff = Backoff::default();
         assert!(note_started(&mut seen, 1, 1, 5));
         assert!(!note_started(&mut seen, 1, 1, 5));
         let ended = Ended { exit_code: 3, started_wall_ms: 5, finished_wall_ms: 9, ..Ended::default() };
-        assert!(!note_ended(&mut seen, &mut backoff, (0, 1), ended.clone(), (0, 1)));
-        assert!(note_ended(&mut seen, &mut backoff, (1, 1), ended.clone(), (0, 1)));
-        assert!(!note_ended(&mut seen, &mut backoff, (1, 1), ended.clone(), (0, 1)));
+        assert!(!note_ended(&mut seen, (0, 1), ended.clone(), (0, 1)));
+        assert!(note_ended(&mut seen, (1, 1), ended.clone(), (0, 1)));
+        assert!(!note_ended(&mut seen, (1, 1), ended.clone(), (0, 1)));
         assert!(note_started(&mut seen, 2, 1, 10));
         assert_eq!(seen.previous, Some(ended));
     }

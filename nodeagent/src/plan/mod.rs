@@ -4,6 +4,7 @@
 //! whenever a step ends or something is observed. A step that is in flight is never asked for twice, and a container is
 //! only started when its newest run is known to have ended, so two instances of it cannot come to be.
 
+pub mod anew;
 pub mod backoff;
 pub mod model;
 #[cfg(test)]
@@ -76,11 +77,13 @@ static UNSEEN: ContainerSeen = ContainerSeen {
     previous: None,
     retry_ms: 0,
     backoff_ms: 0,
+    backoff: backoff::Backoff::NONE,
     kill_at_ms: None,
     health: model::Health { post_started: false, startup_passed: false, ready: false },
     pre_stopped: false,
     condemned: None,
     applied: None,
+    started_from: String::new(),
 };
 
 impl Seen {
@@ -156,11 +159,12 @@ impl Planner<'_> {
             let succeeded = of_kind(Kind::App).all(|app| ended(app).is_some_and(|run| run.exit_code == 0));
             return terminal(succeeded, "", "");
         }
-        // Without restarts a lost sandbox cannot be made good: what had started has died with it.
+        // Without restarts a lost sandbox cannot be made good: what had started has died with it. Apps may have policies of their own.
         let lost = self.seen.sandbox_attempt > 0
             && (self.seen.sandbox == SandboxState::Ended || self.seen.shim != Shim::Up)
             && self.seen.containers.values().any(|container| container.run.is_some());
-        if lost && self.want.restart == RestartPolicy::Never && !self.anything_live() {
+        let again = of_kind(Kind::App).any(|app| ended(app).is_some_and(|run| app.restarts(run)));
+        if lost && self.want.restart == RestartPolicy::Never && !again && !self.anything_live() {
             return terminal(false, "", "the pod's sandbox ended and restartPolicy is Never");
         }
         None
@@ -274,7 +278,11 @@ impl Planner<'_> {
             let seen = self.seen.container(&container.name);
             let Some(run) = seen.run.as_ref().filter(|run| run.is_running()) else { continue };
             if let Some(condemned) = &seen.condemned {
-                self.kill(container, condemned.deadline_ms, "a probe or its postStart hook failed");
+                self.kill(
+                    container,
+                    condemned.deadline_ms,
+                    "a probe or its postStart hook failed, or it is to start anew",
+                );
             } else if container.gates.post_start && !seen.health.post_started {
                 let step = Step::PostStart { name: container.name.clone(), attempt: run.attempt };
                 self.emit(step, "its process runs");

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::backoff::Backoff;
 pub use crate::container::resources::Resources;
 pub use crate::pods::Evicted;
 
@@ -61,6 +62,8 @@ pub struct ContainerWant {
     pub name: String,
     /// Init, sidecar, app or debug container.
     pub kind: Kind,
+    /// The reference of the image that it shall run.
+    pub image: String,
     /// The effective policy: the container's own where it has one, else the pod's. An init container of an `Always`
     /// pod is retried on failure.
     pub restart: RestartPolicy,
@@ -210,7 +213,7 @@ pub struct Ended {
     pub started_wall_ms: u64,
     /// When it ended.
     pub finished_wall_ms: u64,
-    /// It was ended to be started again with other resources.
+    /// It was ended to be started again, from another image or with other resources.
     #[serde(default)]
     pub restart: bool,
 }
@@ -286,6 +289,8 @@ pub struct ContainerSeen {
     pub retry_ms: u64,
     /// The delay that `retry_ms` was made of, for the message.
     pub backoff_ms: u64,
+    /// What its next back-off follows.
+    pub backoff: Backoff,
     /// Set once it was told to end: when it will be killed.
     pub kill_at_ms: Option<u64>,
     /// What hooks and probes found of the newest run.
@@ -296,6 +301,8 @@ pub struct ContainerSeen {
     pub condemned: Option<Condemned>,
     /// CPU and memory of the newest run, or of the start that is under way; unknown for one that an older agent started.
     pub applied: Option<Resources>,
+    /// The reference of that run's image; empty where it is as unknown.
+    pub started_from: String,
 }
 
 impl ContainerSeen {

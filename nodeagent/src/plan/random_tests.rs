@@ -1,9 +1,7 @@
 //! Random event orders against a small model of the node: whatever happens, init order holds, no container runs twice at
 //! once, and a deletion ends with nothing.
 
-use std::collections::BTreeMap;
-
-use super::backoff::{Backoff, note_ended, note_started};
+use super::backoff::{note_ended, note_started};
 use super::model::*;
 use super::{Plan, plan};
 
@@ -43,7 +41,6 @@ struct World {
     now_ms: u64,
     want: PodWant,
     seen: Seen,
-    backoffs: BTreeMap<String, Backoff>,
     processes: Vec<Process>,
     pause: bool,
     shim: bool,
@@ -65,6 +62,7 @@ fn random_pod(random: &mut Random) -> PodWant {
         containers.push(ContainerWant {
             name: format!("i{index}"),
             kind: if sidecar { Kind::Sidecar } else { Kind::Init },
+            image: String::new(),
             restart: if sidecar { RestartPolicy::Always } else { init_restart },
             rules: Vec::new(),
             gates: if sidecar { random_gates(random) } else { Gates::default() },
@@ -76,6 +74,7 @@ fn random_pod(random: &mut Random) -> PodWant {
         containers.push(ContainerWant {
             name: format!("a{index}"),
             kind: Kind::App,
+            image: String::new(),
             restart,
             rules: Vec::new(),
             gates: random_gates(random),
@@ -106,7 +105,6 @@ impl World {
             now_ms: 1_000,
             want,
             seen: Seen::default(),
-            backoffs: BTreeMap::new(),
             processes: Vec::new(),
             pause: false,
             shim: false,
@@ -138,8 +136,7 @@ impl World {
         let began = container.run.as_ref().map_or(0, |run| run.started_wall_ms);
         let ended =
             Ended { exit_code: code, started_wall_ms: began, finished_wall_ms: self.now_ms, ..Ended::default() };
-        let backoff = self.backoffs.entry(process.name).or_default();
-        note_ended(container, backoff, (process.attempt, process.sandbox), ended, (self.now_ms, 300_000));
+        note_ended(container, (process.attempt, process.sandbox), ended, (self.now_ms, 300_000));
     }
 
     fn kill_all(&mut self) {
@@ -174,9 +171,8 @@ impl World {
             if let Step::StartContainer { name, attempt } = step {
                 let container = self.seen.containers.entry(name.clone()).or_default();
                 let ended = Ended { exit_code: 128, finished_wall_ms: self.now_ms, ..Ended::default() };
-                let backoff = self.backoffs.entry(name.clone()).or_default();
                 let run = (*attempt, self.seen.sandbox_attempt);
-                note_ended(container, backoff, run, ended, (self.now_ms, 300_000));
+                note_ended(container, run, ended, (self.now_ms, 300_000));
             } else if let Step::PrepareImage { name } = step {
                 self.seen.containers.entry(name.clone()).or_default().image = Image::Failed {
                     reason: "ErrImageNeverPull".into(),
@@ -303,13 +299,12 @@ impl World {
                 self.kill_all();
             }
             5 if self.random.one_in(6) => {
-                // The agent dies: steps are cut off or had just been done; back-off and images are forgotten.
+                // The agent dies: steps are cut off or had just been done; what is known of images is forgotten.
                 self.trace.push(format!("{} agent restarts", self.now_ms));
                 self.seen.in_flight.clear();
                 self.seen.blocked.clear();
-                self.backoffs.clear();
                 for container in self.seen.containers.values_mut() {
-                    (container.retry_ms, container.image) = (0, Image::Unknown);
+                    container.image = Image::Unknown;
                 }
             }
             _ => {}

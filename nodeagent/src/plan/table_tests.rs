@@ -42,6 +42,7 @@ fn parse_pod(words: &[&str]) -> PodWant {
             want.containers.push(ContainerWant {
                 name: name.into(),
                 kind,
+                image: String::new(),
                 restart,
                 rules: rules(options),
                 gates: gates(options),

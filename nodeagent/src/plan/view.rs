@@ -70,6 +70,8 @@ pub struct ContainerView {
     pub restarts: u32,
     /// CPU and memory of the process that lives, where they are known.
     pub applied: Option<Resources>,
+    /// The reference of its image: of the process that lives, or the one that is wanted.
+    pub image: String,
 }
 
 /// A pod condition without its times.
@@ -143,6 +145,7 @@ fn container_view(
     (ending, now_ms): (bool, u64),
 ) -> ContainerView {
     let observed = seen.container(&container.name);
+    let running = observed.run.as_ref().is_some_and(Run::is_running);
     let mut view = ContainerView {
         name: container.name.clone(),
         kind: container.kind,
@@ -151,7 +154,9 @@ fn container_view(
         ready: false,
         started: false,
         restarts: observed.run.as_ref().map_or(0, |run| run.attempt),
-        applied: observed.applied.filter(|_| observed.run.as_ref().is_some_and(Run::is_running)),
+        applied: observed.applied.filter(|_| running),
+        image: if running && !observed.started_from.is_empty() { &observed.started_from } else { &container.image }
+            .clone(),
     };
     match &observed.run {
         Some(Run { state: RunState::Running, started_wall_ms, .. }) => {

@@ -73,6 +73,8 @@ struct Watch {
     in_flight: bool,
     /// The newest result and how often in a row.
     streak: Option<(bool, u32)>,
+    /// How often in a row nothing was found out.
+    unknown: u32,
     /// It has said its last word on this run.
     over: bool,
 }
@@ -138,8 +140,12 @@ impl Probes {
         let good = match outcome {
             Outcome::Success(_) => true,
             Outcome::Failure(_) => false,
-            Outcome::Unknown(_) => return (None, 0),
+            Outcome::Unknown(_) => {
+                watch.unknown = watch.unknown.saturating_add(1);
+                return (None, watch.unknown);
+            }
         };
+        watch.unknown = 0;
         let count = match watch.streak {
             Some((same, count)) if same == good => count.saturating_add(1),
             _ => 1,
@@ -177,6 +183,7 @@ impl Watch {
             next_ms: started_ms + delay_ms,
             in_flight: false,
             streak: None,
+            unknown: 0,
             over: false,
         }
     }

@@ -14,7 +14,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::Outcome;
-use crate::shim::{ExecOutput, ExecStreams, Shim, ShimError};
+use crate::shim::{ExecOutput, ExecStreams, Shim};
 
 /// Of what a probe says, this much is kept (Kubernetes' value).
 const MAX_OUTPUT_BYTES: usize = 10 << 10;
@@ -86,7 +86,6 @@ async fn exec(target: &Target, action: &ExecAction) -> Outcome {
     let mut process =
         match shim.exec(&target.container.name, target.attempt, &action.command, ExecStreams::default()).await {
             Ok(process) => process,
-            Err(error @ ShimError::Refused(_)) => return Outcome::Failure(crate::report::chain(&error)),
             Err(error) => return Outcome::Unknown(crate::report::chain(&error)),
         };
     let mut output = Vec::new();

@@ -11,8 +11,8 @@ use minipod_proto::v1::nodes_server::{Nodes, NodesServer};
 use minipod_proto::v1::server_message::Message as ToAgent;
 use minipod_proto::v1::tunnel_frame::Frame;
 use minipod_proto::v1::{
-    AgentMessage, EventReport, Heartbeat, NodeStatus, OpenStream, Pod, PodGone, PodList, PodStatus, PodStatusAck,
-    PodStatusReport, RegisterRequest, RegisterResponse, ServerMessage, Time, TunnelFrame, open_stream,
+    AgentMessage, EventReport, Heartbeat, LogsRequest, NodeStatus, OpenStream, Pod, PodGone, PodList, PodStatus,
+    PodStatusAck, PodStatusReport, RegisterRequest, RegisterResponse, ServerMessage, Time, TunnelFrame, open_stream,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -198,6 +198,19 @@ impl FakeApi {
         self.tell(ToAgent::OpenStream(OpenStream { stream_id, pod_uid: pod_uid.into(), request: Some(request) })).await;
         // An emulated machine with sixty programs starting takes seconds for a dial.
         tokio::time::timeout(Duration::from_secs(30), receiver).await.expect("a tunnel in time").expect("tunnel")
+    }
+
+    /// A log's text and, where it could not be had, why.
+    pub async fn logs(&self, uid: &str, request: LogsRequest) -> (String, String) {
+        let mut tunnel = self.open(uid, open_stream::Request::Logs(request)).await;
+        let mut text = Vec::new();
+        loop {
+            match tunnel.next().await {
+                Some(Frame::Data(data)) => text.extend_from_slice(&data),
+                Some(Frame::End(end)) => return (String::from_utf8(text).expect("UTF-8"), end.message),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     fn take(&self, message: FromAgent) -> Option<ToAgent> {
