@@ -180,6 +180,11 @@ impl Agent {
         let images = ImageStore::open(&config.data_dir, StoreOptions::default())?;
         let puller = Puller::new(images.clone(), config.registries().map_err(AgentError::Registries)?);
         let machine = Machine::look(&config);
+        let ceiling = (config.enforce_node_allocatable == "pods").then_some(&machine.allocatable);
+        if let Err(error) = crate::ceiling::set(&config.cgroup_root, ceiling) {
+            // A node that cannot keep its pods within bounds is still better than none.
+            tracing::warn!(error = crate::report::chain(&error), "enforce the node's allocatable on its pods");
+        }
         let profiles = config.seccomp_profile_root.clone().unwrap_or_else(|| config.data_dir.join("seccomp"));
         let eviction = crate::pressure::rules(&config).map_err(AgentError::Eviction)?;
         let image_gc = crate::pressure::image_rules(&config).map_err(AgentError::Eviction)?;

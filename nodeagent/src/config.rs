@@ -11,6 +11,7 @@ use minipod_proto::v1::Taint;
 
 use crate::image::pull::{CERTS, Registries};
 use crate::pressure::thresholds::{Graces, Limits, parse_duration_ms};
+use crate::sysctls::Pattern;
 use crate::users::Span;
 
 /// The node agent of minipod: makes the pods of one machine real.
@@ -66,6 +67,15 @@ pub struct Config {
     /// what the node shows of itself. Read for each pull.
     #[arg(long, default_value = CERTS)]
     pub registry_certs: PathBuf,
+    /// Kernel parameters that pods may set beside the safe ones, such as net.core.somaxconn,kernel.msg*.
+    #[arg(long, value_delimiter = ',')]
+    pub allowed_unsafe_sysctls: Vec<Pattern>,
+    /// Most processes and threads of one pod [default: as many as the node has].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub pod_pids_limit: Option<u64>,
+    /// What is kept within the node's allocatable: pods, all together; none.
+    #[arg(long, default_value = "pods", value_parser = ["pods", "none"])]
+    pub enforce_node_allocatable: String,
     /// Containers that say nothing of seccomp have the profile RuntimeDefault; false: none, as in Kubernetes.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub seccomp_default: bool,
@@ -215,6 +225,9 @@ mod tests {
             &["--eviction-soft", "nodefs.available<200%"],
             &["--eviction-pressure-transition-period", "5"],
             &["--pod-user-ids", "0-65535"],
+            &["--allowed-unsafe-sysctls", "vm.swappiness"],
+            &["--pod-pids-limit", "0"],
+            &["--enforce-node-allocatable", "all"],
             &["--server", "http://a:1,"],
             &["--server", "http://a"],
         ] {

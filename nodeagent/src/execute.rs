@@ -310,7 +310,8 @@ async fn spawn_shim(job: &Job) -> Result<Done, StepError> {
 async fn create_sandbox(job: &Job, attempt: u32) -> Result<Done, StepError> {
     let names = hostnames(job)?;
     let users = job.agent.hold_users(&job.pod, &job.uid)?;
-    let spec = spec::sandbox(&job.pod, &names.uts, attempt, (shared_memory(job), users));
+    let spec =
+        spec::sandbox(&job.pod, &names.uts, attempt, (shared_memory(job), users), job.agent.config.pod_pids_limit);
     let shim = shim(job)?;
     let ready = shim.take_network().filter(|_| users.is_none() && !spec.host_network).map(Arc::new);
     let attach = async { Some(attach_network_to(job, ready.clone()?).await) };

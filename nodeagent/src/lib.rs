@@ -19,6 +19,7 @@
 
 pub mod agent;
 pub mod apparmor;
+pub mod ceiling;
 pub mod clock;
 pub mod config;
 pub mod container;
@@ -49,6 +50,7 @@ pub mod status;
 pub mod streams;
 #[allow(unsafe_code, reason = "the one module that may: see there")]
 pub mod sys;
+pub mod sysctls;
 pub mod termination;
 pub mod users;
 pub mod volumes;

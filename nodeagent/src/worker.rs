@@ -535,7 +535,9 @@ impl Worker {
         }
         self.want.evicted = desired.evicted;
         let lacks = || crate::apparmor::refusal(&self.pod, &self.agent.apparmor);
-        self.want.refused = self.not_admitted.clone().or_else(lacks);
+        let allowed = &self.agent.config.allowed_unsafe_sysctls;
+        let forbids = || crate::sysctls::refusal(&self.pod, allowed);
+        self.want.refused = self.not_admitted.clone().or_else(lacks).or_else(forbids);
         let deadline_s = self.pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
         self.want.deadline_ms = deadline_s.and_then(|seconds| u64::try_from(seconds).ok()).map(|seconds| {
             (now_ms + self.record.start_wall_ms.saturating_add(seconds.saturating_mul(1000)))

@@ -88,7 +88,9 @@ spec:
 #[test]
 fn root_of_a_pod_with_users_of_its_own_is_nobody_on_the_node() {
     on_a_node(|| async {
-        let mut node = Node::with_agent().await;
+        let mut node = Node::new().await;
+        node.flags.push("--allowed-unsafe-sysctls=net.ipv4.ip_forward".to_owned());
+        node.start(&[]);
         let host = tempfile::tempdir().expect("tempdir");
         std::fs::write(host.path().join("theirs"), "x").expect("write");
         std::os::unix::fs::chown(host.path().join("theirs"), Some(1000), Some(1000)).expect("chown");

@@ -103,7 +103,13 @@ impl Cgroups {
     /// The group of a pod below the group `root`.
     #[must_use]
     pub fn pod(&self, root: &str, uid: &str) -> Group {
-        let at = |point: &PathBuf| point.join(root).join(uid);
+        self.all(root).child(uid)
+    }
+
+    /// The group `root`, which holds all pods.
+    #[must_use]
+    pub fn all(&self, root: &str) -> Group {
+        let at = |point: &PathBuf| point.join(root);
         match self {
             Self::V1(points) => Group { v2: false, dirs: points.iter().map(|(name, p)| (*name, at(p))).collect() },
             Self::V2(point) => Group { v2: true, dirs: vec![("", at(point))] },

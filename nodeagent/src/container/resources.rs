@@ -101,7 +101,7 @@ impl Resources {
         let cpu_shares = self.cpu_request_milli.map_or(2, |milli| (milli * 1024 / 1000).clamp(2, 262_144));
         CgroupValues {
             cpu_shares,
-            cpu_weight: 1 + (cpu_shares - 2) * 9_999 / 262_142,
+            cpu_weight: weight_of(cpu_shares),
             cpu_quota_us: self
                 .cpu_limit_milli
                 .filter(|milli| *milli > 0)
@@ -109,6 +109,19 @@ impl Resources {
             memory_limit_bytes: self.memory_limit_bytes.filter(|bytes| *bytes > 0),
         }
     }
+}
+
+/// Version 2's cpu.weight of version 1's shares, on runc's and crun's curve since 2025: through 2 and 1, 262,144 and 10,000, and the defaults of
+/// both, 1,024 and 100. The straight line before it gave a whole CPU 39, less than a process outside of any pod has.
+fn weight_of(shares: u64) -> u64 {
+    #[allow(clippy::cast_precision_loss, reason = "at most 2^18")]
+    let log = (shares.clamp(2, 262_144) as f64).log2();
+    let weight = 10_f64.powf((log * log + 125.0 * log) / 612.0 - 7.0 / 34.0);
+    // Less than what a sum of floating-point numbers errs by.
+    let whole = (weight - 1e-6).ceil().clamp(1.0, 10_000.0);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and 10,000")]
+    let whole = whole as u64;
+    whole
 }
 
 /// Kubernetes' oom_score_adj of a container (pkg/kubelet/qos/policy.go): by the pod's quality of service, and of a Burstable pod by the share of
@@ -198,9 +211,9 @@ mod tests {
             (values.cpu_shares, values.cpu_weight, values.cpu_quota_us, values.memory_limit_bytes)
         };
         assert_eq!(values(&[], &[]), (2, 1, None, None));
-        assert_eq!(values(&[("cpu", "1")], &[]), (1024, 39, None, None));
-        assert_eq!(values(&[("cpu", "100m")], &[("cpu", "250m")]), (102, 4, Some(25_000), None));
-        assert_eq!(values(&[], &[("cpu", "2"), ("memory", "64Mi")]), (2048, 79, Some(200_000), Some(64 << 20)));
+        assert_eq!(values(&[("cpu", "1")], &[]), (1024, 100, None, None));
+        assert_eq!(values(&[("cpu", "100m")], &[("cpu", "250m")]), (102, 17, Some(25_000), None));
+        assert_eq!(values(&[], &[("cpu", "2"), ("memory", "64Mi")]), (2048, 174, Some(200_000), Some(64 << 20)));
         assert_eq!(values(&[("cpu", "1m")], &[("cpu", "1m")]), (2, 1, Some(1_000), None));
         assert_eq!(values(&[("cpu", "9000")], &[]), (262_144, 10_000, None, None));
     }

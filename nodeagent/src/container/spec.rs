@@ -107,13 +107,15 @@ impl SharedMemory {
     }
 }
 
-/// The sandbox of a pod. `hostname` is what `uname -n` shall say, `users` are its own ids if it has some.
+/// The sandbox of a pod. `hostname` is what `uname -n` shall say, `users` are its own ids if it has some,
+/// `pids_limit` how many processes and threads it may have.
 #[must_use]
 pub fn sandbox(
     pod: &Pod,
     hostname: &str,
     attempt: u32,
     (memory, users): (SharedMemory, Option<IdRange>),
+    pids_limit: Option<u64>,
 ) -> SandboxSpec {
     let spec = pod.spec();
     let shared_memory = match memory {
@@ -129,7 +131,7 @@ pub fn sandbox(
         host_pid: spec.host_pid,
         share_pid: spec.share_process_namespace.unwrap_or(false) && !spec.host_pid,
         sysctls: sysctls.map(|sysctl| Sysctl { name: sysctl.name.clone(), value: sysctl.value.clone() }).collect(),
-        limits: Some(limits(&pod_level(spec))),
+        limits: Some(Limits { pids_limit, ..limits(&pod_level(spec)) }),
         oom_score_adj: PAUSE_OOM_SCORE_ADJ,
         users,
         shared_memory,
@@ -420,7 +422,7 @@ pub(super) mod tests {
             (MASKED_PATHS.len(), READONLY_PATHS.len())
         );
         let range = IdRange { first: 7 << 16, count: 65_536 };
-        assert_eq!(sandbox(&pod(), "p", 1, (SharedMemory::Sandbox, Some(range))).users, Some(range));
+        assert_eq!(sandbox(&pod(), "p", 1, (SharedMemory::Sandbox, Some(range)), None).users, Some(range));
     }
 
     #[test]
@@ -428,7 +430,7 @@ pub(super) mod tests {
         let limit = |change: fn(&mut Pod)| {
             let mut pod = pod();
             change(&mut pod);
-            sandbox(&pod, "p", 1, (SharedMemory::Sandbox, None)).limits.expect("limits").memory_limit_bytes
+            sandbox(&pod, "p", 1, (SharedMemory::Sandbox, None), None).limits.expect("limits").memory_limit_bytes
         };
         assert_eq!(limit(|_| {}), Some(64 << 20));
         assert_eq!(limit(|pod| pod.spec_mut().containers.push(Container::default())), None);
@@ -448,7 +450,7 @@ pub(super) mod tests {
         let flags = |change: fn(&mut PodSpec)| {
             let mut pod = pod();
             change(pod.spec_mut());
-            let spec = sandbox(&pod, "name", 2, (SharedMemory::of(pod.spec(), false), None));
+            let spec = sandbox(&pod, "name", 2, (SharedMemory::of(pod.spec(), false), None), Some(7));
             (spec.host_network, spec.host_ipc, spec.host_pid, spec.share_pid)
         };
         assert_eq!(flags(|_| {}), (false, false, false, false));

@@ -99,7 +99,8 @@ pub struct Node {
     run: PathBuf,
     /// Both, where they go with the node.
     owned: Option<tempfile::TempDir>,
-    cgroup_root: String,
+    /// The cgroup of all its pods.
+    pub cgroup_root: String,
     agent: Option<Child>,
     pub program: PathBuf,
     pub flags: Vec<String>,
