@@ -9,9 +9,9 @@ use futures_util::{Stream, StreamExt, stream};
 use minipod_proto::v1::images_client::ImagesClient;
 use minipod_proto::v1::pod_access_client::PodAccessClient;
 use minipod_proto::v1::{
-    AttachStart, CopyFrame, CopyStart, ExecFrame, ExecStart, ImageListRequest, ImageListSummary, ImageLoadRequest,
-    ImageLoadStart, ImageLoadSummary, ImagePruneRequest, LogChunk, LogsRequest, PortFrame, PortStart, TerminalSize,
-    copy_frame, exec_frame, image_load_request, port_frame,
+    AttachStart, CopyFrame, CopyStart, ExecFrame, ExecStart, ImageChunk, ImageListRequest, ImageListSummary,
+    ImageLoadRequest, ImageLoadStart, ImageLoadSummary, ImagePruneRequest, ImageRemoveRequest, ImageSaveRequest,
+    LogChunk, LogsRequest, PortFrame, PortStart, TerminalSize, copy_frame, exec_frame, image_load_request, port_frame,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -38,6 +38,26 @@ impl Logs {
     ///
     /// # Errors
     /// When the log's node goes away, the log cannot be read or the connection breaks.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        match self.stream.message().await {
+            Ok(chunk) => Ok(chunk.map(|chunk| chunk.data)),
+            Err(status) => Err(ClientError::from_status(self.operation.clone(), &status)),
+        }
+    }
+}
+
+/// An image's archive on its way. Dropping it ends the reading.
+#[derive(Debug)]
+pub struct ImageArchive {
+    stream: Streaming<ImageChunk>,
+    operation: Operation,
+}
+
+impl ImageArchive {
+    /// The next bytes; `None` when the archive is complete. Cancel safe.
+    ///
+    /// # Errors
+    /// When the image's node goes away, the image cannot be read or the connection breaks: what came is of no use then.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         match self.stream.message().await {
             Ok(chunk) => Ok(chunk.map(|chunk| chunk.data)),
@@ -410,6 +430,38 @@ impl Client {
             async move { ImagesClient::new(channel).prune(request).await }
         };
         self.call(Operation::new("prune", "images"), Retry::Always, call).await
+    }
+
+    /// Takes names from images, and with its last name an image; empty `nodes`: on every ready node.
+    ///
+    /// # Errors
+    /// What any call can meet. What went, and what went wrong on a node (a pod uses the image), is in the summary.
+    pub async fn remove_images(
+        &self,
+        nodes: Vec<String>,
+        images: Vec<String>,
+    ) -> Result<ImageListSummary, ClientError> {
+        let operation = Operation::new("remove", format!("images {}", images.join(", ")));
+        let call = |channel| {
+            let request = ImageRemoveRequest { nodes: nodes.clone(), images: images.clone() };
+            async move { ImagesClient::new(channel).remove(request).await }
+        };
+        // A second call would find nothing, and say so.
+        self.call(operation, Retry::NeverSent, call).await
+    }
+
+    /// Reads an image of the first of `nodes` that has it (empty: of all ready ones) as one tar file.
+    ///
+    /// # Errors
+    /// `NotFound` when none has it, and what any call can meet.
+    pub async fn save_image(&self, nodes: Vec<String>, image: &str) -> Result<ImageArchive, ClientError> {
+        let operation = Operation::new("save", format!("image {image}"));
+        let call = |channel| {
+            let request = ImageSaveRequest { nodes: nodes.clone(), image: image.to_owned() };
+            async move { ImagesClient::new(channel).save(request).await }
+        };
+        let stream = self.call(operation.clone(), Retry::Always, call).await?;
+        Ok(ImageArchive { stream, operation })
     }
 }
 

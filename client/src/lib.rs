@@ -31,7 +31,7 @@ mod tests;
 mod watch;
 
 pub use access::{
-    Copy, CopySender, Exec, ExecOutput, ExecStdin, ExecTerminal, Logs, PortEvent, PortReader, PortWriter,
+    Copy, CopySender, Exec, ExecOutput, ExecStdin, ExecTerminal, ImageArchive, Logs, PortEvent, PortReader, PortWriter,
 };
 pub use calls::{Created, DeleteOptions, EvictOptions, List, Objects, Query};
 pub use client::{Client, DEFAULT_SERVER, Options, SERVER_VARIABLE};

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::container::env::EnvFacts;
 use crate::image::gc::Candidate;
 use crate::image::pull::Puller;
-use crate::image::{Digest, ImageError, ImageRecord, ImageStore, StoreOptions};
+use crate::image::{Digest, ImageError, ImageRecord, ImageStore, Reference, StoreOptions};
 use crate::metrics::Metrics;
 use crate::net::{Cidr, NetConfig, NetError, Network, NodeRoute};
 use crate::node::{self, Machine, Pressure};
@@ -410,6 +410,34 @@ impl Agent {
             self.send_changed_node_status();
         }
         Ok(gone)
+    }
+
+    /// Takes a name from an image, and with its last one the image; by its digest, with all its names. Answers what went, with the names that it
+    /// lost; nothing when there is no such image. Blocks.
+    ///
+    /// # Errors
+    /// [`ImageError::InUse`] when the image would go and a pod has it.
+    pub fn remove_image(&self, reference: &str) -> Result<Option<ImageRecord>, ImageError> {
+        let seen_ms = wall_ms();
+        let Some(image) = self.images.get(reference) else { return Ok(None) };
+        let in_use = self.images_in_use();
+        self.images.note_used(&in_use);
+        let name =
+            Reference::parse(reference).ok().filter(|parsed| parsed.digest.is_none()).and_then(|parsed| parsed.name());
+        let gone = match name.filter(|name| image.names.len() > 1 && image.names.contains(name)) {
+            Some(name) => {
+                self.images.remove(reference, &in_use)?;
+                ImageRecord { names: vec![name], ..image }
+            }
+            None if in_use.contains(&image.id) => return Err(ImageError::InUse(reference.to_owned())),
+            // A pod that has taken it since counts too.
+            None => {
+                let gone = self.images.remove_unused(&image.id, seen_ms)?;
+                gone.ok_or_else(|| ImageError::InUse(reference.to_owned()))?
+            }
+        };
+        self.send_changed_node_status();
+        Ok(Some(gone))
     }
 
     /// Images were loaded: pods that wait for one look again, and the API server hears of them.

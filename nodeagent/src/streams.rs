@@ -29,6 +29,8 @@ use crate::worker::PodView;
 
 /// Frames between a request and its connection; each holds at most 64 KiB, so a slow reader costs 1 MiB and no more.
 const FRAME_QUEUE: usize = 16;
+/// Bytes of an archive in one frame.
+const PIECE_BYTES: usize = 64 << 10;
 /// Requests served at a time on one node.
 pub const MAX_STREAMS: usize = 64;
 /// How long a tunnel may take to come up: as long as the API server waits for it. To give up sooner would be to fail for a user who still waits.
@@ -117,6 +119,8 @@ async fn serve(agent: &Arc<Agent>, server: &str, open: OpenStream) -> Result<(),
             Some(Request::ImageLoad(start)) => image_load(agent, &mut tunnel, start).await,
             Some(Request::ImageList(_)) => image_list(agent, &tunnel).await,
             Some(Request::ImagePrune(request)) => image_prune(agent, &tunnel, request.all).await,
+            Some(Request::ImageRemove(request)) => image_remove(agent, &tunnel, request.images).await,
+            Some(Request::ImageSave(request)) => image_save(agent, &mut tunnel, request.image).await,
             None => {
                 Err(Status::unimplemented("this agent does not know the request: is it older than the API server?"))
             }
@@ -377,6 +381,8 @@ fn load_status(error: &ImageError) -> Status {
     match error {
         ImageError::Io { .. } | ImageError::Locked(_) => Status::internal(text),
         ImageError::TooBig { .. } => Status::resource_exhausted(text),
+        ImageError::NotFound(_) => Status::not_found(text),
+        ImageError::InUse(_) => Status::failed_precondition(text),
         _ => Status::invalid_argument(text),
     }
 }
@@ -391,6 +397,54 @@ async fn image_prune(agent: &Arc<Agent>, tunnel: &Tunnel, all: bool) -> Result<(
     let pruned = tokio::task::spawn_blocking(move || here.remove_images(|images| gc::prune(images, all))).await;
     let gone = pruned.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| load_status(&error))?;
     tunnel.send(Frame::Images(ImageListResponse { images: gone.iter().map(info).collect() })).await
+}
+
+async fn image_remove(agent: &Arc<Agent>, tunnel: &Tunnel, images: Vec<String>) -> Result<(), Status> {
+    let here = agent.clone();
+    let removed = tokio::task::spawn_blocking(move || {
+        let gone: Result<Vec<_>, _> = images.iter().map(|image| here.remove_image(image)).collect();
+        gone.map(|gone| gone.into_iter().flatten().collect::<Vec<_>>())
+    });
+    let gone =
+        removed.await.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| load_status(&error))?;
+    tunnel.send(Frame::Images(ImageListResponse { images: gone.iter().map(info).collect() })).await
+}
+
+/// Where an archive is written to: frames of a tunnel, as fast as they are taken.
+struct Pieces(mpsc::Sender<Vec<u8>>);
+
+impl std::io::Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        self.0.blocking_send(bytes.to_vec()).map_err(gone)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+async fn image_save(agent: &Agent, tunnel: &mut Tunnel, image: String) -> Result<(), Status> {
+    let (sender, mut pieces) = mpsc::channel(FRAME_QUEUE);
+    let images = agent.images.clone();
+    let save = tokio::task::spawn_blocking(move || {
+        images.save(&image, &mut std::io::BufWriter::with_capacity(PIECE_BYTES, Pieces(sender)))
+    });
+    loop {
+        tokio::select! {
+            // Cancel safe: a piece stays in its channel.
+            piece = pieces.recv() => match piece {
+                Some(piece) => tunnel.send(Frame::Data(piece.into())).await?,
+                None => break,
+            },
+            // Cancel safe: nothing more is expected of the reader but its going away.
+            message = tunnel.incoming.message() => if !matches!(message, Ok(Some(_))) {
+                return Err(Status::cancelled("the reader is gone"));
+            },
+        }
+    }
+    save.await.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| load_status(&error))
 }
 
 fn info(image: &ImageRecord) -> ImageInfo {

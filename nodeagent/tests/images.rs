@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use minipod_proto::v1::open_stream::Request;
 use minipod_proto::v1::tunnel_frame::Frame;
-use minipod_proto::v1::{ImageListRequest, ImagePruneRequest, ImageVolumeSource, Volume, VolumeMount};
+use minipod_proto::v1::{
+    ImageListRequest, ImagePruneRequest, ImageRemoveRequest, ImageVolumeSource, Volume, VolumeMount,
+};
 use support::*;
 
 const BUSYBOX: &str = "minipod.local/busybox:latest";
@@ -97,6 +99,35 @@ fn prune_removes_what_no_pod_uses_and_what_it_is_asked_to() {
         node.api.delete("uid-user", 1).await;
         node.wait_finished("uid-user").await;
         node.wait_gone("uid-user").await;
+    });
+}
+
+#[test]
+fn an_image_is_removed_by_its_names_and_never_from_under_a_pod() {
+    on_a_node(|| async {
+        let node = Node::with_agent().await;
+        node.api.put(scripts("uid-user", "Always", 1, &[("a:app", "sleep 1000")])).await;
+        node.wait_running("uid-user").await;
+        let remove = |image: &str| {
+            Request::ImageRemove(ImageRemoveRequest { nodes: Vec::new(), images: vec![image.to_owned()] })
+        };
+        assert_eq!(ask(&node, remove("minipod.local/none")).await, Vec::<String>::new());
+        let mut tunnel = node.api.open("", remove("minipod.local/busybox")).await;
+        match tunnel.next().await {
+            Some(Frame::End(end)) => {
+                assert_eq!(end.code, tonic::Code::FailedPrecondition as i32, "{end:?}");
+                assert!(end.message.contains("minipod.local/busybox"), "{end:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(ask(&node, remove("minipod.local/toolbox")).await, [TOOLBOX]);
+        assert_eq!(names(&node).await, [BUSYBOX]);
+        wait_layers(&node, 1).await;
+        node.api.delete("uid-user", 1).await;
+        node.wait_finished("uid-user").await;
+        node.wait_gone("uid-user").await;
+        assert_eq!(ask(&node, remove(BUSYBOX)).await, [BUSYBOX]);
+        wait_layers(&node, 0).await;
     });
 }
 

@@ -175,6 +175,18 @@ async fn ports_terminals_and_logs_of_a_pod() {
     assert_eq!(log, "httpd -f -p 127.0.0.1:80 -h /www hello from inside\n");
     let described = ran(&["describe", "pod", "web"]);
     assert!(described.contains("Debug containers") && described.contains("look"), "{described}");
+
+    // An image out of the cluster, and in again when it is gone.
+    let archive = at("image.tar");
+    ran(&["image", "save", "minipod.local/toolbox", "-o", &archive]);
+    let used = cluster.minictl(&["image", "rm", "minipod.local/busybox"]);
+    assert!(!used.status.success() && text(&used.stderr).contains("in use"), "{}", text(&used.stderr));
+    assert!(ran(&["image", "rm", "minipod.local/toolbox"]).contains("minipod.local/toolbox:latest"));
+    let none = cluster.minictl(&["image", "rm", "minipod.local/toolbox"]);
+    assert!(!none.status.success() && text(&none.stderr).contains("no node has"), "{}", text(&none.stderr));
+    let gone = cluster.minictl(&["image", "save", "minipod.local/toolbox", "-o", &at("none.tar")]);
+    assert!(!gone.status.success() && !std::path::Path::new(&at("none.tar")).exists(), "{}", text(&gone.stderr));
+    assert!(ran(&["image", "load", &archive]).contains("minipod.local/toolbox:latest"));
     cluster.delete_completely("web").await;
     cluster.local.stop().expect("taken down");
 }

@@ -7,16 +7,16 @@ use futures_util::future::join_all;
 use minipod_proto::{
     Kind,
     v1::{
-        AttachStart, CopyFrame, CopyStart, ExecFrame, ExecStart, ImageInfo, ImageListRequest, ImageListSummary,
-        ImageLoadRequest, ImageLoadStart, ImageLoadSummary, ImagePruneRequest, LogChunk, LogsRequest, Pod, PortFrame,
-        PortStart, TunnelEnd, TunnelFrame, copy_frame, exec_frame, image_list_summary, image_load_request,
-        image_load_summary, images_server, open_stream::Request as Ask, pod_access_server, port_frame,
-        tunnel_frame::Frame,
+        AttachStart, CopyFrame, CopyStart, ExecFrame, ExecStart, ImageChunk, ImageInfo, ImageListRequest,
+        ImageListSummary, ImageLoadRequest, ImageLoadStart, ImageLoadSummary, ImagePruneRequest, ImageRemoveRequest,
+        ImageSaveRequest, LogChunk, LogsRequest, Pod, PortFrame, PortStart, TunnelEnd, TunnelFrame, copy_frame,
+        exec_frame, image_list_summary, image_load_request, image_load_summary, images_server,
+        open_stream::Request as Ask, pod_access_server, port_frame, tunnel_frame::Frame,
     },
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
     cache::Filter,
@@ -129,7 +129,7 @@ impl pod_access_server::PodAccess for AccessApi {
         let uid = &pod.metadata.unwrap_or_default().uid;
         let tunnel = self.tunnels.open(&node, Ask::Logs(request), uid).await?;
         let (out, receiver) = mpsc::channel(READY);
-        tokio::spawn(pump_logs(tunnel, out));
+        tokio::spawn(pump_data(tunnel, out, |data| LogChunk { data }));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -285,7 +285,7 @@ impl TwoWay for CopyFrame {
     }
 }
 
-async fn pump_logs(mut tunnel: Tunnel, out: mpsc::Sender<Result<LogChunk, Status>>) {
+async fn pump_data<T>(mut tunnel: Tunnel, out: mpsc::Sender<Result<T, Status>>, chunk_of: fn(Bytes) -> T) {
     loop {
         // Both arms are cancel safe. A user who leaves ends the tunnel, and the agent sees that.
         let next = tokio::select! {
@@ -293,7 +293,7 @@ async fn pump_logs(mut tunnel: Tunnel, out: mpsc::Sender<Result<LogChunk, Status
             () = out.closed() => return,
         };
         let chunk = match next {
-            Ok(Some(Frame::Data(data))) => Ok(LogChunk { data }),
+            Ok(Some(Frame::Data(data))) => Ok(chunk_of(data)),
             Ok(Some(_)) => continue,
             Ok(None) => return,
             Err(status) => Err(status),
@@ -424,9 +424,64 @@ impl images_server::Images for AccessApi {
         let ask = Ask::ImagePrune(ImagePruneRequest { nodes: Vec::new(), all: request.all });
         Ok(Response::new(self.ask_all(nodes, &ask, UNPACK).await))
     }
+
+    async fn remove(&self, request: Request<ImageRemoveRequest>) -> Result<Response<ImageListSummary>, Status> {
+        let request = request.into_inner();
+        if request.images.is_empty() {
+            return Err(ApiError::Invalid("images: empty; say which to remove".into()).into());
+        }
+        let nodes = self.ready_nodes(&request.nodes)?;
+        let ask = Ask::ImageRemove(ImageRemoveRequest { nodes: Vec::new(), images: request.images });
+        Ok(Response::new(self.ask_all(nodes, &ask, UNPACK).await))
+    }
+
+    type SaveStream = ReceiverStream<Result<ImageChunk, Status>>;
+
+    async fn save(&self, request: Request<ImageSaveRequest>) -> Result<Response<Self::SaveStream>, Status> {
+        let request = request.into_inner();
+        if request.image.is_empty() {
+            return Err(ApiError::Invalid("image: empty; say which to save".into()).into());
+        }
+        let mut refused = Status::not_found(format!("no ready node has image {:?}", request.image));
+        for node in self.ready_nodes(&request.nodes)? {
+            match self.begin_save(&node, &request.image).await {
+                Ok((tunnel, first)) => {
+                    let (out, receiver) = mpsc::channel(READY);
+                    // The channel was just made: it has room.
+                    let _ = out.send(Ok(ImageChunk { data: first })).await;
+                    tokio::spawn(pump_data(tunnel, out, |data| ImageChunk { data }));
+                    return Ok(Response::new(ReceiverStream::new(receiver)));
+                }
+                // Another one may have it.
+                Err(status) if status.code() == Code::NotFound => {}
+                Err(status) => refused = Status::new(status.code(), format!("node {node}: {}", status.message())),
+            }
+        }
+        Err(refused)
+    }
 }
 
 impl AccessApi {
+    /// A node's image once its first bytes are there: until then another node can be asked.
+    async fn begin_save(&self, node: &str, image: &str) -> Result<(Tunnel, Bytes), Status> {
+        let ask = Ask::ImageSave(ImageSaveRequest { nodes: Vec::new(), image: image.to_owned() });
+        let mut tunnel = self.tunnels.open(node, ask, "").await?;
+        let first = async {
+            loop {
+                match tunnel.next().await? {
+                    Some(Frame::Data(data)) => return Ok(data),
+                    Some(_) => {}
+                    None => return Err(Status::unavailable("the stream has ended without an answer")),
+                }
+            }
+        };
+        // It reads all layers once before it writes any.
+        let first = tokio::time::timeout(UNPACK, first).await;
+        let late = |_| Status::deadline_exceeded(format!("nothing came within {} s", UNPACK.as_secs()));
+        let first = first.map_err(late)??;
+        Ok((tunnel, first))
+    }
+
     /// Asks nodes for images, all at once.
     async fn ask_all(&self, nodes: Vec<String>, ask: &Ask, patience: Duration) -> ImageListSummary {
         let lists = nodes.into_iter().map(|node| async {

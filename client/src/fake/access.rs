@@ -8,9 +8,9 @@ use minipod_proto::Kind;
 use minipod_proto::v1::images_server::Images;
 use minipod_proto::v1::pod_access_server::PodAccess;
 use minipod_proto::v1::{
-    CopyFrame, ExecFrame, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest, ImageLoadSummary,
-    ImagePruneRequest, LogChunk, LogsRequest, PortFrame, copy_frame, exec_frame::Frame, image_list_summary,
-    image_load_request, image_load_summary, port_frame,
+    CopyFrame, ExecFrame, ImageChunk, ImageInfo, ImageListRequest, ImageListSummary, ImageLoadRequest,
+    ImageLoadSummary, ImagePruneRequest, ImageRemoveRequest, ImageSaveRequest, LogChunk, LogsRequest, PortFrame,
+    copy_frame, exec_frame::Frame, image_list_summary, image_load_request, image_load_summary, port_frame,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -205,6 +205,18 @@ impl Images for Shared {
         state.images.push((start, file));
         let per_node = |node| image_load_summary::PerNode { node, images: vec![image.clone()], error: String::new() };
         Ok(Response::new(ImageLoadSummary { nodes: nodes.into_iter().map(per_node).collect() }))
+    }
+
+    async fn remove(&self, _: Request<ImageRemoveRequest>) -> Result<Response<ImageListSummary>, Status> {
+        drop(self.call("remove_images")?);
+        Ok(Response::new(ImageListSummary::default()))
+    }
+
+    type SaveStream = ReceiverStream<Result<ImageChunk, Status>>;
+
+    async fn save(&self, _: Request<ImageSaveRequest>) -> Result<Response<Self::SaveStream>, Status> {
+        drop(self.call("save_image")?);
+        Err(Status::not_found("the fake keeps no image"))
     }
 
     async fn prune(&self, _: Request<ImagePruneRequest>) -> Result<Response<ImageListSummary>, Status> {

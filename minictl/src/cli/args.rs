@@ -451,7 +451,7 @@ pub enum Profile {
 
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
-    /// Load an image archive (OCI layout, or a plain root file system as tar) into nodes.
+    /// Load an image archive (OCI layout, docker save, or a plain root file system, as tar) into nodes.
     Load {
         /// The archive, - for standard input.
         file: PathBuf,
@@ -464,6 +464,27 @@ pub enum ImageCommand {
         /// A word of the entrypoint of a plain root file system; may be given several times.
         #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
         entrypoint: Vec<String>,
+    },
+    /// Write an image to a file: an OCI layout that docker and podman load too.
+    Save {
+        /// Its name, or its digest.
+        image: String,
+        /// The file, - for standard output.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// A node to take it from; may be given several times [default: any that is ready and has it].
+        #[arg(long = "node", value_name = "NAME")]
+        nodes: Vec<String>,
+    },
+    /// Take names from images, and remove those that have no other; one that a pod uses stays.
+    #[command(name = "rm", alias = "remove")]
+    Remove {
+        /// Names, or digests.
+        #[arg(required = true)]
+        images: Vec<String>,
+        /// A node; may be given several times [default: every ready one].
+        #[arg(long = "node", value_name = "NAME")]
+        nodes: Vec<String>,
     },
     /// Remove images that no pod of their node uses and whose names have moved to newer ones.
     Prune {

@@ -1,15 +1,17 @@
-//! `image load`, `image ls` and `image prune`.
+//! `image load`, `image save`, `image ls`, `image rm` and `image prune`.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::Stream;
-use minipod_client::Client;
+use minipod_client::{Client, ImageArchive};
+use minipod_proto::v1::image_list_summary::PerNode;
 use minipod_proto::v1::{ImageInfo, ImageListSummary, ImageLoadStart, ImageLoadSummary};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::args::ImageCommand;
 use super::error::CliError;
@@ -33,12 +35,64 @@ pub async fn run(session: &Session, command: &ImageCommand) -> Result<(), CliErr
             let hint = if *all { "" } else { " or has a name (--all removes those with names too)" };
             table(&summary, &format!("nothing was removed: every image is in use{hint}"))
         }
+        ImageCommand::Remove { images, nodes } => {
+            let summary = session.client.remove_images(nodes.clone(), images.clone()).await?;
+            let found = |node: &PerNode| !node.images.is_empty() || !node.error.is_empty();
+            if !summary.nodes.iter().any(found) {
+                let message = format!("no node has {}", images.join(" or "));
+                return Err(CliError::usage(message, "see: minictl image ls"));
+            }
+            table(&summary, "")
+        }
+        ImageCommand::Save { image, output, nodes } => save(session, image, output, nodes).await,
         ImageCommand::Load { file, nodes, name, entrypoint } => {
             let start = ImageLoadStart { nodes: nodes.clone(), name: name.clone(), entrypoint: entrypoint.clone() };
             let summary = load(&session.client, file, start, io::stderr().is_terminal()).await?;
             report(file, &summary)
         }
     }
+}
+
+/// Writes an image's archive; what is incomplete does not get the file's name.
+async fn save(session: &Session, image: &str, output: &Path, nodes: &[String]) -> Result<(), CliError> {
+    let to_stdout = output == Path::new("-");
+    if to_stdout && io::stdout().is_terminal() {
+        return Err(CliError::usage("an archive is not for a terminal", "name a file with --output, or send it on"));
+    }
+    let mut archive = session.client.save_image(nodes.to_vec(), image).await?;
+    if to_stdout {
+        let failed = |error| CliError::file("write", Path::new("/dev/stdout"))(error);
+        let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
+        let mut stdout = tokio::fs::File::from_std(stdout.into());
+        return receive(&mut archive, &mut stdout).await?.map_err(failed);
+    }
+    let dir = output.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = output.file_name().unwrap_or_default().to_string_lossy();
+    let part = dir.join(format!(".{name}.{}.part", std::process::id()));
+    let mut file = tokio::fs::File::create(&part).await.map_err(CliError::file("create", &part))?;
+    let received = match receive(&mut archive, &mut file).await {
+        Ok(Ok(())) => tokio::fs::rename(&part, output).await.map_err(CliError::file("write", output)),
+        Ok(Err(error)) => Err(CliError::file("write", &part)(error)),
+        Err(error) => Err(error),
+    };
+    if received.is_err() {
+        // The first error is the one to tell.
+        let _ = tokio::fs::remove_file(&part).await;
+    }
+    received
+}
+
+/// Takes an archive to its end: an error of the cluster, or within, of the file.
+async fn receive(
+    archive: &mut ImageArchive,
+    out: &mut (impl tokio::io::AsyncWrite + Unpin),
+) -> Result<io::Result<()>, CliError> {
+    while let Some(data) = archive.next().await? {
+        if let Err(error) = out.write_all(&data).await {
+            return Ok(Err(error));
+        }
+    }
+    Ok(out.flush().await)
 }
 
 /// Loads an archive into nodes; with progress on standard error if wanted.

@@ -13,6 +13,7 @@ pub mod pull;
 mod record;
 mod reference;
 mod registry;
+mod save;
 pub mod secrets;
 mod store;
 mod tarball;
@@ -22,6 +23,8 @@ mod user;
 
 #[cfg(test)]
 mod hostile_tests;
+#[cfg(test)]
+mod save_tests;
 #[cfg(test)]
 mod tests;
 

@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 
 use super::archive::{self, Planned, PlannedLayer, Source};
+use super::save;
 use super::unpack::{self, Budget};
 use super::{Digest, ImageError, ImageRecord, Reference, ResolvedUser, user};
 
@@ -423,6 +424,17 @@ impl ImageStore {
             gone.push(image.id.clone());
         }
         Ok(gone)
+    }
+
+    /// Writes an image as an archive that [`ImageStore::load`], skopeo and docker read. Blocks.
+    ///
+    /// # Errors
+    /// [`ImageError::NotFound`]; and what reading and writing can meet, also that the image was removed meanwhile.
+    pub fn save(&self, reference: &str, out: &mut impl io::Write) -> Result<(), ImageError> {
+        let record = self.find(reference).ok_or_else(|| ImageError::NotFound(reference.to_owned()))?;
+        let mut layers = self.lower_dirs(&record);
+        layers.reverse();
+        save::save(&record, &layers, out)
     }
 
     /// The layers as overlay lowers, **uppermost first**, the order of overlay's `lowerdir=`.
