@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use minipod_podshim::protocol::{Resize, ResizeContainer};
 use minipod_proto::v1::{Container, Pod};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::agent::Agent;
@@ -16,7 +17,7 @@ use crate::container::ConfigError;
 use crate::container::env::EnvFacts;
 use crate::container::resources::Resources;
 use crate::container::{process, spec};
-use crate::events::Severity;
+use crate::events::{Severity, pod_event};
 use crate::failpoints::{after, before, failpoint, name};
 use crate::image::pull::{Progress, PullError};
 use crate::image::{ImageError, ImageRecord, secrets};
@@ -90,7 +91,23 @@ pub enum Done {
         sandbox: u32,
         /// Since then.
         wall_ms: u64,
+        /// What its status tells of it.
+        begun: Box<Begun>,
     },
+}
+
+/// What a run began with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Begun {
+    /// Its user id.
+    pub uid: u32,
+    /// Its group id.
+    pub gid: u32,
+    /// Its other groups.
+    pub groups: Vec<u32>,
+    /// The number of the signal that asks it to end.
+    pub stop_signal: i32,
 }
 
 /// How an image came to the node.
@@ -411,7 +428,8 @@ fn write_etc_files(job: &Job) -> Result<Done, StepError> {
         options: &options,
     });
     for warning in &resolv.warnings {
-        tracing::warn!(pod = %job.uid, warning, "resolv.conf");
+        let event = pod_event(&job.pod, &job.uid, Severity::Warning, "DNSConfigForming", warning.clone());
+        job.agent.outbox.event(event);
     }
     let etc = job.agent.paths.pod(&job.uid).etc();
     let files = [("hosts", hosts), ("hostname", format!("{}\n", names.uts)), ("resolv.conf", resolv.text)];
@@ -440,7 +458,7 @@ async fn obtain_image(job: &Job, image: &str, policy: &str, name: &str) -> Resul
     let (credentials, problems) = secrets::credentials(&job.pod, &job.agent.sources.known(&key_of(&job.pod).0));
     for problem in problems {
         let reason = "FailedToRetrieveImagePullSecret";
-        job.agent.outbox.event(crate::events::pod_event(&job.pod, &job.uid, Severity::Warning, reason, problem));
+        job.agent.outbox.event(pod_event(&job.pod, &job.uid, Severity::Warning, reason, problem));
     }
     match (policy, images.take(image)) {
         ("Never", None) => return Err(StepError::ImageAbsent { image: image.to_owned() }),
@@ -521,6 +539,10 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
     std::fs::write(&paths.termination_log, b"").map_err(io_error("create", &paths.termination_log))?;
     set_mode(&paths.termination_log, 0o666)?;
     failpoint("start-container:before-request");
+    let user = spec.user.clone().unwrap_or_default();
+    let own_signal = container.lifecycle.as_ref().map_or("", |lifecycle| lifecycle.stop_signal.as_str());
+    let stop_signal = spec::stop_signal(own_signal, &image.config.stop_signal);
+    let begun = Box::new(Begun { uid: user.uid, gid: user.gid, groups: user.groups, stop_signal });
     let started = shim(job)?.start(spec).await.map_err(|error| match error {
         error if error.is_containers_fault() => StepError::NotStarted { container: name.to_owned(), source: error },
         error => StepError::Shim(error),
@@ -528,7 +550,7 @@ async fn start_container(job: &Job, name: &str, attempt: u32) -> Result<Done, St
     if attempt > 0 {
         forget_old_attempts(job, name, attempt);
     }
-    Ok(Done::Started { sandbox: job.sandbox, wall_ms: started.started_wall_ms })
+    Ok(Done::Started { sandbox: job.sandbox, wall_ms: started.started_wall_ms, begun })
 }
 
 /// Removes root file systems of former attempts, and logs but for the newest two. Beside the start, not before it.

@@ -12,6 +12,7 @@ use minipod_proto::v1::Pod;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+use crate::execute::Begun;
 use crate::plan::backoff::Backoff;
 use crate::plan::model::{ContainerSeen, Ended, Health, Resources, Run, RunState, Seen, Terminal};
 
@@ -63,6 +64,8 @@ pub struct ContainerRecord {
     pub previous: Option<Ended>,
     /// The image it was started from.
     pub image_id: String,
+    /// What the newest run began with; unknown for one that an older agent started.
+    pub begun: Option<Box<Begun>>,
     /// What hooks and probes found of the newest run.
     pub health: Health,
     /// CPU and memory of the newest run.

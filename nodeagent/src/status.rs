@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 
 use minipod_proto::v1::{
-    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIp,
-    Pod, PodCondition, PodIp, PodSpec, PodStatus, Time,
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    ContainerUser, HostIp, LinuxContainerUser, Pod, PodCondition, PodIp, PodSpec, PodStatus, Time, VolumeMount,
+    VolumeMountStatus,
 };
 
+use crate::container::process::signal_name;
+use crate::execute::Begun;
 use crate::plan::model::{Ended, Kind};
 use crate::plan::view::{ConditionView, ContainerView, PodView, StateView};
-use crate::want::find_container;
+use crate::want::{any_container, find_container};
 
 /// Most bytes of termination messages in one pod's status, each container having the same share.
 const MAX_MESSAGES_BYTES: usize = 12 << 10;
@@ -23,8 +26,17 @@ pub struct Facts {
     pub pod_ip: String,
     /// When this node took the pod on.
     pub start_wall_ms: u64,
-    /// Image digest by container.
-    pub image_ids: BTreeMap<String, String>,
+    /// By container.
+    pub containers: BTreeMap<String, Known>,
+}
+
+/// What is known of a container beside its states.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// The image's digest.
+    pub image_id: String,
+    /// Of its newest run.
+    pub begun: Option<Box<Begun>>,
 }
 
 /// The status to report. Condition times are kept from `previous` where the condition stays the same; conditions that
@@ -144,6 +156,8 @@ fn container_status(pod: &Pod, view: &ContainerView, facts: &Facts) -> Container
         _ => view.restarts.saturating_sub(1),
     };
     let stated = find_container(pod, &view.name).and_then(|container| container.resources.as_ref());
+    let known = facts.containers.get(&view.name);
+    let begun = known.and_then(|known| known.begun.as_deref());
     let ran = view.last.is_some() || !matches!(view.state, StateView::Waiting { .. });
     ContainerStatus {
         name: view.name.clone(),
@@ -152,13 +166,47 @@ fn container_status(pod: &Pod, view: &ContainerView, facts: &Facts) -> Container
         ready: view.ready,
         restart_count: i32::try_from(view.restarts).unwrap_or(i32::MAX),
         image: view.image.clone(),
-        image_id: facts.image_ids.get(&view.name).cloned().unwrap_or_default(),
+        image_id: known.map(|known| known.image_id.clone()).unwrap_or_default(),
         container_id: if ran { container_id(pod, &view.name, view.restarts) } else { String::new() },
         started: Some(view.started),
         allocated_resources: stated.map(|stated| stated.requests.clone()).unwrap_or_default(),
+        stop_signal: begun.map_or_else(String::new, |begun| signal_name(begun.stop_signal)),
+        volume_mounts: if ran {
+            any_container(pod, &view.name).map_or_else(Vec::new, |of| mounts(&of))
+        } else {
+            Vec::new()
+        },
+        user: begun.map(user),
         resources: stated.map(|stated| view.applied.map_or_else(|| stated.clone(), |has| has.within(stated))),
-        ..ContainerStatus::default()
     }
+}
+
+/// As whom its first process began.
+fn user(begun: &Begun) -> ContainerUser {
+    let linux = LinuxContainerUser {
+        uid: Some(begun.uid.into()),
+        gid: Some(begun.gid.into()),
+        supplemental_groups: begun.groups.iter().map(|group| (*group).into()).collect(),
+    };
+    ContainerUser { linux: Some(linux) }
+}
+
+/// Where its volumes are, and how far a read-only one goes down: every kernel that runs pods can do what IfPossible asks for.
+fn mounts(container: &Container) -> Vec<VolumeMountStatus> {
+    let status = |mount: &VolumeMount| {
+        let all = matches!(mount.recursive_read_only.as_str(), "Enabled" | "IfPossible");
+        VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only: mount.read_only,
+            recursive_read_only: match (mount.read_only, all) {
+                (false, _) => String::new(),
+                (true, true) => "Enabled".to_owned(),
+                (true, false) => "Disabled".to_owned(),
+            },
+        }
+    };
+    container.volume_mounts.iter().map(status).collect()
 }
 
 fn terminated(pod: &Pod, view: &ContainerView, ended: &Ended, attempt: u32) -> ContainerState {
@@ -193,7 +241,7 @@ fn container_id(pod: &Pod, name: &str, attempt: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use minipod_proto::v1::{Container, ObjectMeta, PodReadinessGate};
+    use minipod_proto::v1::{ObjectMeta, PodReadinessGate};
 
     use super::*;
     use crate::plan::view::Phase;

@@ -17,6 +17,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 
 use crate::container::env::EnvFacts;
+use crate::container::spec::pod_level;
 use crate::paths::PodPaths;
 use crate::projection::{self, Owner, ProjectionError};
 
@@ -109,7 +110,7 @@ pub fn prepare(pod: &Pod, paths: &PodPaths, around: &Around<'_>) -> Result<(), V
             mount_memory(&dir, &root_owns("mode=0755", users))?;
             publish(pod, volume, &dir, (facts, writing, users))?;
         } else {
-            prepare_one(volume, &dir, fs_group(pod), users)?;
+            prepare_one(volume, &dir, (fs_group(pod), users), || memory_room(pod, facts))?;
         }
     }
     Ok(())
@@ -208,13 +209,26 @@ fn check_host_path(volume: &str, source: &HostPathVolumeSource) -> Result<(), Vo
     if good { Ok(()) } else { Err(VolumeError::HostPath { volume: volume.to_owned(), path: path.to_owned(), wanted }) }
 }
 
-fn prepare_one(volume: &Volume, dir: &Path, group: Option<u32>, users: Option<IdRange>) -> Result<(), VolumeError> {
+/// Bytes that a volume in memory has room for when it does not say: no more than the pod may use, nor than the node has for pods (KEP-1967).
+fn memory_room(pod: &Pod, facts: &EnvFacts) -> Option<u64> {
+    let of_pod = pod_level(pod.spec()).memory_limit_bytes;
+    let of_node = facts.allocatable.get("memory").and_then(|memory| u64::try_from(memory.value_ceil()).ok());
+    of_pod.into_iter().chain(of_node).filter(|bytes| *bytes > 0).min()
+}
+
+fn prepare_one(
+    volume: &Volume,
+    dir: &Path,
+    (group, users): (Option<u32>, Option<IdRange>),
+    room: impl Fn() -> Option<u64>,
+) -> Result<(), VolumeError> {
     let Some(source) = &volume.empty_dir else { return Err(VolumeError::Unsupported(volume.name.clone())) };
     std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
     if source.medium == "Memory" {
-        let limit = source.size_limit.parse::<Quantity>().ok().filter(|limit| limit.sign() > 0);
-        let options =
-            limit.map_or_else(|| "mode=0777".to_owned(), |limit| format!("mode=0777,size={}", limit.value_ceil()));
+        let stated = source.size_limit.parse::<Quantity>().ok().filter(|limit| limit.sign() > 0);
+        let stated = stated.and_then(|limit| u64::try_from(limit.value_ceil()).ok());
+        let size = stated.into_iter().chain(room()).min();
+        let options = size.map_or_else(|| "mode=0777".to_owned(), |bytes| format!("mode=0777,size={bytes}"));
         mount_memory(dir, &options)?;
     }
     // Not by create's mode: the umask would take from it.
@@ -328,8 +342,8 @@ pub fn remove_tree(dir: &Path) -> Result<(), VolumeError> {
 #[cfg(test)]
 mod tests {
     use minipod_proto::v1::{
-        DownwardApiVolumeFile, DownwardApiVolumeSource, EmptyDirVolumeSource, ObjectFieldSelector, ObjectMeta,
-        PodSecurityContext, PodSpec,
+        Container, DownwardApiVolumeFile, DownwardApiVolumeSource, EmptyDirVolumeSource, ObjectFieldSelector,
+        ObjectMeta, PodSecurityContext, PodSpec, ResourceRequirements,
     };
 
     use super::*;
@@ -340,6 +354,22 @@ mod tests {
         let source = EmptyDirVolumeSource { medium: medium.into(), size_limit: size_limit.into() };
         let volume = Volume { name: "v".into(), empty_dir: Some(source), ..Volume::default() };
         Pod { spec: Some(PodSpec { volumes: vec![volume], ..PodSpec::default() }), ..Pod::default() }
+    }
+
+    #[test]
+    fn a_volume_in_memory_has_the_room_of_who_has_least() {
+        let quantity = |text: &str| text.parse::<Quantity>().expect("a quantity");
+        for (limit, node, expected) in
+            [("", "1Gi", Some(1 << 30)), ("64Mi", "1Gi", Some(64 << 20)), ("2Gi", "1Gi", Some(1 << 30)), ("", "", None)]
+        {
+            let mut pod = pod("Memory", "");
+            let limits = [("memory".to_owned(), limit.to_owned())].into_iter().filter(|(_, limit)| !limit.is_empty());
+            let resources = ResourceRequirements { limits: limits.collect(), ..ResourceRequirements::default() };
+            pod.spec_mut().containers = vec![Container { resources: Some(resources), ..Container::default() }];
+            let allocatable = [("memory".to_owned(), node)].into_iter().filter(|(_, node)| !node.is_empty());
+            let allocatable = allocatable.map(|(name, node)| (name, quantity(node))).collect();
+            assert_eq!(memory_room(&pod, &EnvFacts { allocatable, ..EnvFacts::default() }), expected, "{limit} {node}");
+        }
     }
 
     fn prepare_for(pod: &Pod, paths: &PodPaths, users: Option<IdRange>) -> Result<(), VolumeError> {
@@ -401,7 +431,7 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_said() {
         let volume = Volume { name: "v".into(), ..Volume::default() };
-        let error = prepare_one(&volume, Path::new("/nonexistent"), None, None).expect_err("unsupported");
+        let error = prepare_one(&volume, Path::new("/nonexistent"), (None, None), || None).expect_err("unsupported");
         assert!(error.to_string().contains("does not support"));
     }
 

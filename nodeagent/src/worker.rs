@@ -28,9 +28,9 @@ use crate::plan::{Plan, plan};
 use crate::pods::Desired;
 use crate::probe::perform::{Target, probe as perform_probe};
 use crate::probe::{Gate, Outcome, Probes, Verdict};
-use crate::record::{self, Record};
+use crate::record::{self, ContainerRecord, Record};
 use crate::shim::{Shim, ShimEvent};
-use crate::status::{Facts, pod_status};
+use crate::status::{Facts, Known, pod_status};
 use crate::want::{DEFAULT_GRACE_S, Uid, grace_ms, granted, key_of, pod_want};
 
 /// First and longest wait after a step that failed.
@@ -637,7 +637,8 @@ impl Worker {
                 }
             }
             (Step::PrepareImage { name }, Done::Image(image, came)) => self.take_image(name, image, came),
-            (Step::StartContainer { name, attempt }, Done::Started { sandbox, wall_ms }) => {
+            (Step::StartContainer { name, attempt }, Done::Started { sandbox, wall_ms, begun }) => {
+                self.record.containers.entry(name.clone()).or_default().begun = Some(begun);
                 self.take_started(name, *attempt, sandbox, wall_ms);
             }
             (Step::StopSandbox | Step::CleanUpShim, _) => {
@@ -911,7 +912,7 @@ impl Worker {
             host_ip: self.agent.node_ip().to_string(),
             pod_ip: if self.want.host_network { self.agent.node_ip().to_string() } else { self.record.pod_ip.clone() },
             start_wall_ms: self.record.start_wall_ms,
-            image_ids: self.record.containers.iter().map(|(name, c)| (name.clone(), c.image_id.clone())).collect(),
+            containers: self.record.containers.iter().map(|(name, of)| (name.clone(), known(of))).collect(),
         };
         let empty = PodStatus::default();
         let previous = self.reported.as_ref().or(self.pod.status.as_ref()).unwrap_or(&empty);
@@ -994,6 +995,10 @@ impl Worker {
     fn warn(&self, what: &str, error: &(dyn std::error::Error + 'static)) {
         tracing::warn!(pod = %self.want.display_name, error = crate::report::chain(error), "{what}");
     }
+}
+
+fn known(container: &ContainerRecord) -> Known {
+    Known { image_id: container.image_id.clone(), begun: container.begun.clone() }
 }
 
 async fn next_event(events: &mut Option<mpsc::Receiver<Box<ShimEvent>>>) -> Option<Box<ShimEvent>> {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use minipod_nodeagent::image::pull::{Credentials, Progress, PullError, Puller, Registries};
 use minipod_nodeagent::image::{ImageRecord, ImageStore, StoreOptions};
 use minipod_proto::v1::{ObjectMeta, Secret, server_message::Message as ToAgent};
+use support::certificates::certificates;
 use support::liar::{Answer, INDEX, Liar, MANIFEST, config_of, digest, image, layer, manifest_of};
 use support::registry::Registry;
 use support::{Node, container, ended, on_a_node, pod, terminated};
@@ -111,34 +112,6 @@ async fn a_mirror_is_asked_first_and_the_registry_when_it_fails() {
 }
 
 // --------------------------------------------------------------------------------------------- a registry over TLS
-
-/// Authorities `ca.pem` and `other.pem`; of the first one `server.pem` for 127.0.0.1, and `client.pem`. Keys are `NAME-key.pem`.
-fn certificates() -> tempfile::TempDir {
-    use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
-    let dir = tempfile::tempdir().expect("a directory");
-    let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).expect("written");
-    let authority = |name: &str| {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, format!("authority {name}"));
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("a key");
-        write(&format!("{name}.pem"), params.self_signed(&key).expect("signed").pem());
-        Issuer::new(params, key)
-    };
-    let issuer = authority("ca");
-    authority("other");
-    for (name, usage) in
-        [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)]
-    {
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("an address");
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.extended_key_usages = vec![usage];
-        let key = KeyPair::generate().expect("a key");
-        write(&format!("{name}.pem"), params.signed_by(&key, &issuer).expect("signed").pem());
-        write(&format!("{name}-key.pem"), key.serialize_pem());
-    }
-    dir
-}
 
 /// Puts files of `from` into the operator's directory for a registry, under other names.
 fn trust(dir: &Path, host: &str, from: &Path, files: &[(&str, &str)]) {

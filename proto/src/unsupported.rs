@@ -253,7 +253,7 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
         &["resourceClaimStatuses", "extendedResourceClaimStatus", "nodeAllocatableResourceClaimStatuses"],
         STATUS_ONLY,
     ),
-    ("ContainerStatus", &["volumeMounts", "user", "allocatedResourcesStatus"], STATUS_ONLY),
+    ("ContainerStatus", &["allocatedResourcesStatus"], STATUS_ONLY),
     ("NodeSpec", &["configSource", "externalID"], "nodes are configured on the machine"),
     (
         "NodeStatus",

@@ -186,6 +186,17 @@ pub fn stop_signal(own: &str, image: &str) -> i32 {
     [own, image].into_iter().find_map(parse_signal).unwrap_or(libc::SIGTERM)
 }
 
+/// A signal's name in a manifest; empty for none.
+#[must_use]
+pub fn signal_name(number: i32) -> String {
+    match nix::sys::signal::Signal::try_from(number) {
+        Ok(signal) => signal.as_str().to_owned(),
+        Err(_) if (34..=49).contains(&number) => format!("SIGRTMIN+{}", number - 34).trim_end_matches("+0").to_owned(),
+        Err(_) if (50..=64).contains(&number) => format!("SIGRTMAX-{}", 64 - number).trim_end_matches("-0").to_owned(),
+        Err(_) => String::new(),
+    }
+}
+
 fn parse_signal(text: &str) -> Option<i32> {
     use nix::sys::signal::Signal;
     let text = text.trim().to_uppercase();
@@ -291,6 +302,7 @@ mod tests {
             ("", "SIGRTMIN", 34),
         ] {
             assert_eq!(stop_signal(own, image), expected, "{own} {image}");
+            assert_eq!(stop_signal(&signal_name(expected), ""), expected);
         }
     }
 }

@@ -3,6 +3,7 @@
 
 #![allow(dead_code)]
 
+pub mod certificates;
 pub mod fake_api;
 pub mod liar;
 pub mod registry;

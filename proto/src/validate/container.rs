@@ -147,7 +147,7 @@ fn container(walk: &mut Walk, container: &Container, spec: &PodSpec, place: Plac
     walk.word("terminationMessagePolicy", &container.termination_message_policy, &policies);
     restarts(walk, container);
     security::container(walk, container.security_context.as_deref(), spec);
-    probes(walk, container, place);
+    probes(walk, container, (spec, place));
 }
 
 fn port(walk: &mut Walk, port: &ContainerPort, host_network: bool) {
@@ -352,7 +352,7 @@ fn restarts(walk: &mut Walk, container: &Container) {
     });
 }
 
-fn probes(walk: &mut Walk, container: &Container, place: Place) {
+fn probes(walk: &mut Walk, container: &Container, (spec, place): (&PodSpec, Place)) {
     let probes = [
         ("livenessProbe", &container.liveness_probe),
         ("readinessProbe", &container.readiness_probe),
@@ -370,7 +370,7 @@ fn probes(walk: &mut Walk, container: &Container, place: Place) {
         if runs_to_its_end {
             walk.wrong("lifecycle", "an init container has none, unless its restartPolicy is Always");
         }
-        walk.within("lifecycle", |walk| lifecycle(walk, found, container));
+        walk.within("lifecycle", |walk| lifecycle(walk, found, (container, spec)));
     }
 }
 
@@ -444,10 +444,10 @@ fn target(walk: &mut Walk, port: Option<&IntOrString>, container: &Container) {
     }
 }
 
-fn lifecycle(walk: &mut Walk, lifecycle: &Lifecycle, container: &Container) {
+fn lifecycle(walk: &mut Walk, lifecycle: &Lifecycle, (container, spec): (&Container, &PodSpec)) {
     for (field, handler) in [("postStart", &lifecycle.post_start), ("preStop", &lifecycle.pre_stop)] {
         if let Some(handler) = handler {
-            walk.within(field, |walk| hook(walk, handler, container));
+            walk.within(field, |walk| hook(walk, handler, (container, spec)));
         }
     }
     let signal = lifecycle.stop_signal.as_str();
@@ -456,7 +456,7 @@ fn lifecycle(walk: &mut Walk, lifecycle: &Lifecycle, container: &Container) {
     }
 }
 
-fn hook(walk: &mut Walk, handler: &LifecycleHandler, container: &Container) {
+fn hook(walk: &mut Walk, handler: &LifecycleHandler, (container, spec): (&Container, &PodSpec)) {
     exactly_one(
         walk,
         &[
@@ -476,7 +476,8 @@ fn hook(walk: &mut Walk, handler: &LifecycleHandler, container: &Container) {
         walk.within("tcpSocket", |walk| target(walk, action.port.as_ref(), container));
     }
     if let Some(sleep) = &handler.sleep {
-        walk.between("sleep.seconds", sleep.seconds, 0, i64::MAX);
+        // Nobody sleeps beyond the pod's grace.
+        walk.between("sleep.seconds", sleep.seconds, 0, spec.termination_grace_period_seconds.unwrap_or(30).max(0));
     }
 }
 

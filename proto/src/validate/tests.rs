@@ -185,7 +185,7 @@ fn probes_and_hooks() {
     };
     let lifecycle = crate::v1::Lifecycle { pre_stop: Some(handler), ..crate::v1::Lifecycle::default() };
     let expected = "spec.containers[0].lifecycle.preStop: has tcpSocket and sleep, want exactly one of them\n\
-         spec.containers[0].lifecycle.preStop.sleep.seconds: found \"-1\": want 0 to 9223372036854775807";
+         spec.containers[0].lifecycle.preStop.sleep.seconds: found \"-1\": want 0 to 30";
     assert_eq!(problems(Container { lifecycle: Some(Box::new(lifecycle)), ..Container::default() }), expected);
 }
 
