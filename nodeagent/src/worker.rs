@@ -632,6 +632,7 @@ impl Worker {
             (Step::WriteEtcFiles { attempt }, _) => self.seen.etc_attempt = *attempt,
             (Step::PrepareVolumes, done) => {
                 self.seen.volumes = true;
+                self.seen.volume_image = Default::default();
                 if let Done::Volumes(images) = done {
                     self.record.volume_images = images;
                 }
@@ -730,15 +731,9 @@ impl Worker {
             (&step, error.waiting_reason())
         {
             let failures = self.pull_failures.entry(name.clone()).or_default();
-            let retry_ms = now_ms + (IMAGE_RETRY_MS.0 << (*failures).min(10)).min(IMAGE_RETRY_MS.1);
+            let retry_ms = now_ms + image_delay_ms(*failures);
             *failures += 1;
-            // The first time the failure itself is the reason, from then on that it is being waited.
-            let (reason, message) = match (reason, *failures) {
-                ("ErrImagePull", 2..) => {
-                    ("ImagePullBackOff", format!("Back-off pulling image {:?}: {text}", self.image_of(name)))
-                }
-                _ => (reason, text.clone()),
-            };
+            let (reason, message) = waiting_for_image(reason, *failures, &text);
             let known =
                 matches!(&self.seen.container(name).image, Image::Failed { message: old, .. } if *old == message);
             self.seen.containers.entry(name.clone()).or_default().image =
@@ -767,7 +762,13 @@ impl Worker {
         }
         let failures = self.failures.entry(step.clone()).or_default();
         *failures += 1;
-        let delay_ms = (STEP_RETRY_MS.0 << (*failures - 1).min(10)).min(STEP_RETRY_MS.1);
+        let mut delay_ms = (STEP_RETRY_MS.0 << (*failures - 1).min(10)).min(STEP_RETRY_MS.1);
+        if let (Step::PrepareVolumes, Some(reason)) = (&step, error.waiting_reason()) {
+            // A registry is asked no more often for a volume's image than for a container's.
+            delay_ms = image_delay_ms(*failures - 1);
+            let (reason, message) = waiting_for_image(reason, *failures, &text);
+            self.seen.volume_image = (reason.to_owned(), message);
+        }
         if *failures == 1 || failures.is_power_of_two() {
             let reason = match &step {
                 Step::PrepareVolumes => "FailedMount",
@@ -999,6 +1000,19 @@ impl Worker {
 
 fn known(container: &ContainerRecord) -> Known {
     Known { image_id: container.image_id.clone(), begun: container.begun.clone() }
+}
+
+/// How long an image is waited for that could not be had so often before.
+fn image_delay_ms(failures: u32) -> u64 {
+    (IMAGE_RETRY_MS.0 << failures.min(10)).min(IMAGE_RETRY_MS.1)
+}
+
+/// The first time the failure itself is the reason, from then on that it is being waited.
+fn waiting_for_image(reason: &'static str, failures: u32, why: &str) -> (&'static str, String) {
+    match (reason, failures) {
+        ("ErrImagePull", 2..) => ("ImagePullBackOff", format!("Back-off pulling image: {why}")),
+        _ => (reason, why.to_owned()),
+    }
 }
 
 async fn next_event(events: &mut Option<mpsc::Receiver<Box<ShimEvent>>>) -> Option<Box<ShimEvent>> {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use minipod_proto::v1::open_stream::Request;
 use minipod_proto::v1::tunnel_frame::Frame;
 use minipod_proto::v1::{
-    ImageListRequest, ImagePruneRequest, ImageRemoveRequest, ImageVolumeSource, Volume, VolumeMount,
+    ImageListRequest, ImagePruneRequest, ImageRemoveRequest, ImageVolumeSource, PodStatus, Volume, VolumeMount,
 };
 use support::*;
 
@@ -175,6 +175,8 @@ fn a_volume_shows_an_image_and_keeps_it() {
         missing.spec_mut().volumes.push(volume("gone", source("minipod.local/nothing:1", "Never")));
         node.api.put(missing).await;
         node.wait_event("uid-missing", "FailedMount").await;
+        let told = |status: &PodStatus| waiting_reason(container(status, "app")) == Some("ErrImageNeverPull");
+        node.wait("uid-missing", "the reason", told).await;
         assert_ne!(node.api.status("uid-missing").map(|status| status.phase), Some("Running".to_owned()));
         for uid in [uid, "uid-image-volume", "uid-missing"] {
             node.api.delete(uid, 1).await;

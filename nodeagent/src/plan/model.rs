@@ -381,6 +381,8 @@ pub struct Seen {
     pub network_held: bool,
     /// All volumes are there.
     pub volumes: bool,
+    /// Why a volume's image is not there: Kubernetes' waiting reason and what people are told; empty when none is missing.
+    pub volume_image: (String, String),
     /// /etc/hosts, hostname and resolv.conf of this sandbox attempt are written.
     pub etc_attempt: u32,
     /// By container name. Boxed, as in other maps that each pod has: a

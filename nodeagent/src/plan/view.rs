@@ -210,8 +210,9 @@ fn waiting_first(want: &PodWant, container: &ContainerWant, observed: &Container
     if init_list_open_before(want, container, seen) {
         return waiting("PodInitializing", "");
     }
-    match &observed.image {
-        Image::Failed { reason, message, .. } => waiting(reason, message),
+    match (&observed.image, &seen.volume_image) {
+        (Image::Failed { reason, message, .. }, _) => waiting(reason, message),
+        (_, (reason, message)) if !reason.is_empty() => waiting(reason, message),
         _ if container.kind != Kind::Debug && want.containers.iter().any(|other| other.kind.is_of_init_list()) => {
             waiting("PodInitializing", "")
         }
