@@ -37,8 +37,7 @@ fn limits_of(allocatable: &BTreeMap<String, Quantity>) -> Limits {
         memory_limit_bytes: allocatable.get("memory").and_then(|memory| positive(memory.value_ceil())),
         ..Resources::default()
     };
-    // An OOM kill at the ceiling takes the one that is worth least, not all pods.
-    Limits { oom_group: false, ..spec::limits(&resources) }
+    spec::limits_of_all(&resources)
 }
 
 #[cfg(test)]

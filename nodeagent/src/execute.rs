@@ -591,7 +591,7 @@ async fn resize(job: &Job, runs: &[(String, u32)]) -> Result<Done, StepError> {
         applied.push((name.clone(), *attempt, resources));
     }
     let pod = spec::pod_level(job.pod.spec());
-    shim(job)?.resize(Resize { pod: Some(spec::limits(&pod)), containers }).await.map_err(StepError::Shim)?;
+    shim(job)?.resize(Resize { pod: Some(spec::limits_of_all(&pod)), containers }).await.map_err(StepError::Shim)?;
     Ok(Done::Resized { pod, runs: applied })
 }
 

@@ -34,10 +34,15 @@ fn all_pods_together_stay_within_the_nodes_allocatable_and_each_within_its_proce
         let forks = "(for n in $(seq 60); do sleep 1000 & done) 2>/v/refused; exec sleep 1000";
         let eats = "echo up; tail /dev/zero; echo survived $?; exit 3";
         node.api.put(scripts("uid-forks", "Never", 0, &[("a:app", forks)])).await;
-        node.api.put(scripts("uid-eats", "Never", 0, &[("a:app", eats)])).await;
+        let beside = "trap 'exit 0' TERM; until [ -e /v/eaten ]; do sleep 0.1; done; echo still; exec sleep 1000";
+        node.api.put(scripts("uid-eats", "Never", 0, &[("a:app", eats), ("a:beside", beside)])).await;
         let eaten = node.wait("uid-eats", "an end", ended("app")).await;
         let end = terminated(container(&eaten, "app")).expect("ended");
         assert_eq!(end.reason, "OOMKilled", "{end:?}");
+        std::fs::write(node.data_dir().join("pods/uid-eats/volumes/v/eaten"), b"").expect("tell it");
+        // It was that container, not its pod: under version 2 a group can be told to go as a whole.
+        assert_eq!(eaten.phase, "Running", "{eaten:#?}");
+        node.wait_log("uid-eats", "beside", "still").await;
         assert_eq!(value(&node, "", MEMORY.0, MEMORY.1), (96 << 20).to_string());
         assert_eq!(value(&node, "uid-forks", ("pids", "pids.max"), "pids.max"), "40");
         let refused = node.data_dir().join("pods/uid-forks/volumes/v/refused");

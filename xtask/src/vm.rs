@@ -45,11 +45,17 @@ const fn suite(dir: &'static str, program: &'static str, words: &'static [&'stat
 const ALL: &[Suite] = &[
     suite(PODSHIM, "", &["cgroup::"]),
     suite(PODSHIM, "containers", &[]),
+    suite(PODSHIM, "containers_of_spares", &["--skip", "exchanged_for_a_link"]),
+    suite(PODSHIM, "spare", &[]),
     suite(PODSHIM, "life", &[]),
     suite(PODSHIM, "exec", &[]),
     suite(PODSHIM, "attach", &[]),
     suite(PODSHIM, "users", &[]),
     suite(NODEAGENT, "life", &[]),
+    suite(NODEAGENT, "spare", &[]),
+    suite(NODEAGENT, "change", &[]),
+    suite(NODEAGENT, "bounds", &[]),
+    suite(NODEAGENT, "files", &[]),
     suite(NODEAGENT, "probes", &[]),
     suite(NODEAGENT, "streams", &[]),
     suite(NODEAGENT, "copy_debug", &[]),
@@ -66,6 +72,7 @@ const SELECTION: &[Suite] = &[
     // The race is half a minute of exchanging links, which is the same under both versions.
     suite(PODSHIM, "containers", &["--skip", "exchanged_for_a_link"]),
     suite(PODSHIM, "life", &[]),
+    suite(PODSHIM, "spare", &[]),
     suite(PODSHIM, "users", &[]),
 ];
 

@@ -131,7 +131,7 @@ pub fn sandbox(
         host_pid: spec.host_pid,
         share_pid: spec.share_process_namespace.unwrap_or(false) && !spec.host_pid,
         sysctls: sysctls.map(|sysctl| Sysctl { name: sysctl.name.clone(), value: sysctl.value.clone() }).collect(),
-        limits: Some(Limits { pids_limit, ..limits(&pod_level(spec)) }),
+        limits: Some(Limits { pids_limit, ..limits_of_all(&pod_level(spec)) }),
         oom_score_adj: PAUSE_OOM_SCORE_ADJ,
         users,
         shared_memory,
@@ -177,6 +177,12 @@ pub fn limits(resources: &Resources) -> Limits {
         oom_group: true,
         ..Limits::default()
     }
+}
+
+/// The same of a group that holds groups. Out of memory there ends one of them, which goes as a whole: not the infra container with all others.
+#[must_use]
+pub fn limits_of_all(resources: &Resources) -> Limits {
+    Limits { oom_group: false, ..limits(resources) }
 }
 
 /// One run of a container.
