@@ -180,11 +180,6 @@ impl Agent {
         let images = ImageStore::open(&config.data_dir, StoreOptions::default())?;
         let puller = Puller::new(images.clone(), config.registries().map_err(AgentError::Registries)?);
         let machine = Machine::look(&config);
-        let ceiling = (config.enforce_node_allocatable == "pods").then_some(&machine.allocatable);
-        if let Err(error) = crate::ceiling::set(&config.cgroup_root, ceiling) {
-            // A node that cannot keep its pods within bounds is still better than none.
-            tracing::warn!(error = crate::report::chain(&error), "enforce the node's allocatable on its pods");
-        }
         let profiles = config.seccomp_profile_root.clone().unwrap_or_else(|| config.data_dir.join("seccomp"));
         let eviction = crate::pressure::rules(&config).map_err(AgentError::Eviction)?;
         let image_gc = crate::pressure::image_rules(&config).map_err(AgentError::Eviction)?;
@@ -222,6 +217,15 @@ impl Agent {
             _lock: lock,
             config,
         }))
+    }
+
+    /// Holds all pods within the node's allocatable, or no longer, as its flags say. A node that cannot is still better than none: it says so.
+    pub fn enforce_allocatable(&self) {
+        let is_enforced = self.config.enforce_node_allocatable == "pods";
+        let allocatable = is_enforced.then_some(&self.machine.allocatable);
+        if let Err(error) = crate::ceiling::set(&self.config.cgroup_root, allocatable) {
+            tracing::warn!(error = crate::report::chain(&error), "enforce the node's allocatable on its pods");
+        }
     }
 
     /// What a pod's supervisor is started with.

@@ -48,6 +48,7 @@ async fn run(config: Config) -> Result<(), String> {
     let shutdown = Shutdown::on_signals().map_err(|error| format!("take signals: {error}"))?;
     let agent = Agent::new(config).map_err(|error| report::chain(&error))?;
     serve_metrics(&agent, shutdown.clone()).await.map_err(|error| report::chain(&error))?;
+    agent.enforce_allocatable();
     agent.use_kept_pod_cidr().await;
     let keeper = pressure::look(&agent);
     let adopted = recover::adopt_pods(&agent);
