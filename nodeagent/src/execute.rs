@@ -331,7 +331,14 @@ async fn create_sandbox(job: &Job, attempt: u32) -> Result<Done, StepError> {
         spec::sandbox(&job.pod, &names.uts, attempt, (shared_memory(job), users), job.agent.config.pod_pids_limit);
     let shim = shim(job)?;
     let ready = shim.take_network().filter(|_| users.is_none() && !spec.host_network).map(Arc::new);
-    let attach = async { Some(attach_network_to(job, ready.clone()?).await) };
+    let attach = async {
+        let ready = ready.clone()?;
+        // It is that step, at an earlier time.
+        failpoint("before:attach-network");
+        let attached = attach_network_to(job, ready).await;
+        failpoint("after:attach-network");
+        Some(attached)
+    };
     let (created, attached) = tokio::join!(shim.create_sandbox(spec), attach);
     let pause = created.map_err(StepError::Shim)?;
     let (Some(ready), Some(Ok(network))) = (ready, attached) else {
